@@ -1,0 +1,1 @@
+//! The hardware: fused operations and memory behind one object-safe trait.

@@ -1,0 +1,131 @@
+//! What the engine and the runner share: the plan of one step, what came out of it, and who executes it.
+//!
+//! Plain, owned records. The runner keeps the tokens and the block table of every sequence it was told of; a plan
+//! carries only what changed, so that it stays small at any context length and can be sent to another process.
+
+use crate::decode::SamplingParams;
+use crate::error::Result;
+use crate::ids::{BlockId, SeqId, TokenId};
+
+/// What runs in one step. Chunks are packed in this order: decode chunks first, then prefill.
+#[derive(Clone, Debug, Default)]
+pub struct StepPlan {
+    /// Counts from 1; the output of a step carries the same number.
+    pub step: u64,
+    /// Sequences that the runner has not seen before.
+    pub new_sequences: Vec<NewSequence>,
+    /// What is computed.
+    pub chunks: Vec<Chunk>,
+    /// Whole blocks that are copied before anything is computed (copy-on-write, partial reuse).
+    pub block_copies: Vec<BlockCopy>,
+    /// Sequences that the runner may forget; they are not part of this plan.
+    pub retired: Vec<SeqId>,
+}
+
+/// A sequence at its first appearance.
+#[derive(Clone, Debug)]
+pub struct NewSequence {
+    pub seq: SeqId,
+    /// Prompt tokens, at least one.
+    pub prompt: Vec<TokenId>,
+    pub sampling: SamplingParams,
+}
+
+/// Positions `start..start + len` of one sequence. Their tokens are known to the runner: prompt tokens, or tokens that
+/// it sampled itself in an earlier step (perhaps one whose output the engine has not read yet).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub seq: SeqId,
+    pub start: usize,
+    pub len: usize,
+    /// The block table is cut to this many entries, then `append_blocks` is appended. 0 after a preemption.
+    pub keep_blocks: usize,
+    pub append_blocks: Vec<BlockId>,
+    /// Whether a token is sampled from the logits of the chunk's last position. The runner appends it to the sequence.
+    pub sample: bool,
+}
+
+/// Copies the first `num_tokens` slots of a block, in every layer, keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    pub from: BlockId,
+    pub to: BlockId,
+    pub num_tokens: usize,
+}
+
+/// What one step produced: one row for each chunk with `sample`, in plan order.
+#[derive(Clone, Debug, Default)]
+pub struct StepOutput {
+    pub step: u64,
+    pub rows: Vec<SampledRow>,
+}
+
+/// The tokens of one sequence in one step: one, or more with speculation.
+#[derive(Clone, Debug)]
+pub struct SampledRow {
+    pub seq: SeqId,
+    pub tokens: Vec<SampledToken>,
+}
+
+/// One sampled token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SampledToken {
+    pub id: TokenId,
+    /// Natural log-probabilities; present when the sequence asked for them.
+    pub log_prob: Option<TokenLogProb>,
+}
+
+/// Log-probabilities of a chosen token, after bias, temperature and penalties.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenLogProb {
+    /// Within the whole vocabulary. `cum_log_probs` accumulates this one.
+    pub full: f32,
+    /// Within the candidate set that top-k and top-p left.
+    pub candidates: f32,
+}
+
+/// What an executor can hold. Fixed at load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecutorLimits {
+    /// KV blocks, all of them usable by the engine.
+    pub num_blocks: usize,
+    /// Token slots in a block, a power of two.
+    pub block_size_tokens: usize,
+    /// Most tokens in one step (sum of chunk lengths).
+    pub max_step_tokens: usize,
+    /// Most chunks in one step.
+    pub max_step_sequences: usize,
+    /// Longest sequence, prompt and output together.
+    pub max_seq_len_tokens: usize,
+    /// Token ids are `0..vocab_size`.
+    pub vocab_size: usize,
+    /// Steps that may be launched before the oldest is collected: 1 without overlap, 2 with.
+    pub pipeline_depth: usize,
+}
+
+/// Runs plans. Steps complete in launch order.
+pub trait Executor: Send {
+    fn limits(&self) -> ExecutorLimits;
+
+    /// Starts a step; may return before it is done. At most `pipeline_depth` steps are in flight.
+    ///
+    /// # Errors
+    /// An error here or in `collect` is a device failure: the engine answers everybody and turns itself off.
+    fn launch(&mut self, plan: &StepPlan) -> Result<()>;
+
+    /// Waits for the oldest launched step.
+    fn collect(&mut self) -> Result<StepOutput>;
+
+    /// Bytes in use for the runtime memory gauges.
+    fn memory(&self) -> ExecutorMemory {
+        ExecutorMemory::default()
+    }
+}
+
+/// Bytes allocated by the runtime, for `nv_trt_llm_runtime_memory_metrics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExecutorMemory {
+    pub cpu_bytes: u64,
+    pub gpu_bytes: u64,
+    pub pinned_bytes: u64,
+}
