@@ -1,1 +1,206 @@
-//! The hardware: fused operations and memory behind one object-safe trait.
+//! The hardware: memory and fused operations behind one object-safe trait.
+//!
+//! An operation gets its inputs and outputs as arguments. It allocates nothing, decides nothing and checks nothing:
+//! [`crate::ops::Forward`] has checked shapes before. Activations are 2-D row-major matrices; heads are parameters.
+//! Legend of shapes: T tokens, S sequences, R rows to sample, C hidden, H query heads, K kv heads, D head dim,
+//! V vocabulary, B block size, F feed-forward size.
+
+pub mod cpu;
+mod memory;
+
+pub use memory::{Buffer, DType, RawBuffer, Tensor};
+
+use crate::error::Result;
+use std::sync::Arc;
+
+/// Memory of a device and how much of it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// For logs: `"CPU: 2 threads, AVX-512"`.
+    pub description: String,
+    pub total_bytes: u64,
+    pub free_bytes: u64,
+    /// Whether the host reads device memory in place ([`Device::host_bytes`]).
+    pub host_accessible: bool,
+}
+
+/// One device (a CPU with its thread pool, or one GPU). Calls are ordered: each sees the effects of those before.
+pub trait Device: Send + Sync {
+    fn info(&self) -> DeviceInfo;
+
+    /// The type activations have on this device for weights of `weights` type.
+    fn activation_dtype(&self, weights: DType) -> DType;
+
+    /// The type of KV cache entries for weights of `weights` type.
+    fn kv_dtype(&self, weights: DType) -> DType;
+
+    /// Allocates zeroed memory, aligned to 256 bytes. `purpose` is named in the error.
+    ///
+    /// # Errors
+    /// Says what was asked for and what was there.
+    fn allocate(&self, bytes: usize, purpose: &str) -> Result<RawBuffer>;
+
+    /// Returns what [`Device::allocate`] gave. Called by [`Buffer`]'s drop only.
+    fn free(&self, buffer: RawBuffer);
+
+    /// Copies host bytes into a tensor of exactly that size (contiguous). Returns when `src` may be reused.
+    fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()>;
+
+    /// Waits for everything before, then copies a contiguous tensor to the host.
+    fn download(&self, src: &Tensor, dst: &mut [u8]) -> Result<()>;
+
+    /// The tensor's memory as the host sees it, where the device is the host: waits for everything before.
+    fn host_bytes<'a>(&self, tensor: &'a Tensor) -> Option<&'a [u8]>;
+
+    /// Waits until everything enqueued is done.
+    fn synchronize(&self) -> Result<()>;
+
+    /// `out[t] = table[ids[t]] * scale`. `out [T, C]`, `table [V, C]`, `ids [1, T]` I32.
+    fn embed(&self, out: &Tensor, table: &Tensor, ids: &Tensor, scale: f32) -> Result<()>;
+
+    /// `out = x / rms(x) * weight` for every group of `weight.cols()` columns: the whole row, or each head.
+    /// Mean and reciprocal root in f32. `x` and `out` may be the same tensor.
+    fn rms_norm(&self, out: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
+
+    /// `residual += x; out = rms_norm(residual)`. All `[T, C]`.
+    fn add_rms_norm(&self, out: &Tensor, residual: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
+
+    /// `out = x · weightᵀ + bias`, accumulated in f32. `x [T, K]`, `weight [N, K]`, `out [T, N]`, `bias [1, N]`.
+    /// `out` may be F32 whatever the type of `x`.
+    fn linear(&self, out: &Tensor, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<()>;
+
+    /// Rotates queries (in place) and keys by position, and writes keys and values into the paged cache.
+    fn rope_kv_write(&self, args: &RopeKvWrite<'_>) -> Result<()>;
+
+    /// Causal attention of packed query chunks over the paged cache, which already holds the chunks' own keys.
+    fn attention(&self, args: &Attention<'_>) -> Result<()>;
+
+    /// `out = act(gate) * up` where `gate_up [T, 2F]` holds gate then up in each row; `out [T, F]`.
+    fn gated_activation(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()>;
+
+    /// `out[r] = x[rows[r]]`. `rows [1, R]` I32.
+    fn gather_rows(&self, out: &Tensor, x: &Tensor, rows: &Tensor) -> Result<()>;
+
+    /// Copies the first `num_tokens` slots of whole blocks within one layer's cache, in order.
+    fn copy_blocks(&self, cache: &KvLayer, copies: &[crate::step::BlockCopy]) -> Result<()>;
+}
+
+/// A parameter matrix `[N, K]` in some storage format.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// Row-major, F32, F16 or BF16.
+    Dense(Tensor),
+}
+
+impl Weight {
+    /// N: rows, the output features.
+    pub fn out_features(&self) -> usize {
+        match self {
+            Self::Dense(tensor) => tensor.rows(),
+        }
+    }
+
+    /// K: columns, the input features.
+    pub fn in_features(&self) -> usize {
+        match self {
+            Self::Dense(tensor) => tensor.cols(),
+        }
+    }
+
+    /// Bytes read when every element is used once.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(tensor) => tensor.bytes(),
+        }
+    }
+}
+
+/// Keys and values of one layer: `[num_blocks, 2, K, B, D]`, keys then values in each block.
+#[derive(Clone, Debug)]
+pub struct KvLayer {
+    /// `[num_blocks * 2 * K * B, D]`.
+    pub data: Tensor,
+    pub kv_heads: usize,
+    pub block_size_tokens: usize,
+    pub head_dim: usize,
+}
+
+/// Which elements of a head form a rotated pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// `(i, i + rot/2)`.
+    HalfSplit,
+    /// `(2i, 2i + 1)`.
+    Interleaved,
+}
+
+/// Rotary table: `cos_sin [max_positions, rot]` F32, `rot/2` cosines then `rot/2` sines, multiplier included.
+/// Elements of a head from `rot` on pass unrotated.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    pub cos_sin: Tensor,
+    pub style: RopeStyle,
+}
+
+/// Arguments of [`Device::rope_kv_write`].
+pub struct RopeKvWrite<'a> {
+    /// `[T, H*D]`, rotated in place.
+    pub q: &'a Tensor,
+    /// `[T, K*D]`; unchanged or rotated afterwards: not to be read again.
+    pub k: &'a Tensor,
+    /// `[T, K*D]`.
+    pub v: &'a Tensor,
+    /// `[1, T]` I32.
+    pub positions: &'a Tensor,
+    /// `[1, T]` I32: `block * B + offset`; negative: nothing is written (padding).
+    pub slots: &'a Tensor,
+    /// `None`: no rotation (NoPE).
+    pub rope: Option<&'a RopeTable>,
+    pub cache: &'a KvLayer,
+    pub num_heads: usize,
+}
+
+/// Which tokens attend to what; the same for every layer of a step.
+#[derive(Clone, Debug)]
+pub struct AttentionBatch {
+    /// `[1, S + 1]` I32: query rows of sequence s are `cu_seqlens[s] .. cu_seqlens[s + 1]`.
+    pub cu_seqlens: Tensor,
+    /// `[1, S]` I32: tokens in the cache after this step, the chunk included. Query i of a chunk of n sits at
+    /// position `context_len - n + i`.
+    pub context_lens: Tensor,
+    /// `[S, max_blocks]` I32; entries past the context are unspecified.
+    pub block_tables: Tensor,
+    /// Upper bound of a chunk's length in this step.
+    pub max_query_len: usize,
+    /// Upper bound of the context lengths in this step.
+    pub max_context_len: usize,
+}
+
+/// Arguments of [`Device::attention`].
+pub struct Attention<'a> {
+    /// `[T, H*D]`.
+    pub out: &'a Tensor,
+    /// `[T, H*D]`, rotated.
+    pub q: &'a Tensor,
+    pub cache: &'a KvLayer,
+    pub batch: &'a AttentionBatch,
+    pub num_heads: usize,
+    /// Factor of `q·k`.
+    pub scale: f32,
+    /// A token sees itself and the `window - 1` before it.
+    pub window: Option<usize>,
+    /// `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
+}
+
+/// Activation of a gated feed-forward layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+    GeluTanh,
+}
+
+/// A device shared by everything that lives on it.
+pub type SharedDevice = Arc<dyn Device>;

@@ -1,0 +1,1 @@
+//! The CPU: the embedded default, and the oracle that other devices are checked against.
