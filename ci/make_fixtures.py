@@ -1,0 +1,482 @@
+#!/usr/bin/env python3
+"""Makes tests/fixtures/models and tests/fixtures/tokenizers: tiny random checkpoints with reference outputs.
+
+Needs torch, transformers, tokenizers and safetensors; runs on a CPU in about a minute. The tests read only what is
+committed, so this is run again only when a fixture is added:
+
+    python3 ci/make_fixtures.py [--out tests/fixtures] [--only NAME ...]
+
+Every reference is computed in float32 with eager attention. `reference.json` of a model holds, per prompt, the logits
+after the prompt, 24 greedy tokens, their log-probabilities and the margin of each over the runner-up.
+
+Rope types whose frequencies depend on the length (dynamic, longrope) follow one rule here: the length is that of the
+whole request, prompt plus new tokens, and stays fixed while the request runs. Keys in the cache are then consistent, and
+neither chunking nor preemption nor the order of requests changes a result. transformers itself follows the current
+length instead, which makes its cached and its uncached generation differ.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+NEW_TOKENS = 24
+PROMPT_LENGTHS = (1, 6, 37, 50, 130)
+MIN_MARGIN = 0.02
+MIN_DISTINCT = 6
+
+LENGTH_RULE = (
+    "The rope length is prompt + new tokens of the request, fixed while it runs: "
+    "dynamic uses L = max(that, max_position_embeddings), longrope uses long_factor if that exceeds "
+    "original_max_position_embeddings, else short_factor."
+)
+
+WEIGHTS_RULE = "Computed on the weights widened to float32. config.alt.json means the same model."
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "hidden_act": "silu",
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "torch_dtype": "float32",
+}
+LONG_FACTORS = [1.0, 1.3, 2.0, 3.1, 4.6, 6.4, 8.0, 9.5]
+SHORT_FACTORS = [1.0, 1.05, 1.1, 1.1, 1.2, 1.35, 1.5, 1.7]
+
+
+def llama_with_rope(scaling, **changes):
+    """A Llama with `rope_scaling` in the spelling before transformers 5."""
+    return {**LLAMA, "head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1, **changes, "rope_scaling": scaling}
+
+
+CONFIGS = {
+    "llama-gqa": {**LLAMA, "num_hidden_layers": 3},
+    "llama-bf16": {**LLAMA, "torch_dtype": "bfloat16"},
+    "llama-f16": {**LLAMA, "torch_dtype": "float16"},
+    "llama-bias": {**LLAMA, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
+    "llama-linear": llama_with_rope({"type": "linear", "factor": 4.0}),
+    "llama-dynamic": llama_with_rope({"type": "dynamic", "factor": 4.0}, max_position_embeddings=64),
+    "llama-yarn": llama_with_rope({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}),
+    "llama-yarn-mscale": llama_with_rope(
+        {
+            "type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 8.0,
+            "beta_slow": 2.0,
+            "mscale": 1.4,
+            "mscale_all_dim": 0.7,
+            "truncate": False,
+        }
+    ),
+    "llama-llama3": llama_with_rope(
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    ),
+    "llama-longrope": llama_with_rope(
+        {
+            "rope_type": "longrope",
+            "short_factor": SHORT_FACTORS,
+            "long_factor": LONG_FACTORS,
+            "original_max_position_embeddings": 64,
+        }
+    ),
+    "mistral-window": {
+        **{k: v for k, v in LLAMA.items() if k not in ("attention_bias", "mlp_bias")},
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "head_dim": 16,
+        "sliding_window": 16,
+    },
+    "qwen2-tied": {
+        **{k: v for k, v in LLAMA.items() if k not in ("attention_bias", "mlp_bias", "head_dim")},
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "sliding_window": 16,
+        "max_window_layers": 1,
+    },
+    "qwen3": {
+        **{k: v for k, v in LLAMA.items() if k != "mlp_bias"},
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+    },
+}
+
+def as_rope_parameters(config):
+    """The same config in the spelling of transformers 5."""
+    new = {k: v for k, v in config.items() if k not in ("rope_theta", "rope_scaling", "torch_dtype")}
+    scaling = dict(config.get("rope_scaling") or {"rope_type": "default"})
+    rope_type = scaling.pop("type", None) or scaling.pop("rope_type")
+    scaling.pop("rope_type", None)
+    new["rope_parameters"] = {"rope_theta": config["rope_theta"], "rope_type": rope_type, **scaling}
+    new["dtype"] = config["torch_dtype"]
+    return new
+
+
+def alternative_config(name, config):
+    """A second spelling that means the same model."""
+    if name == "llama-longrope":
+        scaling = {k: v for k, v in config["rope_scaling"].items() if "original" not in k and k != "rope_type"}
+        return {**config, "original_max_position_embeddings": 64, "rope_scaling": {"type": "su", **scaling}}
+    return as_rope_parameters(config)
+
+
+def random_weights(model, seed, dtype):
+    """Weights that `dtype` holds exactly, large enough that the logits are far from flat."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name:
+                parameter.copy_(1.0 + 0.2 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.3 * noise)
+            elif "embed_tokens" in name:
+                parameter.copy_(0.8 * noise)
+            else:
+                parameter.copy_(1.6 * noise / parameter.shape[-1] ** 0.5)
+            parameter.copy_(parameter.to(dtype))
+
+
+def fix_rope_length(model, total_length):
+    """Applies LENGTH_RULE: the frequencies of a request of this length, no more updates."""
+    rotary = model.model.rotary_emb
+    rope_type = model.config.rope_parameters["rope_type"]
+    if rope_type not in ("dynamic", "longrope"):
+        return
+    rotary.inv_freq, rotary.attention_scaling = ROPE_INIT_FUNCTIONS[rope_type](model.config, "cpu", seq_len=total_length)
+    rotary.rope_type = "default"
+
+
+@torch.no_grad()
+def greedy(model, prompt, use_cache):
+    """Logits after the prompt, then greedy tokens with their log-probabilities and margins."""
+    ids, cache, first = list(prompt), None, None
+    tokens, log_probs, margins = [], [], []
+    for _ in range(NEW_TOKENS):
+        fed = ids[-1:] if cache is not None else ids
+        out = model(torch.tensor([fed]), past_key_values=cache, use_cache=use_cache)
+        cache = out.past_key_values if use_cache else None
+        logits = out.logits[0, -1]
+        first = logits if first is None else first
+        best = torch.topk(logits, 2)
+        ids.append(best.indices[0].item())
+        tokens.append(ids[-1])
+        log_probs.append(torch.log_softmax(logits, -1)[ids[-1]].item())
+        margins.append((best.values[0] - best.values[1]).item())
+    return first, tokens, log_probs, margins
+
+
+def rounded(values, digits=7):
+    return [float(f"{value:.{digits}g}") for value in values]
+
+
+def reference(model, prompts):
+    """Reference cases, each computed with and without the cache; None if greedy choices are too close to call."""
+    cases = []
+    for prompt in prompts:
+        fix_rope_length(model, len(prompt) + NEW_TOKENS)
+        first, tokens, log_probs, margins = greedy(model, prompt, use_cache=False)
+        cached, cached_tokens, _, _ = greedy(model, prompt, use_cache=True)
+        if min(margins) < MIN_MARGIN or len(set(tokens)) < MIN_DISTINCT:
+            return None
+        assert tokens == cached_tokens, "generation with and without the cache differ"
+        assert torch.allclose(first, cached, rtol=1e-5, atol=1e-5)
+        cases.append(
+            {
+                "prompt": prompt,
+                "logits": rounded(first.tolist()),
+                "tokens": tokens,
+                "log_probs": rounded(log_probs),
+                "margins": rounded(margins, 4),
+            }
+        )
+    return cases
+
+
+def prompts_for(config):
+    generator = torch.Generator().manual_seed(20)
+    return [torch.randint(0, config["vocab_size"], (n,), generator=generator).tolist() for n in PROMPT_LENGTHS]
+
+
+def load(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
+
+
+def write_config(path, config):
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_reference(folder, cases, note):
+    head = {
+        "model": folder.name,
+        "made_with": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, float32, eager",
+        "note": note,
+        "new_tokens": NEW_TOKENS,
+        "min_margin": min(min(case["margins"]) for case in cases),
+    }
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    body = ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases)
+    (folder / "reference.json").write_text("{" + ",\n".join(lines) + ',\n"cases": [\n' + body + "\n]}\n")
+
+
+def make_model(folder, name, config):
+    """Tries seeds until no greedy choice of any prompt is close to a tie, so that rounding cannot flip one."""
+    prompts = prompts_for(config)
+    dtype = getattr(torch, config["torch_dtype"])
+    for seed in range(2000):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder / "config.json", config)
+        shape = AutoConfig.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, attn_implementation="eager").eval()
+        random_weights(model, seed, dtype)
+        cases = reference(model, prompts)
+        if cases is not None:
+            break
+    else:
+        raise SystemExit(f"{name}: no seed gives clear greedy choices")
+    weights = {k: v.to(dtype).contiguous() for k, v in model.state_dict().items()}
+    if config["tie_word_embeddings"]:
+        del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_config(folder / "config.alt.json", alternative_config(name, config))
+    scaling = config.get("rope_scaling") or {}
+    depends_on_length = scaling.get("rope_type", scaling.get("type")) in ("dynamic", "longrope")
+    write_reference(folder, cases, LENGTH_RULE if depends_on_length else WEIGHTS_RULE)
+    check_reload(folder, name, prompts, cases)
+    print(f"{name}: seed {seed}, smallest margin {min(min(c['margins']) for c in cases):.3f}")
+
+
+def check_reload(folder, name, prompts, cases):
+    """The files alone, in both spellings of the config, give the same reference again."""
+    assert_same(cases, reference(load(folder), prompts))
+    if name == "llama-longrope":
+        return  # transformers no longer reads "su"
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copy(folder / "config.alt.json", Path(scratch) / "config.json")
+        shutil.copy(folder / "model.safetensors", scratch)
+        assert_same(cases, reference(load(scratch), prompts))
+
+
+def assert_same(cases, again):
+    for case, other in zip(cases, again, strict=True):
+        assert case["tokens"] == other["tokens"]
+        torch.testing.assert_close(torch.tensor(case["logits"]), torch.tensor(other["logits"]), rtol=1e-5, atol=1e-5)
+
+
+def make_sharded(folder, source):
+    """The model of another folder in two shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "config.json", folder)
+    write_shards(folder, load_file(source / "model.safetensors"))
+    cases = reference(load(folder), prompts_for(LLAMA))
+    write_reference(folder, cases, f"The model of {source.name}, in two shards.")
+    print(f"{folder.name}: smallest margin {min(min(c['margins']) for c in cases):.3f}")
+
+
+def write_shards(folder, weights):
+    names = sorted(weights)
+    halves = (names[: len(names) // 2], names[len(names) // 2 :])
+    index = {"metadata": {"total_size": sum(w.nbytes for w in weights.values())}, "weight_map": {}}
+    for number, half in enumerate(halves, 1):
+        file = f"model-{number:05}-of-{len(halves):05}.safetensors"
+        save_file({n: weights[n] for n in half}, folder / file, metadata={"format": "pt"})
+        index["weight_map"].update({n: file for n in half})
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. The dog did not mind; it was a warm day and the dog was asleep.",
+    "Once upon a time there was a little village between the hills and the sea, where the people told stories.",
+    "She said that they'd come again, but I'm not sure we'll be here when they're back. It's 12345 steps, isn't it?",
+    "def add(a, b):\n    return a + b\n\n\nfor i in range(10):\n    print(i, add(i, i))\n",
+    "Les élèves sont allés à l'école. Où est le café? Voilà: ça va, merci beaucoup. Grüße aus Köln, schöne Straße.",
+    "Привет, как дела? Сегодня хорошая погода, и мы идём гулять в парк.",
+    "你好，世界。今天天气很好，我们去公园散步。日本語のテキストもあります。こんにちは、世界。",
+    "สวัสดีชาวโลก วันนี้อากาศดีมาก",
+    "مرحبا بالعالم، كيف حالك اليوم؟ الطقس جميل.",
+    "😀😃😄 👍🏽 👨‍👩‍👧‍👦 🏳️‍🌈 — “quotes” … and • bullets",
+]
+
+TEXTS = [
+    "",
+    " ",
+    "a",
+    "Hello, world!",
+    "The dog and the fox told stories.",
+    " leading space",
+    "trailing space ",
+    "two  spaces   three    four",
+    "line one\nline two\n\n  indented\r\n\ttab",
+    "\n",
+    "\n\n\n",
+    "it's we'll they'RE I'd",
+    "1234567890 3.14159 1,000,000",
+    "def f(x):\n    return x**2  # square\n",
+    "caf\u00e9 and cafe\u0301",
+    "Grüße aus Köln — schöne Straße …",
+    "Привет, мир! Ещё раз: ёлка",
+    "你好，世界。日本語のテキスト",
+    "สวัสดีชาวโลก ครับ",
+    "مرحبا بالعالم، كيف حالك؟",
+    "נסיון עברית",
+    "한국어 문장입니다",
+    "😀",
+    "family 👨‍👩‍👧‍👦 and flag 🏳️‍🌈 and thumb 👍🏽!",
+    "zero\u200bwidth and nbsp\u00a0here and bom\ufeff",
+    "control \u0001\u0007 and replacement \ufffd",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 ∑∫√ ≠ ≤",
+    "▁meta▁space literal",
+    "<0x41> is text, not a byte",
+    "<s> </s> <|begin_of_text|> <|end_of_text|>",
+    "a" * 70,
+]
+
+
+def bytelevel_tokenizer():
+    """Byte-level BPE in the form of Llama 3: a split regex, no unknown token, BOS from the post-processor."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    split = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(split), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=560,
+        min_frequency=1,
+        special_tokens=["<|begin_of_text|>", "<|end_of_text|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    bos = ("<|begin_of_text|>", 0)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", pair="<|begin_of_text|> $A <|begin_of_text|>:1 $B:1", special_tokens=[bos]
+    )
+    return tokenizer
+
+
+def metaspace_tokenizer():
+    """BPE in the form of Llama 2: "▁" for spaces, bytes for what is not in the vocabulary."""
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    latin = [text for text in CORPUS if text.isascii() or "é" in text]
+    learner.train_from_iterator(latin, trainers.BpeTrainer(vocab_size=300, min_frequency=2, show_progress=False))
+    learned = json.loads(learner.to_str())["model"]
+    pieces = sorted(learned["vocab"], key=learned["vocab"].get)
+    names = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)] + pieces
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={name: number for number, name in enumerate(names)},
+            merges=[tuple(pair) for pair in learned["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+def make_tokenizer(folder, tokenizer):
+    """`cases`: texts with their ids; `decode_only`: ids that no text encodes to, such as half of a character."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    cases = [text_case(tokenizer, text) for text in TEXTS]
+    emoji = tokenizer.encode("a 😀 b", add_special_tokens=False).ids
+    partial = [emoji[:n] for n in range(1, len(emoji))] + [emoji[-n:] for n in range(1, len(emoji))]
+    decode_only = [{"ids": ids, "decoded": tokenizer.decode(ids)} for ids in partial]
+    lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
+    more = ",\n".join(json.dumps(case, ensure_ascii=False) for case in decode_only)
+    head = f'"made_with": "tokenizers {tokenizers.__version__}",\n"vocab_size": {tokenizer.get_vocab_size()}'
+    text = "{" + head + ',\n"cases": [\n' + lines + '\n],\n"decode_only": [\n' + more + "\n]}\n"
+    (folder / "cases.json").write_text(text, encoding="utf-8")
+    print(f"{folder.name}: {tokenizer.get_vocab_size()} tokens, {len(cases)} cases")
+
+
+def text_case(tokenizer, text):
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    with_special = tokenizer.encode(text, add_special_tokens=True).ids
+    return {
+        "text": text,
+        "ids": ids,
+        "ids_with_special": with_special,
+        "decoded": tokenizer.decode(ids, skip_special_tokens=True),
+        "decoded_with_special": tokenizer.decode(with_special, skip_special_tokens=False),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tests" / "fixtures")
+    parser.add_argument("--only", nargs="*", help="names of fixtures; all by default")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+    def wanted(name):
+        return not arguments.only or name in arguments.only
+
+    for name, config in CONFIGS.items():
+        if wanted(name):
+            make_model(arguments.out / "models" / name, name, config)
+    if wanted("llama-sharded"):
+        make_sharded(arguments.out / "models" / "llama-sharded", arguments.out / "models" / "llama-gqa")
+    for name, tokenizer in (("bytelevel", bytelevel_tokenizer()), ("metaspace", metaspace_tokenizer())):
+        if wanted(name):
+            make_tokenizer(arguments.out / "tokenizers" / name, tokenizer)
+
+
+if __name__ == "__main__":
+    main()
