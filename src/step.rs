@@ -4,7 +4,7 @@
 //! carries only what changed, so that it stays small at any context length and can be sent to another process.
 
 use crate::decode::SamplingParams;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{BlockId, SeqId, TokenId};
 
 /// What runs in one step. Chunks are packed in this order: decode chunks first, then prefill.
@@ -65,6 +65,8 @@ pub struct StepOutput {
 pub struct SampledRow {
     pub seq: SeqId,
     pub tokens: Vec<SampledToken>,
+    /// Why no token could be sampled (`tokens` is empty then): ends this sequence only.
+    pub error: Option<Error>,
 }
 
 /// One sampled token.
