@@ -1,0 +1,97 @@
+//! The special tokens of a model folder: their strings, ids and all end-of-sequence ids.
+
+use serde_json::Value;
+use tokenizers::AddedToken;
+
+use crate::error::{Error, Result};
+use crate::ids::TokenId;
+
+/// A special token: its text and its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecialToken {
+    pub text: String,
+    pub id: TokenId,
+}
+
+/// The JSON files beside `tokenizer.json`, parsed; an absent file is `Null`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SideFiles {
+    pub tokenizer_config: Value,
+    pub special_tokens_map: Value,
+    pub generation_config: Value,
+    pub config: Value,
+}
+
+const SPECIAL_KEYS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+impl SideFiles {
+    /// The text of the special token called `key` (`"eos_token"`).
+    pub fn token_text(&self, key: &str) -> Option<&str> {
+        [&self.tokenizer_config, &self.special_tokens_map].into_iter().find_map(|file| content(file.get(key)?))
+    }
+
+    /// Every added token that these files declare, in the order in which Hugging Face adds them.
+    pub fn added_tokens(&self) -> Vec<AddedToken> {
+        let mut tokens = Vec::new();
+        if let Some(declared) = self.tokenizer_config.get("added_tokens_decoder").and_then(Value::as_object) {
+            let mut by_id: Vec<_> = declared.iter().map(|(id, token)| (id.parse::<u32>().ok(), token)).collect();
+            by_id.sort_by_key(|(id, _)| *id);
+            tokens.extend(by_id.into_iter().filter_map(|(_, token)| added_token(token)));
+        }
+        for key in SPECIAL_KEYS {
+            tokens.extend(self.token_text(key).map(|text| AddedToken::from(text, true)));
+        }
+        for file in [&self.tokenizer_config, &self.special_tokens_map] {
+            if let Some(more) = file.get("additional_special_tokens").and_then(Value::as_array) {
+                tokens.extend(more.iter().filter_map(|token| content(token)).map(|text| AddedToken::from(text, true)));
+            }
+        }
+        tokens
+    }
+
+    /// The ids under `key` (`"eos_token_id"`, an integer or a list) of `generation_config.json`, then `config.json`.
+    pub fn token_ids(&self, key: &str) -> Result<Vec<TokenId>> {
+        let mut ids = ids_of("generation_config.json", &self.generation_config, key)?;
+        for id in ids_of("config.json", &self.config, key)?.into_iter().chain(ids_of(
+            "config.json",
+            self.config.get("text_config").unwrap_or(&Value::Null),
+            key,
+        )?) {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+}
+
+/// A token is written as a string or as an object with `content`.
+fn content(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token.get("content")?.as_str()).filter(|text| !text.is_empty())
+}
+
+fn added_token(token: &Value) -> Option<AddedToken> {
+    let flag = |key: &str| token.get(key).and_then(Value::as_bool);
+    let special = flag("special").unwrap_or(false);
+    Some(
+        AddedToken::from(content(token)?, special)
+            .single_word(flag("single_word").unwrap_or(false))
+            .lstrip(flag("lstrip").unwrap_or(false))
+            .rstrip(flag("rstrip").unwrap_or(false))
+            .normalized(flag("normalized").unwrap_or(!special)),
+    )
+}
+
+fn ids_of(file: &str, json: &Value, key: &str) -> Result<Vec<TokenId>> {
+    let id_of = |value: &Value| {
+        let id = value.as_i64().and_then(|id| TokenId::try_from(id).ok());
+        id.ok_or_else(|| Error::invalid(format!("{file}: {key} must be a token id or a list of them, got {value}")))
+    };
+    let ids = match json.get(key) {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(ids)) => ids.iter().map(id_of).collect::<Result<_>>()?,
+        Some(id) => vec![id_of(id)?],
+    };
+    Ok(ids.into_iter().filter(|&id| id >= 0).collect())
+}

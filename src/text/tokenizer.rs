@@ -1,0 +1,313 @@
+//! Text to tokens and back, as the model's `tokenizer.json` defines it.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::{PaddingParams, TruncationParams};
+
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::ids::TokenId;
+use crate::text::decoder::{Piece, Program, State};
+use crate::text::special::{SideFiles, SpecialToken};
+
+/// Ids beyond this bound mean a broken file: the largest vocabularies have less than 2^19 entries.
+const MAX_TOKEN_ID: u32 = 1 << 24;
+
+/// The contents of a model folder's tokenizer files; all but the first may be absent.
+#[derive(Clone, Debug, Default)]
+pub struct TokenizerFiles {
+    /// `tokenizer.json`
+    pub tokenizer: String,
+    /// `tokenizer_config.json`
+    pub tokenizer_config: Option<String>,
+    /// `special_tokens_map.json`
+    pub special_tokens_map: Option<String>,
+    /// `generation_config.json`
+    pub generation_config: Option<String>,
+    /// `config.json`
+    pub config: Option<String>,
+}
+
+/// A tokenizer with its special tokens. Immutable; share it in an `Arc`.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    program: Program,
+    pieces: Pieces,
+    vocab_size: usize,
+    bos: Option<SpecialToken>,
+    eos: Option<SpecialToken>,
+    pad: Option<SpecialToken>,
+    eos_ids: Vec<TokenId>,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a Hugging Face model folder: `tokenizer.json` and, where present,
+    /// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` and `config.json`.
+    ///
+    /// # Errors
+    /// One sentence with the folder, the file and what is wrong with it. Unsupported if the folder has a tokenizer,
+    /// but not as `tokenizer.json`.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let context = format!("cannot load the tokenizer of {:?}", dir.display().to_string());
+        TokenizerFiles::read(dir).and_then(|files| Self::new(&files)).context(context)
+    }
+
+    /// Builds the tokenizer from the contents of its files.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn new(files: &TokenizerFiles) -> Result<Self> {
+        let side = SideFiles {
+            tokenizer_config: parse("tokenizer_config.json", &files.tokenizer_config)?,
+            special_tokens_map: parse("special_tokens_map.json", &files.special_tokens_map)?,
+            generation_config: parse("generation_config.json", &files.generation_config)?,
+            config: parse("config.json", &files.config)?,
+        };
+        let mut inner: tokenizers::Tokenizer =
+            files.tokenizer.parse().map_err(|error| explain(&files.tokenizer, &error))?;
+        // A tokenizer.json may carry the padding and truncation of its training run; they do not apply to prompts.
+        inner.with_padding(None::<PaddingParams>);
+        inner.with_truncation(None::<TruncationParams>).map_err(|error| Error::internal(error.to_string()))?;
+        add_missing(&mut inner, &side)?;
+        let program = Program::compile(inner.get_decoder()).context("tokenizer.json")?;
+        let pieces = Pieces::build(&inner, &program).context("tokenizer.json")?;
+        let vocab_size = inner.get_vocab_size(true);
+        let mut tokenizer =
+            Self { inner, program, pieces, vocab_size, bos: None, eos: None, pad: None, eos_ids: Vec::new() };
+        tokenizer.set_special_tokens(&side)?;
+        Ok(tokenizer)
+    }
+
+    /// The ids of `text`; with `add_special_tokens` also those that the tokenizer puts around a text (BOS …).
+    ///
+    /// # Errors
+    /// If the tokenizer cannot represent the text.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>> {
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special_tokens)
+            .map_err(|error| Error::invalid(format!("cannot tokenize the text: {error}")))?;
+        Ok(encoding.get_ids().iter().map(|&id| id as TokenId).collect())
+    }
+
+    /// The text of `ids`; with `skip_special_tokens` without the special ones. Ids that are not in the vocabulary
+    /// give nothing. The same bytes as Hugging Face's `decode` without clean-up, except that in a run of more than
+    /// 32 byte-fallback tokens an invalid byte does not reach back to the beginning of the run.
+    pub fn decode(&self, ids: &[TokenId], skip_special_tokens: bool) -> String {
+        let mut state = self.start();
+        let mut text = String::new();
+        ids.iter().for_each(|&id| self.step(&mut state, id, skip_special_tokens, &mut text));
+        self.finish(&mut state, &mut text);
+        text
+    }
+
+    /// Number of entries of the vocabulary, added tokens included. Rows of the model's logits may be longer.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The beginning-of-sequence token.
+    pub fn bos(&self) -> Option<&SpecialToken> {
+        self.bos.as_ref()
+    }
+
+    /// The end-of-sequence token.
+    pub fn eos(&self) -> Option<&SpecialToken> {
+        self.eos.as_ref()
+    }
+
+    /// The padding token; the end-of-sequence token where there is none.
+    pub fn pad(&self) -> Option<&SpecialToken> {
+        self.pad.as_ref()
+    }
+
+    /// Every id that ends a sequence: the end-of-sequence token first, then those of the generation and model config.
+    pub fn eos_ids(&self) -> &[TokenId] {
+        &self.eos_ids
+    }
+
+    /// The id of the vocabulary entry spelled exactly `token`.
+    pub fn token_to_id(&self, token: &str) -> Option<TokenId> {
+        self.inner.token_to_id(token).map(|id| id as TokenId)
+    }
+
+    /// Whether `id` is a special token.
+    pub fn is_special(&self, id: TokenId) -> bool {
+        self.pieces.flags(id) & SPECIAL != 0
+    }
+
+    /// The bytes that `id` contributes in the middle of a text; `None` if it is not in the vocabulary.
+    pub fn token_bytes(&self, id: TokenId) -> Option<&[u8]> {
+        self.pieces.piece(id).map(|piece| match piece {
+            Piece::Bytes(bytes) => bytes,
+            Piece::RunByte(byte) => std::slice::from_ref(byte),
+        })
+    }
+
+    pub(super) fn start(&self) -> State {
+        self.program.start()
+    }
+
+    /// Appends to `out` the text that is certain after `id`.
+    pub(super) fn step(&self, state: &mut State, id: TokenId, skip_special_tokens: bool, out: &mut String) {
+        let Some(piece) = self.pieces.piece(id) else { return };
+        if skip_special_tokens && self.is_special(id) {
+            return;
+        }
+        if state.started() || !self.program.first_differs() {
+            return state.push(&self.program, piece, out);
+        }
+        let token = self.inner.id_to_token(id as u32).unwrap_or_default();
+        match self.program.piece(&token, true) {
+            Ok((bytes, true)) if bytes.len() == 1 => state.push(&self.program, Piece::RunByte(&bytes[0]), out),
+            Ok((bytes, _)) => state.push(&self.program, Piece::Bytes(&bytes), out),
+            Err(_) => state.push(&self.program, piece, out),
+        }
+    }
+
+    pub(super) fn finish(&self, state: &mut State, out: &mut String) {
+        state.finish(&self.program, out);
+    }
+
+    fn set_special_tokens(&mut self, side: &SideFiles) -> Result<()> {
+        let eos_ids = side.token_ids("eos_token_id")?;
+        self.eos = self.special_token(side.token_text("eos_token"), eos_ids.first())?;
+        self.bos = self.special_token(side.token_text("bos_token"), side.token_ids("bos_token_id")?.first())?;
+        self.pad = self.special_token(side.token_text("pad_token"), None)?.or_else(|| self.eos.clone());
+        self.eos_ids = self.eos.iter().map(|eos| eos.id).collect();
+        for id in eos_ids {
+            if !self.eos_ids.contains(&id) {
+                self.eos_ids.push(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// The token spelled `text`, else the one with the id that the model's config names. Its id is the first one
+    /// that its text encodes to.
+    fn special_token(&self, text: Option<&str>, id: Option<&TokenId>) -> Result<Option<SpecialToken>> {
+        let named = || id.and_then(|&id| self.inner.id_to_token(u32::try_from(id).ok()?));
+        let Some(text) = text.map(str::to_owned).or_else(named) else { return Ok(None) };
+        let id = self.encode(&text, false)?.first().copied();
+        Ok(id.map(|id| SpecialToken { text, id }))
+    }
+}
+
+impl TokenizerFiles {
+    fn read(dir: &Path) -> Result<Self> {
+        let read = |name: &str| match fs::read_to_string(dir.join(name)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::invalid(format!("{name} cannot be read: {error}"))),
+        };
+        Ok(Self {
+            tokenizer: read("tokenizer.json")?.ok_or_else(|| missing(dir))?,
+            tokenizer_config: read("tokenizer_config.json")?,
+            special_tokens_map: read("special_tokens_map.json")?,
+            generation_config: read("generation_config.json")?,
+            config: read("config.json")?,
+        })
+    }
+}
+
+/// The bytes of every token of the vocabulary, back to back.
+struct Pieces {
+    bytes: Vec<u8>,
+    /// `entries[id]`: where the bytes of `id` end, and its flags.
+    entries: Vec<(u32, u8)>,
+}
+
+const PRESENT: u8 = 1;
+const SPECIAL: u8 = 2;
+const RUN_BYTE: u8 = 4;
+
+impl Pieces {
+    fn build(inner: &tokenizers::Tokenizer, program: &Program) -> Result<Self> {
+        let max_id = inner.get_vocab(true).into_values().max().unwrap_or(0);
+        if max_id > MAX_TOKEN_ID {
+            return Err(Error::invalid(format!("token id {max_id} is beyond the bound of {MAX_TOKEN_ID}")));
+        }
+        let mut pieces = Self { bytes: Vec::new(), entries: Vec::with_capacity(max_id as usize + 1) };
+        for id in 0..=max_id {
+            let mut flags = 0;
+            if let Some(token) = inner.id_to_token(id) {
+                let (bytes, is_run_byte) = program.piece(&token, false)?;
+                pieces.bytes.extend_from_slice(&bytes);
+                let is_special = inner.get_added_vocabulary().is_special_token(&token);
+                flags = PRESENT | if is_special { SPECIAL } else { 0 } | if is_run_byte { RUN_BYTE } else { 0 };
+            }
+            let end = u32::try_from(pieces.bytes.len())
+                .map_err(|_| Error::invalid("the texts of its tokens add up to more than 4 GiB"))?;
+            pieces.entries.push((end, flags));
+        }
+        Ok(pieces)
+    }
+
+    fn flags(&self, id: TokenId) -> u8 {
+        usize::try_from(id).ok().and_then(|id| self.entries.get(id)).map_or(0, |entry| entry.1)
+    }
+
+    fn piece(&self, id: TokenId) -> Option<Piece<'_>> {
+        let index = usize::try_from(id).ok()?;
+        let &(end, flags) = self.entries.get(index).filter(|entry| entry.1 & PRESENT != 0)?;
+        let start = if index == 0 { 0 } else { self.entries[index - 1].0 };
+        let bytes = &self.bytes[start as usize..end as usize];
+        Some(if flags & RUN_BYTE != 0 { Piece::RunByte(&bytes[0]) } else { Piece::Bytes(bytes) })
+    }
+}
+
+/// Adds the tokens that only the side files declare, as Hugging Face does.
+fn add_missing(inner: &mut tokenizers::Tokenizer, side: &SideFiles) -> Result<()> {
+    let mut tokens = side.added_tokens();
+    tokens.retain(|token| !inner.get_added_vocabulary().get_vocab().contains_key(&token.content));
+    let mut seen = HashSet::new();
+    tokens.retain(|token| seen.insert(token.content.clone()));
+    if !tokens.is_empty() {
+        let added = inner.add_tokens(tokens);
+        added.map_err(|error| Error::invalid(format!("cannot add the tokens of tokenizer_config.json: {error}")))?;
+    }
+    Ok(())
+}
+
+fn parse(name: &str, text: &Option<String>) -> Result<Value> {
+    let Some(text) = text else { return Ok(Value::Null) };
+    serde_json::from_str(text).map_err(|error| Error::invalid(format!("{name} is not valid JSON: {error}")))
+}
+
+/// Says why a `tokenizer.json` was refused.
+fn explain(text: &str, error: &dyn std::fmt::Display) -> Error {
+    match serde_json::from_str::<Value>(text) {
+        Err(error) if error.is_eof() && text.trim().is_empty() => Error::invalid("tokenizer.json is empty"),
+        Err(error) if error.is_eof() => Error::invalid(format!("tokenizer.json is truncated: {error}")),
+        Err(error) => Error::invalid(format!("tokenizer.json is not valid JSON: {error}")),
+        Ok(json) if json.get("model").is_none_or(Value::is_null) => {
+            Error::invalid("tokenizer.json has no \"model\" section")
+        }
+        Ok(_) => Error::invalid(format!("tokenizer.json does not describe a tokenizer: {error}")),
+    }
+}
+
+/// Says what is there instead of a `tokenizer.json`.
+fn missing(dir: &Path) -> Error {
+    const OTHERS: [&str; 6] = [
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "tekken.json",
+        "tokenizer.tiktoken",
+        "vocab.json",
+    ];
+    if !dir.is_dir() {
+        return Error::new(ErrorKind::NotFound, "there is no such folder");
+    }
+    match OTHERS.iter().find(|name| dir.join(name).is_file()) {
+        Some(found) => Error::unsupported(format!(
+            "only {found} was found, which is not supported: convert it to tokenizer.json (save_pretrained of a fast \
+             tokenizer writes it)"
+        )),
+        None => Error::not_found("tokenizer.json is missing"),
+    }
+}

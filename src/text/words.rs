@@ -1,0 +1,116 @@
+//! Word lists: texts to token ids and to the `[2, N]` arrays of the wire (`stop_words_list`, `bad_words_list`).
+//!
+//! Row 0 holds the ids of all words back to back, padded with 0; row 1 the cumulative end of each word, padded
+//! with -1. The words `[10, 11]` and `[12]` are `10 11 12` over `2 3 -1`.
+
+use crate::error::{Error, Result};
+use crate::ids::TokenId;
+use crate::text::tokenizer::Tokenizer;
+
+/// Word lists of a batch as one array `[batch, 2, N]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackedWords {
+    /// Row-major `[batch, 2, len]`.
+    pub values: Vec<i32>,
+    /// N: ids of the longest list of the batch, at least 1.
+    pub len: usize,
+}
+
+/// The ids of each word, without special tokens; words without tokens are dropped.
+///
+/// # Errors
+/// If the tokenizer cannot represent a word.
+pub fn encode_words<S: AsRef<str>>(tokenizer: &Tokenizer, words: &[S]) -> Result<Vec<Vec<TokenId>>> {
+    let mut lists = Vec::with_capacity(words.len());
+    for word in words {
+        let ids = tokenizer.encode(word.as_ref(), false)?;
+        if !ids.is_empty() {
+            lists.push(ids);
+        }
+    }
+    Ok(lists)
+}
+
+/// One word list per batch item, as an array `[batch, 2, N]`. Words must not be empty.
+pub fn pack_words(batch: &[Vec<Vec<TokenId>>]) -> PackedWords {
+    let total = |words: &Vec<Vec<TokenId>>| words.iter().map(Vec::len).sum::<usize>();
+    let len = batch.iter().map(total).max().unwrap_or(0).max(1);
+    let mut values = Vec::with_capacity(batch.len() * 2 * len);
+    for words in batch {
+        let start = values.len();
+        values.extend(words.iter().flatten());
+        values.resize(start + len, 0);
+        let ends = words.iter().scan(0, |end, word| {
+            *end += word.len() as i32;
+            Some(*end)
+        });
+        values.extend(ends);
+        values.resize(start + 2 * len, -1);
+    }
+    PackedWords { values, len }
+}
+
+/// The words of one batch item, from the flattened `[2, N]` array. Empty words are dropped.
+///
+/// # Errors
+/// Invalid, with the reason: `odd length`, `additional -1s`, `out-of-bound offsets`, `non-increasing offsets`.
+pub fn unpack_words(values: &[i32]) -> Result<Vec<Vec<TokenId>>> {
+    if !values.len().is_multiple_of(2) {
+        return Err(Error::invalid(format!("a word list has an odd length of {}, expected [2, N]", values.len())));
+    }
+    let (ids, ends) = values.split_at(values.len() / 2);
+    let used = ends.iter().position(|&end| end == -1).unwrap_or(ends.len());
+    if let Some(i) = ends[used..].iter().position(|&end| end != -1) {
+        let (at, end) = (used + i, ends[used + i]);
+        return Err(Error::invalid(format!(
+            "a word list has additional -1s: offset {at} is {end} after offset {used} ended the list"
+        )));
+    }
+    let mut words = Vec::with_capacity(used);
+    let mut start = None;
+    for &end in &ends[..used] {
+        if end > ids.len() as i32 {
+            return Err(Error::invalid(format!("a word list of {} ids has out-of-bound offsets: {end}", ids.len())));
+        }
+        if start.is_some_and(|start| end <= start) || end < 0 {
+            let before = start.unwrap_or(0);
+            return Err(Error::invalid(format!("a word list has non-increasing offsets: {end} after {before}")));
+        }
+        if end > 0 {
+            words.push(ids[start.unwrap_or(0) as usize..end as usize].to_vec());
+        }
+        start = Some(end);
+    }
+    Ok(words)
+}
+
+/// The bias `[vocab_size]` that adds each word's weight to each of its ids. Words are encoded *with* special tokens,
+/// as TensorRT-LLM's preprocessing does, so that a tokenizer that prepends BOS biases BOS as well.
+///
+/// # Errors
+/// Invalid if the counts differ, or if a word cannot be tokenized.
+pub fn embedding_bias<S: AsRef<str>>(tokenizer: &Tokenizer, words: &[S], weights: &[f32]) -> Result<Vec<f32>> {
+    if words.len() != weights.len() {
+        return Err(Error::invalid(format!(
+            "embedding bias has {} words but {} weights, expected as many",
+            words.len(),
+            weights.len()
+        )));
+    }
+    let mut bias = vec![0.0; tokenizer.vocab_size()];
+    for (word, weight) in words.iter().zip(weights) {
+        for id in tokenizer.encode(word.as_ref(), true)? {
+            match bias.get_mut(id as usize) {
+                Some(bias) => *bias += weight,
+                None => {
+                    return Err(Error::invalid(format!(
+                        "embedding bias word {:?} has token {id}, beyond the vocabulary of {}",
+                        word.as_ref(),
+                        tokenizer.vocab_size()
+                    )));
+                }
+            }
+        }
+    }
+    Ok(bias)
+}
