@@ -1,0 +1,190 @@
+//! The passes that change logits before a token is chosen, in the C++ backend's order: temperature, repetition,
+//! presence and frequency penalties, minimum length, bad words.
+
+use super::SamplingParams;
+use crate::ids::TokenId;
+use std::collections::HashMap;
+
+/// How often each token occurred in a sequence, prompt included. Grows with the distinct tokens, not with the length.
+#[derive(Clone, Debug, Default)]
+pub struct Occurrences {
+    counts: HashMap<TokenId, u32>,
+}
+
+impl Occurrences {
+    /// Counts one more occurrence.
+    pub fn add(&mut self, token: TokenId) {
+        *self.counts.entry(token).or_insert(0) += 1;
+    }
+
+    /// Occurrences of `token`.
+    pub fn count(&self, token: TokenId) -> u32 {
+        self.counts.get(&token).copied().unwrap_or(0)
+    }
+
+    /// Distinct tokens.
+    pub fn distinct(&self) -> usize {
+        self.counts.len()
+    }
+}
+
+/// What the passes know about a sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct History<'a> {
+    /// Prompt and generated tokens.
+    pub tokens: &'a [TokenId],
+    pub prompt_len: usize,
+    /// Of all of `tokens`; may be empty when [`SamplingParams::has_penalties`] is false.
+    pub occurrences: &'a Occurrences,
+}
+
+impl History<'_> {
+    fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+}
+
+impl SamplingParams {
+    /// Whether the most likely token is taken and nothing is drawn.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 || self.top_k == 1 || (self.top_k == 0 && self.top_p.is_none())
+    }
+
+    /// Whether any penalty needs the occurrences of tokens.
+    pub fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
+    /// Whether [`apply`] would change logits of a sequence with this many generated tokens.
+    pub fn changes_logits(&self, generated: usize) -> bool {
+        self.has_penalties()
+            || !self.bad_words.is_empty()
+            || (generated < self.min_tokens as usize && !self.end_ids.is_empty())
+            || (self.temperature != 1.0 && self.temperature != 0.0)
+    }
+}
+
+/// Applies all passes to one row of logits `[V]`.
+pub fn apply(logits: &mut [f32], params: &SamplingParams, history: &History<'_>) {
+    scale_by_temperature(logits, params.temperature);
+    if params.has_penalties() {
+        penalize(logits, params, history.occurrences);
+    }
+    if history.generated() < params.min_tokens as usize {
+        params.end_ids.iter().for_each(|&id| mask(logits, id));
+    }
+    mask_bad_words(logits, &params.bad_words, history.tokens);
+}
+
+/// `logits *= 1 / (temperature + 1e-6)`; 1 is "not set" and 0 is greedy, so both leave the logits alone.
+fn scale_by_temperature(logits: &mut [f32], temperature: f32) {
+    if temperature != 1.0 && temperature != 0.0 {
+        let inverse = 1.0 / (temperature + 1e-6);
+        logits.iter_mut().for_each(|logit| *logit *= inverse);
+    }
+}
+
+fn penalize(logits: &mut [f32], params: &SamplingParams, occurrences: &Occurrences) {
+    for (&token, &count) in &occurrences.counts {
+        let Some(logit) = usize::try_from(token).ok().and_then(|token| logits.get_mut(token)) else { continue };
+        *logit = if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
+        *logit -= params.presence_penalty + params.frequency_penalty * count as f32;
+    }
+}
+
+fn mask_bad_words(logits: &mut [f32], bad_words: &[Vec<TokenId>], tokens: &[TokenId]) {
+    for word in bad_words {
+        if let Some((&last, prefix)) = word.split_last()
+            && tokens.ends_with(prefix)
+        {
+            mask(logits, last);
+        }
+    }
+}
+
+fn mask(logits: &mut [f32], token: TokenId) {
+    if let Some(logit) = usize::try_from(token).ok().and_then(|token| logits.get_mut(token)) {
+        *logit = f32::NEG_INFINITY;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(logits: &[f32], params: &SamplingParams, tokens: &[TokenId], prompt_len: usize) -> Vec<f32> {
+        let mut occurrences = Occurrences::default();
+        tokens.iter().for_each(|&token| occurrences.add(token));
+        let mut logits = logits.to_vec();
+        apply(&mut logits, params, &History { tokens, prompt_len, occurrences: &occurrences });
+        logits
+    }
+
+    fn close(got: &[f32], expected: &[f32]) {
+        assert_eq!(got.len(), expected.len());
+        for (g, e) in got.iter().zip(expected) {
+            assert!(g == e || (g - e).abs() < 1e-4, "{got:?} is not {expected:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_set_changes_nothing() {
+        let logits = [1.0, -2.0, 0.5];
+        assert_eq!(run(&logits, &SamplingParams::default(), &[0, 1], 1), logits);
+        assert!(!SamplingParams::default().changes_logits(0));
+    }
+
+    #[test]
+    fn penalties_act_on_scaled_logits_in_order() {
+        let params = SamplingParams {
+            temperature: 0.5,
+            repetition_penalty: 2.0,
+            presence_penalty: 0.25,
+            frequency_penalty: 0.1,
+            ..Default::default()
+        };
+        // token 0 seen twice (prompt and generated), token 1 once, token 2 never
+        let got = run(&[3.0, -1.0, 1.0], &params, &[0, 1, 0], 2);
+        close(&got, &[3.0 * 2.0 / 2.0 - 0.25 - 0.2, -2.0 * 2.0 - 0.25 - 0.1, 2.0]);
+    }
+
+    #[test]
+    fn temperature_zero_keeps_the_scale() {
+        close(&run(&[3.0, -1.0], &SamplingParams { temperature: 0.0, ..Default::default() }, &[0], 1), &[3.0, -1.0]);
+    }
+
+    #[test]
+    fn end_ids_are_masked_until_the_minimum_length() {
+        let params = SamplingParams { min_tokens: 2, end_ids: vec![1], ..Default::default() };
+        assert_eq!(run(&[0.0, 9.0], &params, &[0, 0], 1)[1], f32::NEG_INFINITY);
+        assert_eq!(run(&[0.0, 9.0], &params, &[0, 0, 0], 1)[1], 9.0);
+    }
+
+    #[test]
+    fn bad_words_mask_the_completing_token_only() {
+        let params = SamplingParams { bad_words: vec![vec![2], vec![0, 1, 3], vec![9, 9]], ..Default::default() };
+        let inf = f32::NEG_INFINITY;
+        assert_eq!(run(&[0.0; 4], &params, &[5, 0, 1], 2), [0.0, 0.0, inf, inf]);
+        assert_eq!(run(&[0.0; 4], &params, &[0, 1, 5], 2), [0.0, 0.0, inf, 0.0]);
+        assert_eq!(run(&[0.0; 4], &params, &[1], 1), [0.0, 0.0, inf, 0.0]);
+    }
+
+    #[test]
+    fn ids_outside_the_vocabulary_are_ignored() {
+        let params = SamplingParams {
+            min_tokens: 5,
+            end_ids: vec![-1, 77],
+            bad_words: vec![vec![1000], vec![-3]],
+            repetition_penalty: 2.0,
+            ..Default::default()
+        };
+        assert_eq!(run(&[1.0, 1.0], &params, &[99, -7], 2), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn occurrences_grow_with_distinct_tokens() {
+        let mut occurrences = Occurrences::default();
+        (0..1000).for_each(|i| occurrences.add(i % 3));
+        assert_eq!((occurrences.distinct(), occurrences.count(0), occurrences.count(7)), (3, 334, 0));
+    }
+}

@@ -1,0 +1,211 @@
+//! Choosing one token from a row of processed logits: greedy, or drawn from the set that top-k and top-p leave.
+//!
+//! No sort of the vocabulary: top-k keeps a heap of k, top-p partitions by mass. Randomness is a function of the seed
+//! and the position, so a request draws the same numbers alone, in any batch and after a preemption.
+
+use super::SamplingParams;
+use crate::error::{Error, Result};
+use crate::ids::TokenId;
+use crate::step::{SampledToken, TokenLogProb};
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+
+/// Scratch memory of the sampler, reused from row to row.
+#[derive(Debug, Default)]
+pub struct SampleScratch {
+    candidates: Vec<Candidate>,
+    heap: BinaryHeap<Reverse<Candidate>>,
+}
+
+/// Chooses the token at `position` (tokens before it, prompt included) from processed logits `[V]`.
+///
+/// # Errors
+/// When a logit is NaN or +∞, or no token is left: nothing can be chosen from such a row.
+pub fn sample(
+    logits: &[f32],
+    params: &SamplingParams,
+    position: usize,
+    scratch: &mut SampleScratch,
+) -> Result<SampledToken> {
+    let (best, max) = argmax(logits)?;
+    if params.is_greedy() {
+        let log_prob = params.log_probs.then(|| {
+            let full = -(total_weight(logits, max).ln() as f32);
+            TokenLogProb { full, candidates: full }
+        });
+        return Ok(SampledToken { id: best, log_prob });
+    }
+    collect_candidates(logits, max, params.top_k as usize, scratch);
+    let candidates = &mut scratch.candidates;
+    if let Some(top_p) = params.top_p.filter(|&p| p < 1.0) {
+        let kept = nucleus(candidates, f64::from(top_p));
+        candidates.truncate(kept);
+    }
+    // Drawn in the order of ids: an order of selection would depend on the last bits of unrelated logits.
+    if candidates.len() < logits.len() {
+        candidates.sort_unstable_by_key(|candidate| candidate.id);
+    }
+    let mass: f64 = candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
+    let chosen = draw(candidates, uniform(params.seed, position as u64) * mass);
+    let log_prob = params.log_probs.then(|| TokenLogProb {
+        full: (f64::from(chosen.weight) / total_weight(logits, max)).ln() as f32,
+        candidates: (f64::from(chosen.weight) / mass).ln() as f32,
+    });
+    Ok(SampledToken { id: chosen.id as TokenId, log_prob })
+}
+
+/// The lowest index of the largest logit, and its value.
+fn argmax(logits: &[f32]) -> Result<(TokenId, f32)> {
+    let mut best = 0;
+    let mut max = f32::NEG_INFINITY;
+    let mut not_numbers = 0_usize;
+    for (index, &logit) in logits.iter().enumerate() {
+        not_numbers += usize::from(logit.is_nan());
+        if logit > max {
+            (best, max) = (index, logit);
+        }
+    }
+    if not_numbers > 0 {
+        return Err(Error::internal(format!(
+            "{not_numbers} of {} logits are NaN: no token can be sampled",
+            logits.len()
+        )));
+    }
+    if max == f32::INFINITY {
+        return Err(Error::internal(format!("the logit of token {best} is infinite: no token can be sampled")));
+    }
+    if max == f32::NEG_INFINITY {
+        return Err(Error::invalid("bad_words and min_tokens leave no token that could be sampled"));
+    }
+    Ok((best as TokenId, max))
+}
+
+/// `Σ exp(logit - max)`, summed in f64.
+fn total_weight(logits: &[f32], max: f32) -> f64 {
+    logits.iter().map(|&logit| f64::from((logit - max).exp())).sum()
+}
+
+/// A token and `exp(logit - max)`; greater means more likely, then the lower id.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    logit: f32,
+    weight: f32,
+    id: u32,
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.logit.total_cmp(&other.logit).then(other.id.cmp(&self.id))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Candidate {}
+
+/// Fills the candidates: the `top_k` most likely tokens, or all (in the order of ids) without a limit.
+fn collect_candidates(logits: &[f32], max: f32, top_k: usize, scratch: &mut SampleScratch) {
+    let SampleScratch { candidates, heap } = scratch;
+    candidates.clear();
+    let all = logits.iter().enumerate().map(|(id, &logit)| Candidate { logit, weight: 0.0, id: id as u32 });
+    if top_k == 0 || top_k >= logits.len() {
+        candidates.extend(all);
+    } else {
+        heap.clear();
+        let mut threshold = f32::NEG_INFINITY;
+        for candidate in all {
+            if heap.len() < top_k {
+                heap.push(Reverse(candidate));
+            } else if candidate.logit > threshold {
+                heap.pop();
+                heap.push(Reverse(candidate));
+            } else {
+                continue;
+            }
+            if heap.len() == top_k {
+                threshold = heap.peek().map_or(threshold, |lowest| lowest.0.logit);
+            }
+        }
+        candidates.extend(heap.drain().map(|Reverse(candidate)| candidate));
+    }
+    for candidate in candidates.iter_mut() {
+        candidate.weight = (candidate.logit - max).exp();
+    }
+}
+
+/// Moves the smallest set of most likely candidates with at least `top_p` of the mass to the front; returns its size.
+fn nucleus(candidates: &mut [Candidate], top_p: f64) -> usize {
+    let mass: f64 = candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
+    let mut missing = top_p * mass;
+    let (mut start, mut end) = (0, candidates.len());
+    while end - start > 1 {
+        let middle = (end - start) / 2;
+        let (front, pivot, _) = candidates[start..end].select_nth_unstable_by(middle, |a, b| b.cmp(a));
+        let before: f64 = front.iter().map(|candidate| f64::from(candidate.weight)).sum();
+        let through = before + f64::from(pivot.weight);
+        if before >= missing {
+            end = start + middle;
+        } else if through >= missing {
+            return start + middle + 1;
+        } else {
+            missing -= through;
+            start += middle + 1;
+        }
+    }
+    end.max(1)
+}
+
+/// The candidate in whose share of the mass `target` falls.
+fn draw(candidates: &[Candidate], target: f64) -> Candidate {
+    let mut cumulative = 0.0;
+    let mut last = candidates[0];
+    for &candidate in candidates.iter().filter(|candidate| candidate.weight > 0.0) {
+        cumulative += f64::from(candidate.weight);
+        last = candidate;
+        if target < cumulative {
+            break;
+        }
+    }
+    last
+}
+
+/// A number in `[0, 1)` that depends on the seed and the position only.
+fn uniform(seed: u64, position: u64) -> f64 {
+    let [low, high, ..] =
+        philox4x32([position as u32, (position >> 32) as u32, 0, 0], [seed as u32, (seed >> 32) as u32]);
+    let bits = (u64::from(high) << 32 | u64::from(low)) >> 11;
+    bits as f64 / (1_u64 << 53) as f64
+}
+
+/// Philox4x32-10, a counter-based generator.
+///
+/// Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for round in 0..10 {
+        if round > 0 {
+            key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+        }
+        let first = u64::from(counter[0]) * 0xD251_1F53;
+        let second = u64::from(counter[2]) * 0xCD9E_8D57;
+        counter = [
+            (second >> 32) as u32 ^ counter[1] ^ key[0],
+            second as u32,
+            (first >> 32) as u32 ^ counter[3] ^ key[1],
+            first as u32,
+        ];
+    }
+    counter
+}
+
+#[cfg(test)]
+mod tests;
