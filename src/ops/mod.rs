@@ -1,1 +1,10 @@
+//! The verbs that a model's forward pass is written in: they check shapes, take outputs from the step's memory and
+//! call the device. Legend of shapes: see [`crate::device`].
 
+mod arena;
+mod forward;
+mod planning;
+
+pub use arena::{Arena, Scope};
+pub use forward::{Forward, LayerAttention, StepTensors};
+pub use planning::PlanningDevice;

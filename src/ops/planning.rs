@@ -1,0 +1,95 @@
+//! A device that computes nothing: a forward pass on it shows how much memory the real one needs.
+
+use crate::device::{
+    Activation, Attention, DType, Device, DeviceInfo, KvLayer, RawBuffer, RopeKvWrite, SharedDevice, Tensor, Weight,
+};
+use crate::error::Result;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Stands in for a device while memory is planned: addresses without memory behind them, operations without effect.
+pub struct PlanningDevice {
+    real: SharedDevice,
+    next_addr: AtomicU64,
+}
+
+impl PlanningDevice {
+    /// A stand-in with the types of `real`.
+    pub fn shared(real: &SharedDevice) -> SharedDevice {
+        Arc::new(Self { real: real.clone(), next_addr: AtomicU64::new(1 << 12) })
+    }
+}
+
+impl Device for PlanningDevice {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { host_accessible: false, ..self.real.info() }
+    }
+
+    fn activation_dtype(&self, weights: DType) -> DType {
+        self.real.activation_dtype(weights)
+    }
+
+    fn kv_dtype(&self, weights: DType) -> DType {
+        self.real.kv_dtype(weights)
+    }
+
+    fn allocate(&self, bytes: usize, _purpose: &str) -> Result<RawBuffer> {
+        let addr = self.next_addr.fetch_add((bytes as u64).next_multiple_of(256), Ordering::Relaxed);
+        Ok(RawBuffer { addr, bytes })
+    }
+
+    fn free(&self, _buffer: RawBuffer) {}
+
+    fn upload(&self, _dst: &Tensor, _src: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn download(&self, _src: &Tensor, dst: &mut [u8]) -> Result<()> {
+        dst.fill(0);
+        Ok(())
+    }
+
+    fn host_bytes<'a>(&self, _tensor: &'a Tensor) -> Option<&'a [u8]> {
+        None
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn embed(&self, _out: &Tensor, _table: &Tensor, _ids: &Tensor, _scale: f32) -> Result<()> {
+        Ok(())
+    }
+
+    fn rms_norm(&self, _out: &Tensor, _x: &Tensor, _weight: &Tensor, _eps: f32) -> Result<()> {
+        Ok(())
+    }
+
+    fn add_rms_norm(&self, _out: &Tensor, _residual: &Tensor, _x: &Tensor, _weight: &Tensor, _eps: f32) -> Result<()> {
+        Ok(())
+    }
+
+    fn linear(&self, _out: &Tensor, _x: &Tensor, _weight: &Weight, _bias: Option<&Tensor>) -> Result<()> {
+        Ok(())
+    }
+
+    fn rope_kv_write(&self, _args: &RopeKvWrite<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn attention(&self, _args: &Attention<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn gated_activation(&self, _out: &Tensor, _gate_up: &Tensor, _activation: Activation) -> Result<()> {
+        Ok(())
+    }
+
+    fn gather_rows(&self, _out: &Tensor, _x: &Tensor, _rows: &Tensor) -> Result<()> {
+        Ok(())
+    }
+
+    fn copy_blocks(&self, _cache: &KvLayer, _copies: &[crate::step::BlockCopy]) -> Result<()> {
+        Ok(())
+    }
+}
