@@ -1,1 +1,67 @@
+//! The C ABI of Triton: declarations, handles that own what they name, the entry points and the log and metric sinks.
+//!
+//! Raw pointers never leave this module. The server calls the entry points in `entry`; they hand plain data and owned
+//! handles to the [`ModelHandler`] and [`InstanceHandler`] of [`crate::adapter`].
 
+mod entry;
+mod error;
+mod ffi;
+mod instance;
+mod log;
+mod message;
+mod metrics;
+mod model;
+mod request;
+mod response;
+mod sink;
+#[allow(non_camel_case_types, dead_code)]
+mod sys {
+    include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+}
+mod tensor;
+
+use std::sync::Arc;
+
+pub use instance::{Instance, InstanceKind};
+pub use log::TritonLog;
+pub use metrics::{Metric, MetricFamily, MetricKind};
+pub use model::{Backend, Model};
+pub use request::{CorrelationId, Request};
+pub use response::{OutputTensor, ParameterValue, Response};
+pub use sink::{ResponseSink, Timings};
+pub use tensor::{DataType, Input, decode_strings, encode_strings};
+
+use crate::error::Result;
+
+/// What the adapter provides for one loaded model; dropped when the server unloads it.
+pub trait ModelHandler: Send + Sync {
+    /// Makes the handler of one instance of the model.
+    ///
+    /// # Errors
+    /// The load of the model fails with this error.
+    fn instance(self: Arc<Self>, instance: Instance) -> Result<Arc<dyn InstanceHandler>>;
+}
+
+/// What the adapter provides for one instance of a model.
+pub trait InstanceHandler: Send + Sync {
+    /// Takes over `requests` and returns at once. Never called twice at a time. A request that is dropped answers its
+    /// client with an error, so that a panic in here loses none.
+    fn execute(&self, requests: Vec<Request>);
+
+    /// Whether the instance can serve.
+    ///
+    /// # Errors
+    /// Says why it cannot.
+    fn ready(&self) -> Result<()>;
+
+    /// Ends the instance: joins threads and frees memory. The server has no request here any more.
+    fn shutdown(&self);
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, the clock of Triton's statistics and traces.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid place for the result; CLOCK_MONOTONIC always exists on Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

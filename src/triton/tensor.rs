@@ -1,0 +1,135 @@
+//! Tensors as Triton describes them.
+
+use std::borrow::Cow;
+
+use super::sys;
+use crate::error::{Error, Result};
+
+/// The element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DataType {
+    Bool,
+    Uint8,
+    Uint16,
+    Uint32,
+    Uint64,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Fp16,
+    Fp32,
+    Fp64,
+    Bytes,
+    Bf16,
+}
+
+const DATA_TYPES: [(DataType, sys::TRITONSERVER_DataType, Option<usize>, &str); 14] = [
+    (DataType::Bool, sys::TRITONSERVER_TYPE_BOOL, Some(1), "BOOL"),
+    (DataType::Uint8, sys::TRITONSERVER_TYPE_UINT8, Some(1), "UINT8"),
+    (DataType::Uint16, sys::TRITONSERVER_TYPE_UINT16, Some(2), "UINT16"),
+    (DataType::Uint32, sys::TRITONSERVER_TYPE_UINT32, Some(4), "UINT32"),
+    (DataType::Uint64, sys::TRITONSERVER_TYPE_UINT64, Some(8), "UINT64"),
+    (DataType::Int8, sys::TRITONSERVER_TYPE_INT8, Some(1), "INT8"),
+    (DataType::Int16, sys::TRITONSERVER_TYPE_INT16, Some(2), "INT16"),
+    (DataType::Int32, sys::TRITONSERVER_TYPE_INT32, Some(4), "INT32"),
+    (DataType::Int64, sys::TRITONSERVER_TYPE_INT64, Some(8), "INT64"),
+    (DataType::Fp16, sys::TRITONSERVER_TYPE_FP16, Some(2), "FP16"),
+    (DataType::Fp32, sys::TRITONSERVER_TYPE_FP32, Some(4), "FP32"),
+    (DataType::Fp64, sys::TRITONSERVER_TYPE_FP64, Some(8), "FP64"),
+    (DataType::Bytes, sys::TRITONSERVER_TYPE_BYTES, None, "BYTES"),
+    (DataType::Bf16, sys::TRITONSERVER_TYPE_BF16, Some(2), "BF16"),
+];
+
+impl DataType {
+    /// Bytes per element; none for [`DataType::Bytes`], whose elements carry their length.
+    pub fn size_bytes(self) -> Option<usize> {
+        self.row().2
+    }
+
+    /// Triton's name, as requests over HTTP spell it.
+    pub fn name(self) -> &'static str {
+        self.row().3
+    }
+
+    pub(super) fn code(self) -> sys::TRITONSERVER_DataType {
+        self.row().1
+    }
+
+    pub(super) fn from_code(code: sys::TRITONSERVER_DataType) -> Result<Self> {
+        let row = DATA_TYPES.iter().find(|row| row.1 == code);
+        row.map(|row| row.0).ok_or_else(|| Error::unsupported(format!("tensor data type {code} is unknown")))
+    }
+
+    fn row(self) -> &'static (DataType, sys::TRITONSERVER_DataType, Option<usize>, &'static str) {
+        DATA_TYPES.iter().find(|row| row.0 == self).expect("the table has a row for every type")
+    }
+}
+
+/// One input tensor of a request, with the batch dimension if the model has one.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    pub name: &'a str,
+    pub dtype: DataType,
+    pub shape: &'a [i64],
+    /// Row-major elements, little-endian. Copied only where the server holds the tensor in several pieces.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl Input<'_> {
+    /// The number of elements by the shape.
+    pub fn element_count(&self) -> usize {
+        self.shape.iter().map(|&size| size.max(0) as usize).product()
+    }
+}
+
+/// The elements of a BYTES tensor: for each a little-endian u32 length, then the bytes.
+///
+/// # Errors
+/// InvalidArg naming the tensor where the lengths do not fit the data.
+pub fn decode_strings<'a>(name: &str, mut bytes: &'a [u8]) -> Result<Vec<&'a [u8]>> {
+    let mut elements = Vec::new();
+    while !bytes.is_empty() {
+        let rest = bytes.split_first_chunk::<4>().and_then(|(length, rest)| {
+            let length = u32::from_le_bytes(*length) as usize;
+            (length <= rest.len()).then(|| rest.split_at(length))
+        });
+        let Some((element, rest)) = rest else {
+            let index = elements.len();
+            return Err(Error::invalid(format!("element {index} of BYTES tensor `{name}` is cut off")));
+        };
+        elements.push(element);
+        bytes = rest;
+    }
+    Ok(elements)
+}
+
+/// The inverse of [`decode_strings`].
+pub fn encode_strings<T: AsRef<[u8]>>(elements: &[T]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(elements.iter().map(|element| element.as_ref().len() + 4).sum());
+    for element in elements {
+        bytes.extend_from_slice(&(element.as_ref().len() as u32).to_le_bytes());
+        bytes.extend_from_slice(element.as_ref());
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_survive_the_round_trip() {
+        let bytes = encode_strings(&["", "hello", "\u{20ac}"]);
+        assert_eq!(decode_strings("x", &bytes).unwrap(), [&b""[..], b"hello", "\u{20ac}".as_bytes()]);
+        assert!(decode_strings("x", &[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_cut_off_string_names_tensor_and_element() {
+        for bad in [&[1, 0][..], &[1, 0, 0, 0, b'a', 9, 0, 0, 0, b'b']] {
+            let error = decode_strings("text_input", bad).unwrap_err();
+            assert!(error.message().contains("`text_input`"), "{error}");
+        }
+    }
+}
