@@ -5,6 +5,8 @@ mod decoder;
 mod detokenizer;
 mod special;
 mod stop;
+#[cfg(test)]
+mod testing;
 mod tokenizer;
 mod words;
 

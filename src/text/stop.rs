@@ -175,3 +175,107 @@ impl StopMatcher {
         StopChunk { text, stop: Some(stop) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::testing::{HARD_TEXTS, Random};
+
+    /// What is sent for `text`, cut into `chunks`, and the index of the stop string.
+    fn run(stops: &[&str], include_stop: bool, chunks: &[&str]) -> (String, Option<usize>) {
+        let mut matcher = StopMatcher::new(StopStrings::new(stops), include_stop);
+        let (mut sent, mut stop) = (String::new(), None);
+        for chunk in chunks {
+            let out = matcher.push(chunk);
+            sent += &out.text;
+            stop = stop.or(out.stop);
+        }
+        (sent + &matcher.flush(), stop)
+    }
+
+    /// The definition: the match that ends first, the longest of those that end together.
+    fn reference(stops: &[&str], include_stop: bool, text: &str) -> (String, Option<usize>) {
+        for end in 1..=text.len() {
+            let bytes = &text.as_bytes()[..end];
+            let hits = stops.iter().enumerate().filter(|(_, s)| !s.is_empty() && bytes.ends_with(s.as_bytes()));
+            if let Some((index, stop)) = hits.max_by_key(|(i, stop)| (stop.len(), std::cmp::Reverse(*i))) {
+                let keep = if include_stop { end } else { end - stop.len() };
+                return (text[..keep].to_owned(), Some(index));
+            }
+        }
+        (text.to_owned(), None)
+    }
+
+    fn cut<'a>(random: &mut Random, text: &'a str) -> Vec<&'a str> {
+        let mut chunks = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let chars = random.below(4);
+            let at = rest.char_indices().nth(chars).map_or(rest.len(), |(i, _)| i);
+            let (chunk, tail) = rest.split_at(at);
+            chunks.push(chunk);
+            rest = tail;
+        }
+        chunks
+    }
+
+    #[test]
+    fn random_texts_in_random_chunks_follow_the_definition() {
+        let mut random = Random(3);
+        let alphabet = ["a", "b", "ab", "é", "好", "😀", " "];
+        for _ in 0..20_000 {
+            let mut make = |max: usize| (0..random.below(max)).map(|_| alphabet[random.below(7)]).collect::<String>();
+            let owned: Vec<String> = (0..4).map(|_| make(5)).collect();
+            let text = make(24);
+            let stops: Vec<&str> = owned.iter().map(String::as_str).collect();
+            let include = random.below(2) == 0;
+            let chunks = cut(&mut random, &text);
+            assert_eq!(run(&stops, include, &chunks), reference(&stops, include, &text), "{stops:?} in {chunks:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_possible_beginning_is_held_back() {
+        let mut matcher = StopMatcher::new(StopStrings::new(&["\n\nHuman:"]), false);
+        assert_eq!(matcher.push("Hi.\n").text, "Hi.");
+        assert_eq!(matcher.push("\nHum").text, "");
+        assert_eq!(matcher.push("bug").text, "\n\nHumbug");
+        assert_eq!(matcher.push("\n").text, "");
+        assert_eq!(matcher.flush(), "\n");
+    }
+
+    #[test]
+    fn nothing_follows_a_stop() {
+        let mut matcher = StopMatcher::new(StopStrings::new(&["STOP"]), false);
+        assert_eq!(matcher.push("a ST"), StopChunk { text: "a ".into(), stop: None });
+        assert_eq!(matcher.push("OP b"), StopChunk { text: "".into(), stop: Some(0) });
+        assert_eq!(matcher.push("more"), StopChunk { text: "".into(), stop: Some(0) });
+        assert_eq!(matcher.flush(), "");
+    }
+
+    #[test]
+    fn the_stop_is_kept_when_asked() {
+        assert_eq!(run(&["好", "x"], true, &["你", "好吗"]), ("你好".into(), Some(0)));
+        assert_eq!(run(&["好", "x"], false, &["你", "好吗"]), ("你".into(), Some(0)));
+    }
+
+    #[test]
+    fn empty_stop_strings_never_match() {
+        assert!(StopStrings::new(&[""]).is_empty());
+        for text in HARD_TEXTS {
+            assert_eq!(run(&["", "not there"], false, &[text]), (text.into(), None));
+        }
+    }
+
+    #[test]
+    fn many_and_long_stop_strings_are_fine() {
+        let long = "ab".repeat(500_000);
+        let mut stops: Vec<String> = (0..10_000).map(|i| format!("stop {i};")).collect();
+        stops.push(format!("{long}c"));
+        let set = StopStrings::new(&stops);
+        let mut matcher = StopMatcher::new(set, false);
+        assert_eq!(matcher.push(&long).text, "");
+        assert_eq!(matcher.push("d").text, format!("{long}d"));
+        assert_eq!(matcher.push("x stop 9999;"), StopChunk { text: "x ".into(), stop: Some(9999) });
+    }
+}

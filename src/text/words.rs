@@ -114,3 +114,80 @@ pub fn embedding_bias<S: AsRef<str>>(tokenizer: &Tokenizer, words: &[S], weights
     }
     Ok(bias)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::testing::{self, Random};
+
+    #[test]
+    fn the_example_of_the_contract() {
+        let packed = pack_words(&[vec![vec![10, 11], vec![12]]]);
+        assert_eq!(packed, PackedWords { values: vec![10, 11, 12, 2, 3, -1], len: 3 });
+        assert_eq!(unpack_words(&packed.values).unwrap(), [vec![10, 11], vec![12]]);
+    }
+
+    #[test]
+    fn a_batch_has_the_length_of_its_longest_list() {
+        let packed = pack_words(&[vec![vec![1]], vec![], vec![vec![2, 3], vec![4]]]);
+        assert_eq!(packed.len, 3);
+        assert_eq!(packed.values, [1, 0, 0, 1, -1, -1, 0, 0, 0, -1, -1, -1, 2, 3, 4, 2, 3, -1]);
+    }
+
+    #[test]
+    fn no_words_are_one_column() {
+        let tokenizer = testing::tokenizer(&testing::byte_level());
+        let words = encode_words(&tokenizer, &[""]).unwrap();
+        assert_eq!(pack_words(&[words]), PackedWords { values: vec![0, -1], len: 1 });
+    }
+
+    #[test]
+    fn packing_and_unpacking_are_inverse() {
+        let mut random = Random(5);
+        for _ in 0..1000 {
+            let mut words = || -> Vec<Vec<TokenId>> {
+                (0..random.below(5)).map(|_| (0..=random.below(4)).map(|_| random.below(9) as i32).collect()).collect()
+            };
+            let batch = [words(), words(), words()];
+            let packed = pack_words(&batch);
+            for (item, words) in packed.values.chunks(2 * packed.len).zip(&batch) {
+                assert_eq!(&unpack_words(item).unwrap(), words);
+            }
+        }
+    }
+
+    #[test]
+    fn malformed_lists_are_refused_with_the_reason() {
+        for (values, reason) in [
+            (vec![1, 2, 3], "odd length"),
+            (vec![1, 2, 3, 1, -1, 3], "additional -1s"),
+            (vec![1, 2, 3, 1, 4, -1], "out-of-bound offsets"),
+            (vec![1, 2, 3, i32::MAX, -1, -1], "out-of-bound offsets"),
+            (vec![1, 2, 3, 2, 2, 3], "non-increasing offsets"),
+            (vec![1, 2, 3, 2, 1, -1], "non-increasing offsets"),
+            (vec![1, 2, 3, -2, 1, -1], "non-increasing offsets"),
+            (vec![1, 2, 3, i32::MIN, 1, -1], "non-increasing offsets"),
+        ] {
+            let error = unpack_words(&values).unwrap_err();
+            assert!(error.message().contains(reason), "{values:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn lists_without_words_are_empty() {
+        for values in [vec![], vec![7, -1], vec![1, 2, -1, -1], vec![1, 2, 0, -1]] {
+            assert_eq!(unpack_words(&values).unwrap(), Vec::<Vec<TokenId>>::new());
+        }
+        assert_eq!(unpack_words(&[1, 2, 0, 2]).unwrap(), [[1, 2]]);
+    }
+
+    #[test]
+    fn bias_is_added_to_every_id_of_a_word() {
+        let tokenizer = testing::tokenizer(&testing::byte_level());
+        let bias = embedding_bias(&tokenizer, &["ab", "a"], &[1.5, -0.5]).unwrap();
+        assert_eq!(bias.len(), tokenizer.vocab_size());
+        assert_eq!((bias[b'a' as usize], bias[b'b' as usize]), (1.0, 1.5));
+        assert_eq!(bias.iter().filter(|&&bias| bias != 0.0).count(), 2);
+        assert!(embedding_bias(&tokenizer, &["a"], &[]).unwrap_err().message().contains("1 words but 0 weights"));
+    }
+}
