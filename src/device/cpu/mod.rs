@@ -1,3 +1,216 @@
 //! The CPU: the embedded default, and the oracle that other devices are checked against.
+//!
+//! Activations are F32 whatever the weights are.
+//! A row's result does not depend on the
+//! rows computed with it: every path accumulates it in the same order.
 
+mod attention;
+mod elementwise;
+mod linear;
 pub mod mapped_file;
+mod memory;
+mod pool;
+mod view;
+
+use super::{Activation, Attention, DType, Device, DeviceInfo, KvLayer, RawBuffer, RopeKvWrite, Tensor, Weight};
+use crate::error::{Error, Result};
+use crate::step::BlockCopy;
+use pool::Pool;
+use std::fmt;
+use std::sync::Arc;
+use view::Matrix;
+
+/// Instruction set that the kernels use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What every CPU of the target has.
+    Portable,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL and DQ.
+    Avx512,
+}
+
+impl Isa {
+    /// All that this CPU has, slowest first.
+    pub fn available() -> Vec<Self> {
+        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_available(self) -> bool {
+        use std::arch::is_x86_feature_detected as has;
+        let avx2 = has!("avx2") && has!("fma") && has!("f16c");
+        match self {
+            Self::Portable => true,
+            Self::Avx2 => avx2,
+            Self::Avx512 => avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq"),
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn is_available(self) -> bool {
+        self == Self::Portable
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable kernels",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+        })
+    }
+}
+
+/// How a [`CpuDevice`] is made. The default takes what the machine has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads that compute, the caller's included; `None`: as many as this process may use.
+    pub threads: Option<usize>,
+    /// `None`: the fastest that this CPU has.
+    pub isa: Option<Isa>,
+}
+
+/// The host CPU as a device. Calls return when the work is done.
+pub struct CpuDevice {
+    pool: Arc<Pool>,
+    isa: Isa,
+}
+
+impl CpuDevice {
+    /// # Errors
+    /// When the options ask for what this machine does not have.
+    pub fn new(options: CpuOptions) -> Result<Arc<Self>> {
+        let available = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = options.threads.unwrap_or(available);
+        if threads == 0 {
+            return Err(Error::invalid("the CPU device needs at least 1 thread, 0 were asked for"));
+        }
+        let fastest = Isa::available().pop().unwrap_or(Isa::Portable);
+        let isa = options.isa.unwrap_or(fastest);
+        if !isa.is_available() {
+            return Err(Error::unsupported(format!("this CPU has no {isa}; its best is {fastest}")));
+        }
+        Ok(Arc::new(Self { pool: Pool::shared(threads)?, isa }))
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+}
+
+/// Address of a contiguous tensor.
+fn contiguous(tensor: &Tensor) -> Result<*mut u8> {
+    if tensor.is_contiguous() {
+        return Ok(tensor.addr() as *mut u8);
+    }
+    let (rows, cols, stride) = (tensor.rows(), tensor.cols(), tensor.stride());
+    Err(Error::internal(format!("a copy of a tensor [{rows}, {cols}] whose rows are {stride} elements apart")))
+}
+
+fn expect_size(tensor: &Tensor, bytes: usize) -> Result<()> {
+    if tensor.bytes() == bytes {
+        return Ok(());
+    }
+    Err(Error::internal(format!("a copy of {bytes} bytes and a tensor of {}", tensor.bytes())))
+}
+
+impl Device for CpuDevice {
+    fn info(&self) -> DeviceInfo {
+        let memory = memory::host_memory();
+        let threads = self.pool.num_threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        DeviceInfo {
+            description: format!("CPU: {threads} thread{plural}, {}", self.isa),
+            total_bytes: memory.total_bytes,
+            free_bytes: memory.available_bytes,
+            host_accessible: true,
+        }
+    }
+
+    fn activation_dtype(&self, _weights: DType) -> DType {
+        DType::F32
+    }
+
+    fn kv_dtype(&self, weights: DType) -> DType {
+        weights
+    }
+
+    fn allocate(&self, bytes: usize, purpose: &str) -> Result<RawBuffer> {
+        memory::allocate(bytes, purpose)
+    }
+
+    fn free(&self, buffer: RawBuffer) {
+        // SAFETY: by the trait's contract this came from `allocate`, and the last user is gone.
+        unsafe { memory::free(buffer) };
+    }
+
+    fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()> {
+        expect_size(dst, src.len())?;
+        // SAFETY: the tensor has that many bytes, and calls on a device are ordered: nobody else uses them now.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), contiguous(dst)?, src.len()) };
+        Ok(())
+    }
+
+    fn download(&self, src: &Tensor, dst: &mut [u8]) -> Result<()> {
+        expect_size(src, dst.len())?;
+        // SAFETY: the tensor has that many bytes, and calls on a device are ordered: nobody writes to them now.
+        unsafe { std::ptr::copy_nonoverlapping(contiguous(src)?, dst.as_mut_ptr(), dst.len()) };
+        Ok(())
+    }
+
+    fn host_bytes<'a>(&self, tensor: &'a Tensor) -> Option<&'a [u8]> {
+        let pointer = contiguous(tensor).ok()?;
+        // SAFETY: the tensor has that many bytes and keeps them alive; calls on a device are ordered.
+        Some(unsafe { std::slice::from_raw_parts(pointer, tensor.bytes()) })
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn embed(&self, out: &Tensor, table: &Tensor, ids: &Tensor, scale: f32) -> Result<()> {
+        elementwise::embed(&self.pool, Matrix::of(out, "embed: out")?, table, ids, scale)
+    }
+
+    fn rms_norm(&self, out: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        let (out, x) = (Matrix::of(out, "rms_norm: out")?, Matrix::of(x, "rms_norm: x")?);
+        elementwise::rms_norm(&self.pool, out, x, weight, eps)
+    }
+
+    fn add_rms_norm(&self, out: &Tensor, residual: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        let residual = Matrix::of(residual, "add_rms_norm: residual")?;
+        let (out, x) = (Matrix::of(out, "add_rms_norm: out")?, Matrix::of(x, "add_rms_norm: x")?);
+        elementwise::add_rms_norm(&self.pool, out, residual, x, weight, eps)
+    }
+
+    fn linear(&self, out: &Tensor, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<()> {
+        let Weight::Dense(weight) = weight;
+        let (out, x) = (Matrix::of(out, "linear: out")?, Matrix::of(x, "linear: x")?);
+        linear::linear(&self.pool, out, x, weight, bias)
+    }
+
+    fn rope_kv_write(&self, args: &RopeKvWrite<'_>) -> Result<()> {
+        elementwise::rope_kv_write(&self.pool, args)
+    }
+
+    fn attention(&self, args: &Attention<'_>) -> Result<()> {
+        attention::attention(&self.pool, args)
+    }
+
+    fn gated_activation(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()> {
+        let out = Matrix::of(out, "gated_activation: out")?;
+        elementwise::gated_activation(&self.pool, out, Matrix::of(gate_up, "gated_activation: gate_up")?, activation)
+    }
+
+    fn gather_rows(&self, out: &Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {
+        elementwise::gather_rows(Matrix::of(out, "gather_rows: out")?, Matrix::of(x, "gather_rows: x")?, rows)
+    }
+
+    fn copy_blocks(&self, cache: &KvLayer, copies: &[BlockCopy]) -> Result<()> {
+        elementwise::copy_blocks(cache, copies)
+    }
+}
