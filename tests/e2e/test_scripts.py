@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from server import ROOT
+from server import ROOT, eventually
 
 sys.path.insert(0, str(ROOT / "ci"))
 import fill_template  # noqa: E402
@@ -48,3 +48,34 @@ def test_a_name_that_the_file_does_not_have_is_an_error(tmp_path):
     file.write_text("a: ${first}")
     result = run(file, "other:1")
     assert result.returncode == 1 and "'other' does not exist" in result.stderr
+
+
+def launch(tmp_path, *options):
+    """Runs the launcher with a stand-in for the server that records its arguments; returns them and its environment."""
+    recorder = tmp_path / "recorder"
+    recorder.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments.part\nenv >> {tmp_path}/environment\nmv {tmp_path}/arguments.part {tmp_path}/arguments\n')
+    recorder.chmod(0o755)
+    command = [sys.executable, ROOT / "ci/launch_triton_server.py", "--force", f"--tritonserver={recorder}", *options]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        return result, [], {}
+    eventually((tmp_path / "arguments").exists, "the server was started")
+    environment = dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line)
+    return result, (tmp_path / "arguments").read_text().splitlines(), environment
+
+
+def test_launcher_passes_what_operators_gave(tmp_path):
+    _, arguments, environment = launch(tmp_path, "--model_repo=/m", "--http_port=1", "--grpc_port=2", "--metrics_port=3", "--log", "--log-file=l.txt")
+    for expected in ("--model-repository=/m", "--http-port=1", "--grpc-port=2", "--metrics-port=3", "--log-verbose=3", "--log-file=l.txt", "--disable-auto-complete-config"):
+        assert expected in arguments
+    assert "TRTLLM_ORCHESTRATOR" not in environment
+
+
+def test_launcher_sets_the_orchestrator_switches(tmp_path):
+    _, _, environment = launch(tmp_path, "--multi-model", "--disable-spawn-processes")
+    assert environment["TRTLLM_ORCHESTRATOR"] == "1" and environment["TRTLLM_ORCHESTRATOR_SPAWN_PROCESSES"] == "0"
+
+
+def test_launcher_refuses_more_ranks_than_it_serves(tmp_path):
+    result, _, _ = launch(tmp_path, "--world_size=2")
+    assert result.returncode == 1 and "--world_size is 2" in result.stderr
