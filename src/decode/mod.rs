@@ -3,5 +3,7 @@
 pub mod logits;
 mod params;
 pub mod sample;
+mod stop;
 
 pub use params::{SamplingParams, StopCriteria};
+pub use stop::StopVerdict;

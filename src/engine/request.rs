@@ -16,7 +16,10 @@ pub struct Request {
     /// Larger runs earlier; equal priorities run in order of arrival. 0 is the default.
     pub priority: i32,
     /// Monotonic time after which the request ends with [`FinishReason::TimedOut`].
+    /// The clock is [`crate::engine::Engine::now_ns`].
     pub deadline_ns: Option<u64>,
+    /// Requests share KV blocks only with requests of the same salt. 0 is the default.
+    pub cache_salt: u64,
 }
 
 /// Where a request's tokens go. Called on the engine thread: it must not block.
@@ -36,6 +39,8 @@ pub struct Delta {
     pub tokens: Vec<TokenId>,
     /// One for each token when the request asked for log-probabilities, else empty.
     pub log_probs: Vec<TokenLogProb>,
+    /// So far; complete in the last delta.
+    pub stats: RequestStats,
     pub finish: Option<Finish>,
 }
 
@@ -45,7 +50,6 @@ pub struct Finish {
     pub reason: FinishReason,
     /// Present exactly when the reason is [`FinishReason::Error`].
     pub error: Option<Error>,
-    pub stats: RequestStats,
 }
 
 /// Why a request ended.
@@ -65,14 +69,17 @@ pub struct RequestStats {
     pub arrival_ns: u64,
     pub first_scheduled_ns: u64,
     pub first_token_ns: u64,
+    /// 0 until the last delta.
     pub last_token_ns: u64,
     pub prompt_tokens: usize,
     pub generated_tokens: usize,
     /// Prompt tokens that came from the prefix cache at the first admission.
     pub cached_tokens: usize,
+    /// Blocks of the prompt that were found in the prefix cache, copied ones included.
     pub reused_blocks: usize,
+    /// Blocks allocated for the prompt at its first admission.
     pub allocated_blocks: usize,
-    /// Of the allocated blocks, those that never held reusable content before.
+    /// Of the allocated blocks, those that took no reusable content away.
     pub new_blocks: usize,
     pub preemptions: usize,
 }

@@ -1,0 +1,94 @@
+//! What an operator may say about scheduling. A plain record: names, defaults and parsing belong to the adapter.
+
+use crate::error::{Error, Result};
+use crate::step::ExecutorLimits;
+
+/// Who gets KV memory. The names are TensorRT-LLM's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SchedulerPolicy {
+    /// A request starts when the blocks of its whole possible length are free; it is never preempted.
+    #[default]
+    GuaranteedNoEvict,
+    /// A request starts when its present tokens fit; the most recently started one is preempted when blocks run out.
+    MaxUtilization,
+    /// `V1`: a batch starts together, and the next one starts when all of it has ended.
+    StaticBatch,
+}
+
+/// Everything that the engine, as opposed to the executor, can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    pub policy: SchedulerPolicy,
+    /// Whether a prompt may be computed over several steps. Off: it must fit in one.
+    pub chunked_context: bool,
+    /// Most sequences that run together.
+    pub max_batch_size: usize,
+    /// Most tokens in one step.
+    pub max_step_tokens: usize,
+    /// Most requests that were accepted and have not run yet; `None`: no limit.
+    pub max_queue_requests: Option<usize>,
+    /// Whether blocks are shared between requests with the same prefix.
+    pub kv_reuse: bool,
+    /// Longest sequence, prompt and output together.
+    pub max_seq_len: usize,
+    /// Longest prompt.
+    pub max_input_len: usize,
+}
+
+impl EngineConfig {
+    /// The largest configuration that `limits` allows: guaranteed_no_evict, chunked, reuse on, no queue limit.
+    pub fn for_limits(limits: &ExecutorLimits) -> Self {
+        Self {
+            policy: SchedulerPolicy::GuaranteedNoEvict,
+            chunked_context: true,
+            max_batch_size: limits.max_step_sequences,
+            max_step_tokens: limits.max_step_tokens,
+            max_queue_requests: None,
+            kv_reuse: true,
+            max_seq_len: limits.max_seq_len_tokens,
+            max_input_len: limits.max_seq_len_tokens.saturating_sub(1),
+        }
+    }
+
+    /// Checks every field against what the executor can hold.
+    ///
+    /// # Errors
+    /// `InvalidArg` with the field, its value and the bound.
+    pub fn validate(&self, limits: &ExecutorLimits) -> Result<()> {
+        let block = limits.block_size_tokens;
+        if !block.is_power_of_two() || limits.num_blocks == 0 || limits.pipeline_depth == 0 || limits.vocab_size == 0 {
+            return Err(Error::internal(format!("the executor reports impossible limits: {limits:?}")));
+        }
+        within("max_batch_size", self.max_batch_size, 1, limits.max_step_sequences)?;
+        within("max_step_tokens", self.max_step_tokens, 1, limits.max_step_tokens)?;
+        within("max_seq_len", self.max_seq_len, 2, limits.max_seq_len_tokens)?;
+        within("max_input_len", self.max_input_len, 1, self.max_seq_len)?;
+        within(
+            "max_batch_size (each running sequence needs a token of max_step_tokens)",
+            self.max_batch_size,
+            1,
+            self.max_step_tokens,
+        )?;
+        if self.chunked_context && self.max_step_tokens < block {
+            return Err(Error::invalid(format!(
+                "max_step_tokens is {}, but chunked context needs at least one block of {block} tokens in a step",
+                self.max_step_tokens
+            )));
+        }
+        Ok(())
+    }
+
+    /// The longest prompt that can be served: one output token must fit behind it and, without chunked context, the
+    /// whole prompt in one step.
+    pub fn longest_prompt(&self) -> usize {
+        let one_step = if self.chunked_context { usize::MAX } else { self.max_step_tokens };
+        self.max_input_len.min(self.max_seq_len - 1).min(one_step)
+    }
+}
+
+fn within(name: &str, value: usize, min: usize, max: usize) -> Result<()> {
+    if value < min || value > max {
+        return Err(Error::invalid(format!("{name} is {value}, expected {min} to {max}")));
+    }
+    Ok(())
+}

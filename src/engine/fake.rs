@@ -1,0 +1,236 @@
+//! An executor without a model, for tests of everything above it. Its next token is a hash of all tokens before, read
+//! from simulated KV memory: whoever schedules a slot wrongly gets an error, or tokens that differ from
+//! [`FakeModel::generate`].
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::decode::{SamplingParams, StopCriteria, StopVerdict};
+use crate::engine::FinishReason;
+use crate::error::{Error, Result};
+use crate::ids::{BlockId, SeqId, TokenId};
+use crate::step::{Chunk, Executor, ExecutorLimits, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb};
+
+/// The function that stands for a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FakeModel {
+    pub vocab_size: usize,
+    pub seed: u64,
+}
+
+impl FakeModel {
+    /// The token after `context`. End ids are never chosen before `min_tokens`.
+    pub fn next(&self, context: &[TokenId], prompt_len: usize, sampling: &SamplingParams) -> TokenId {
+        let chain = context.iter().fold(0, |chain, &token| extend(chain, token));
+        self.pick(chain, context.len() - prompt_len, sampling)
+    }
+
+    /// What a request gets when it is alone, and why it ends.
+    pub fn generate(
+        &self,
+        prompt: &[TokenId],
+        sampling: &SamplingParams,
+        stop: &StopCriteria,
+    ) -> (Vec<TokenId>, FinishReason) {
+        let mut context = prompt.to_vec();
+        loop {
+            let next = self.next(&context, prompt.len(), sampling);
+            let verdict = stop.judge(&context[prompt.len()..], next);
+            if verdict != StopVerdict::EndId {
+                context.push(next);
+            }
+            let reason = match verdict {
+                StopVerdict::Continue => continue,
+                StopVerdict::EndId => FinishReason::EndId,
+                StopVerdict::StopWord => FinishReason::StopWords,
+                StopVerdict::Length => FinishReason::Length,
+            };
+            return (context.split_off(prompt.len()), reason);
+        }
+    }
+
+    fn pick(&self, chain: u64, generated: usize, sampling: &SamplingParams) -> TokenId {
+        let vocab = self.vocab_size as u64;
+        let first = extend(chain ^ self.seed ^ sampling.seed.rotate_left(32), 0) % vocab;
+        let masked = |token: &TokenId| generated < sampling.min_tokens as usize && sampling.end_ids.contains(token);
+        let order = (0..vocab).map(|offset| ((first + offset) % vocab) as TokenId);
+        order.clone().find(|token| !masked(token)).unwrap_or(first as TokenId)
+    }
+}
+
+/// What goes wrong, and in which step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    LaunchError { step: u64 },
+    LaunchPanic { step: u64 },
+    CollectError { step: u64 },
+    CollectPanic { step: u64 },
+}
+
+/// One slot of KV memory: which token it was computed from, where, and after what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Slot {
+    written: bool,
+    token: TokenId,
+    position: usize,
+    /// Hash of all tokens up to and including this one.
+    chain: u64,
+}
+
+struct FakeSequence {
+    prompt_len: usize,
+    tokens: Vec<TokenId>,
+    table: Vec<BlockId>,
+    sampling: SamplingParams,
+}
+
+/// Runs plans on [`FakeModel`], and refuses those that a real runner would compute nonsense from.
+pub struct FakeExecutor {
+    limits: ExecutorLimits,
+    model: FakeModel,
+    fault: Option<Fault>,
+    slots: Vec<Slot>,
+    sequences: HashMap<SeqId, FakeSequence>,
+    outputs: VecDeque<StepOutput>,
+    last_step: u64,
+}
+
+impl FakeExecutor {
+    pub fn new(limits: ExecutorLimits, seed: u64) -> Self {
+        Self {
+            model: FakeModel { vocab_size: limits.vocab_size, seed },
+            slots: vec![Slot::default(); limits.num_blocks * limits.block_size_tokens],
+            limits,
+            fault: None,
+            sequences: HashMap::new(),
+            outputs: VecDeque::new(),
+            last_step: 0,
+        }
+    }
+
+    /// The executor that fails once, as `fault` says.
+    pub fn with_fault(mut self, fault: Fault) -> Self {
+        self.fault = Some(fault);
+        self
+    }
+
+    pub fn model(&self) -> FakeModel {
+        self.model
+    }
+
+    fn check_plan(&self, plan: &StepPlan) -> Result<()> {
+        let tokens: usize = plan.chunks.iter().map(|chunk| chunk.len).sum();
+        let (max_tokens, max_sequences) = (self.limits.max_step_tokens, self.limits.max_step_sequences);
+        expect(plan.step == self.last_step + 1, || format!("step {} follows step {}", plan.step, self.last_step))?;
+        expect(self.outputs.len() < self.limits.pipeline_depth, || "too many steps in flight".into())?;
+        expect(tokens <= max_tokens, || format!("{tokens} tokens, at most {max_tokens}"))?;
+        expect(!plan.chunks.is_empty(), || "a plan without chunks".into())?;
+        expect(plan.chunks.len() <= max_sequences, || format!("{} chunks", plan.chunks.len()))?;
+        expect(plan.chunks.is_sorted_by_key(|chunk| chunk.len > 1), || "prefill before decode".into())?;
+        let mut sequences: Vec<_> = plan.chunks.iter().map(|chunk| chunk.seq).collect();
+        sequences.sort_unstable();
+        expect(sequences.is_sorted_by(|a, b| a < b), || "two chunks of one sequence".into())
+    }
+
+    fn learn(&mut self, plan: &StepPlan) -> Result<()> {
+        for seq in &plan.retired {
+            expect(self.sequences.remove(seq).is_some(), || format!("sequence {seq} is retired, but unknown"))?;
+        }
+        for new in &plan.new_sequences {
+            let sequence = FakeSequence {
+                prompt_len: new.prompt.len(),
+                tokens: new.prompt.clone(),
+                table: Vec::new(),
+                sampling: new.sampling.clone(),
+            };
+            let known = self.sequences.insert(new.seq, sequence).is_some();
+            expect(!known, || format!("sequence {} is new twice", new.seq))?;
+        }
+        let size = self.limits.block_size_tokens;
+        for copy in &plan.block_copies {
+            let (from, to) = (copy.from.0 as usize * size, copy.to.0 as usize * size);
+            expect(copy.num_tokens <= size && from != to, || format!("impossible copy {copy:?}"))?;
+            self.slots.copy_within(from..from + copy.num_tokens, to);
+            self.slots[to + copy.num_tokens..to + size].fill(Slot::default());
+        }
+        Ok(())
+    }
+
+    fn run_chunk(&mut self, chunk: &Chunk) -> Result<Option<SampledRow>> {
+        let size = self.limits.block_size_tokens;
+        let Some(sequence) = self.sequences.get_mut(&chunk.seq) else {
+            return Err(Error::internal(format!("sequence {} is unknown", chunk.seq)));
+        };
+        let end = chunk.start + chunk.len;
+        expect(chunk.keep_blocks <= sequence.table.len(), || format!("keeps more blocks than it has: {chunk:?}"))?;
+        sequence.table.truncate(chunk.keep_blocks);
+        sequence.table.extend(&chunk.append_blocks);
+        expect(chunk.len > 0 && end <= sequence.tokens.len(), || format!("tokens that do not exist: {chunk:?}"))?;
+        expect(sequence.table.len() == end.div_ceil(size), || format!("a table of another length: {chunk:?}"))?;
+        let at = |position: usize| sequence.table[position / size].0 as usize * size + position % size;
+        let mut chain = 0;
+        for position in 0..end {
+            let token = sequence.tokens[position];
+            chain = extend(chain, token);
+            let slot = Slot { written: true, token, position, chain };
+            if position >= chunk.start {
+                self.slots[at(position)] = slot;
+            }
+            let held = self.slots[at(position)];
+            expect(held == slot, || format!("slot {} holds {held:?}, expected {slot:?}: {chunk:?}", at(position)))?;
+        }
+        expect(chunk.sample == (end == sequence.tokens.len()), || format!("samples at the wrong place: {chunk:?}"))?;
+        if !chunk.sample {
+            return Ok(None);
+        }
+        let id = self.model.pick(chain, end - sequence.prompt_len, &sequence.sampling);
+        sequence.tokens.push(id);
+        let value = -((chain % 1000) as f32) / 100.0;
+        let log_prob = sequence.sampling.log_probs.then_some(TokenLogProb { full: value, candidates: value });
+        Ok(Some(SampledRow { seq: chunk.seq, tokens: vec![SampledToken { id, log_prob }] }))
+    }
+}
+
+impl Executor for FakeExecutor {
+    fn limits(&self) -> ExecutorLimits {
+        self.limits.clone()
+    }
+
+    fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+        match self.fault {
+            Some(Fault::LaunchError { step }) if step == plan.step => return Err(injected(step)),
+            Some(Fault::LaunchPanic { step }) if step == plan.step => panic!("{}", injected(step)),
+            _ => {}
+        }
+        self.check_plan(plan)?;
+        self.last_step = plan.step;
+        self.learn(plan)?;
+        let mut rows = Vec::new();
+        for chunk in &plan.chunks {
+            rows.extend(self.run_chunk(chunk)?);
+        }
+        self.outputs.push_back(StepOutput { step: plan.step, rows });
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput> {
+        let output = self.outputs.pop_front().ok_or_else(|| Error::internal("no step is in flight"))?;
+        match self.fault {
+            Some(Fault::CollectError { step }) if step == output.step => Err(injected(step)),
+            Some(Fault::CollectPanic { step }) if step == output.step => panic!("{}", injected(step)),
+            _ => Ok(output),
+        }
+    }
+}
+
+fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::internal(format!("bad plan: {}", what()))) }
+}
+
+fn injected(step: u64) -> Error {
+    Error::internal(format!("injected fault in step {step}"))
+}
+
+fn extend(chain: u64, token: TokenId) -> u64 {
+    let wide = u128::from(chain ^ 0x9E37_79B9_7F4A_7C15) * u128::from((token as u64) ^ 0xD6E8_FEB8_6659_FD93);
+    ((wide >> 64) as u64 ^ wide as u64).rotate_left(17)
+}

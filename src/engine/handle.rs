@@ -1,0 +1,208 @@
+//! The engine's thread and the handle to it: the only file of the engine that knows threads and the clock.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::config::EngineConfig;
+use super::core::{EngineCore, FinalSink, IterationHook, Submission};
+use super::gate::Gate;
+use super::request::{Request, RequestSink};
+use super::stats::EngineStats;
+use crate::error::{Error, Result};
+use crate::ids::RequestId;
+use crate::step::Executor;
+
+/// Handle to a running engine; clones share it. The last one to be dropped stops the engine and waits for its thread.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    gate: Arc<Gate>,
+    board: Arc<Mutex<EngineStats>>,
+    commands: Sender<Command>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    origin: Instant,
+}
+
+enum Command {
+    Submit(Vec<Submission>),
+    Cancel(RequestId),
+    /// Answered when no request is left.
+    WhenIdle(Sender<()>),
+    Abort(Error),
+    Stop,
+}
+
+impl Engine {
+    /// Starts the engine on a thread of its own.
+    ///
+    /// # Errors
+    /// `InvalidArg` when `config` asks for more than the executor can hold; `Internal` when there is no thread.
+    pub fn start(config: EngineConfig, executor: Box<dyn Executor>) -> Result<Self> {
+        Self::spawn(config, executor, None)
+    }
+
+    /// As [`Engine::start`]; `hook` sees the statistics of every step.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn start_observed(config: EngineConfig, executor: Box<dyn Executor>, hook: IterationHook) -> Result<Self> {
+        Self::spawn(config, executor, Some(hook))
+    }
+
+    fn spawn(config: EngineConfig, executor: Box<dyn Executor>, hook: Option<IterationHook>) -> Result<Self> {
+        let core = EngineCore::new(config, executor, hook)?;
+        let (commands, inbox) = channel();
+        let origin = Instant::now();
+        let (gate, board) = (core.gate(), core.board());
+        let engine_loop = EngineLoop { core, inbox, origin, idle_waiters: Vec::new() };
+        let thread = thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || engine_loop.run())
+            .map_err(|error| Error::internal(format!("cannot start the engine thread: {error}")))?;
+        let shared = Shared { gate, board, commands, thread: Mutex::new(Some(thread)), origin };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Accepts one request and returns at once; its tokens go to `sink`, on the engine thread.
+    ///
+    /// # Errors
+    /// `InvalidArg` for a request that cannot be served; `Unavailable` when the queue is full, or the engine is
+    /// draining, stopped or failed. The sink is then dropped unused.
+    pub fn submit(&self, request: Request, sink: Box<dyn RequestSink>) -> Result<RequestId> {
+        Ok(self.submit_all(vec![(request, sink)])?[0])
+    }
+
+    /// Accepts all requests or none.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`], for the first request that is refused.
+    pub fn submit_all(&self, requests: Vec<(Request, Box<dyn RequestSink>)>) -> Result<Vec<RequestId>> {
+        let ids = self.shared.gate.admit(requests.iter().map(|(request, _)| request))?;
+        let arrival_ns = self.now_ns();
+        let submissions = ids.iter().zip(requests).map(|(&id, (request, sink))| Submission {
+            id,
+            request,
+            sink: FinalSink::new(sink),
+            arrival_ns,
+        });
+        // A stopped engine drops the command, and with it the sinks, which answer.
+        let _ = self.shared.commands.send(Command::Submit(submissions.collect()));
+        Ok(ids)
+    }
+
+    /// Ends a request with what it has generated, before the next step. Unknown and finished ids are no error.
+    pub fn cancel(&self, id: RequestId) {
+        let _ = self.shared.commands.send(Command::Cancel(id));
+    }
+
+    /// The latest published numbers; never waits for a step.
+    pub fn stats(&self) -> EngineStats {
+        *self.shared.board.lock()
+    }
+
+    /// `Ok`, or why the engine does not work any more.
+    ///
+    /// # Errors
+    /// `Unavailable` with the failure of the executor.
+    pub fn health(&self) -> Result<()> {
+        self.shared.gate.health()
+    }
+
+    /// The engine's monotonic clock, never 0: what deadlines are given in.
+    pub fn now_ns(&self) -> u64 {
+        now_ns(self.shared.origin)
+    }
+
+    /// Refuses new requests and waits until all accepted ones have ended. After `timeout` the rest ends with an error.
+    /// Says whether all ended by themselves.
+    pub fn drain(&self, timeout: Duration) -> bool {
+        self.shared.gate.close(Error::unavailable("the engine is draining and takes no new requests"));
+        let (done, idle) = channel();
+        if self.shared.commands.send(Command::WhenIdle(done)).is_err() {
+            return true;
+        }
+        if idle.recv_timeout(timeout).is_ok() {
+            return true;
+        }
+        let error = Error::unavailable(format!("the engine was drained: the request did not end within {timeout:?}"));
+        let _ = self.shared.commands.send(Command::Abort(error));
+        false
+    }
+
+    /// Stops the engine after the step in progress and waits for its thread. Requests that have not ended get an error.
+    pub fn shutdown(&self) {
+        self.shared.stop();
+    }
+}
+
+impl Shared {
+    fn stop(&self) {
+        self.gate.close(Error::unavailable("the engine is shut down"));
+        let _ = self.commands.send(Command::Stop);
+        let Some(thread) = self.thread.lock().take() else { return };
+        // A sink may own the last handle: then this is the engine thread, which cannot wait for itself.
+        if thread.thread().id() != thread::current().id() && thread.join().is_err() {
+            tracing::error!("the engine thread ended with a panic");
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct EngineLoop {
+    core: EngineCore,
+    inbox: Receiver<Command>,
+    origin: Instant,
+    idle_waiters: Vec<Sender<()>>,
+}
+
+impl EngineLoop {
+    /// Works while there is work, else sleeps until a command comes.
+    fn run(mut self) {
+        while self.take_commands() {
+            // A failure has answered everybody and is in `health`; the loop goes on to refuse what comes.
+            let _ = self.core.step(now_ns(self.origin));
+        }
+        self.core.abort(&Error::unavailable("the engine was shut down before the request ended"));
+    }
+
+    /// Applies all commands that are there; waits for one when idle. False: stop.
+    fn take_commands(&mut self) -> bool {
+        loop {
+            let command = if self.core.is_idle() {
+                // A receiver that is gone does not wait any more.
+                for waiter in self.idle_waiters.drain(..) {
+                    let _ = waiter.send(());
+                }
+                self.inbox.recv().ok()
+            } else {
+                match self.inbox.try_recv() {
+                    Ok(command) => Some(command),
+                    Err(_) => return true,
+                }
+            };
+            match command {
+                None | Some(Command::Stop) => return false,
+                Some(Command::Submit(submissions)) => submissions.into_iter().for_each(|one| self.core.accept(one)),
+                Some(Command::Cancel(id)) => self.core.cancel(id),
+                Some(Command::WhenIdle(waiter)) => self.idle_waiters.push(waiter),
+                Some(Command::Abort(error)) => self.core.abort(&error),
+            }
+        }
+    }
+}
+
+fn now_ns(origin: Instant) -> u64 {
+    1 + u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX - 1)
+}

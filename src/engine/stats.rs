@@ -1,0 +1,77 @@
+//! Numbers that the engine publishes.
+
+use crate::step::ExecutorMemory;
+
+/// KV blocks at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvStats {
+    pub max_blocks: usize,
+    /// Blocks that no sequence uses; some of them hold reusable content.
+    pub free_blocks: usize,
+    /// Blocks in some sequence's table.
+    pub used_blocks: usize,
+    pub tokens_per_block: usize,
+    /// Blocks found in the prefix cache since start.
+    pub reused_blocks: u64,
+}
+
+impl KvStats {
+    /// `used / max`, 0 without blocks.
+    pub fn used_fraction(&self) -> f64 {
+        if self.max_blocks == 0 { 0.0 } else { self.used_blocks as f64 / self.max_blocks as f64 }
+    }
+}
+
+/// One step, looked at when its output has been applied: counts of what ran are the step's, all others are the state
+/// after it. The last record before the engine goes idle therefore shows an empty engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IterationStats {
+    /// Counts from 1.
+    pub iteration: u64,
+    /// Requests accepted and not ended.
+    pub active_requests: usize,
+    /// Most requests that run together.
+    pub max_requests: usize,
+    pub scheduled_requests: usize,
+    /// Scheduled requests that computed prompt tokens.
+    pub context_requests: usize,
+    /// Scheduled requests that generated.
+    pub generation_requests: usize,
+    /// Active requests that were not scheduled.
+    pub waiting_requests: usize,
+    /// Requests that were preempted and wait to run again.
+    pub paused_requests: usize,
+    /// Prompt tokens computed by the step.
+    pub total_context_tokens: usize,
+    /// Tokens computed by the step that are not prompt tokens.
+    pub total_generation_tokens: usize,
+    /// Places in the batch that the step left empty.
+    pub empty_generation_slots: usize,
+    /// Pipeline micro-batch: always 0, since one step is one micro-batch.
+    pub micro_batch_id: usize,
+    pub kv: KvStats,
+    pub memory: ExecutorMemory,
+}
+
+/// Sums since start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineTotals {
+    pub requests_accepted: u64,
+    pub requests_finished: u64,
+    pub requests_cancelled: u64,
+    pub requests_timed_out: u64,
+    pub requests_failed: u64,
+    /// Of accepted requests.
+    pub prompt_tokens: u64,
+    pub generated_tokens: u64,
+    /// Prompt tokens that the prefix cache made unnecessary to compute.
+    pub cached_tokens: u64,
+    pub preemptions: u64,
+}
+
+/// A snapshot: cheap to take, never waits for a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    pub last_iteration: IterationStats,
+    pub totals: EngineTotals,
+}
