@@ -229,14 +229,17 @@ impl EngineCore {
     fn deliver(&mut self, delta: SeqDelta) -> Option<(Client, Delta)> {
         let SeqDelta { seq, tokens, log_probs, stats, finish } = delta;
         self.totals.generated_tokens += tokens.len() as u64;
-        let finish = finish.map(|reason| Finish { reason, error: None });
-        let delta = Delta { tokens, log_probs, stats, finish };
-        if delta.finish.is_none() {
-            self.clients.get_mut(&seq)?.sink.delta(delta);
+        let Some(mut finish) = finish else {
+            self.clients.get_mut(&seq)?.sink.delta(Delta { tokens, log_probs, stats, finish: None });
             return None;
-        }
-        self.count_end(FinishReason::EndId, &stats);
-        Some((self.clients.remove(&seq)?, delta))
+        };
+        self.count_end(finish.reason, &stats);
+        let client = self.clients.remove(&seq)?;
+        finish.error = finish.error.map(|error| {
+            let wrapped = failed_request(client.request, error.message());
+            Error::new(error.kind(), wrapped)
+        });
+        Some((client, Delta { tokens, log_probs, stats, finish: Some(finish) }))
     }
 
     /// Ends a request now, whatever it is doing.

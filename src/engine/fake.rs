@@ -60,10 +60,22 @@ impl FakeModel {
 /// What goes wrong, and in which step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    LaunchError { step: u64 },
-    LaunchPanic { step: u64 },
-    CollectError { step: u64 },
-    CollectPanic { step: u64 },
+    LaunchError {
+        step: u64,
+    },
+    LaunchPanic {
+        step: u64,
+    },
+    CollectError {
+        step: u64,
+    },
+    CollectPanic {
+        step: u64,
+    },
+    /// Every row of the step carries an error instead of a token: its sequences fail, the executor goes on.
+    RowErrors {
+        step: u64,
+    },
 }
 
 /// One slot of KV memory: which token it was computed from, where, and after what.
@@ -186,7 +198,7 @@ impl FakeExecutor {
         sequence.tokens.push(id);
         let value = -((chain % 1000) as f32) / 100.0;
         let log_prob = sequence.sampling.log_probs.then_some(TokenLogProb { full: value, candidates: value });
-        Ok(Some(SampledRow { seq: chunk.seq, tokens: vec![SampledToken { id, log_prob }] }))
+        Ok(Some(SampledRow { seq: chunk.seq, tokens: vec![SampledToken { id, log_prob }], error: None }))
     }
 }
 
@@ -213,10 +225,16 @@ impl Executor for FakeExecutor {
     }
 
     fn collect(&mut self) -> Result<StepOutput> {
-        let output = self.outputs.pop_front().ok_or_else(|| Error::internal("no step is in flight"))?;
+        let mut output = self.outputs.pop_front().ok_or_else(|| Error::internal("no step is in flight"))?;
         match self.fault {
             Some(Fault::CollectError { step }) if step == output.step => Err(injected(step)),
             Some(Fault::CollectPanic { step }) if step == output.step => panic!("{}", injected(step)),
+            Some(Fault::RowErrors { step }) if step == output.step => {
+                for row in &mut output.rows {
+                    (row.tokens, row.error) = (Vec::new(), Some(injected(step)));
+                }
+                Ok(output)
+            }
             _ => Ok(output),
         }
     }

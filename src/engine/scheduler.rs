@@ -8,7 +8,7 @@ use super::config::EngineConfig;
 use super::gate::kv_slots;
 use super::kv::{KvCache, PrefixMatch};
 use super::policy::{CapacityPolicy, Promise, capacity_policy};
-use super::request::{FinishReason, Request, RequestStats};
+use super::request::{Finish, FinishReason, Request, RequestStats};
 use super::sequence::{Sequence, Status};
 use crate::decode::StopVerdict;
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ pub(super) struct SeqDelta {
     pub tokens: Vec<TokenId>,
     pub log_probs: Vec<TokenLogProb>,
     pub stats: RequestStats,
-    pub finish: Option<FinishReason>,
+    pub finish: Option<Finish>,
 }
 
 /// Counts of one plan.
@@ -449,7 +449,8 @@ impl Scheduler {
             )));
         }
         let in_vocab = |token: &SampledToken| usize::try_from(token.id).is_ok_and(|id| id < self.vocab_size);
-        match output.rows.iter().find(|row| row.tokens.len() != 1 || !row.tokens.iter().all(in_vocab)) {
+        let is_whole = |row: &SampledRow| row.error.is_some() || row.tokens.len() == 1;
+        match output.rows.iter().find(|row| !is_whole(row) || !row.tokens.iter().all(in_vocab)) {
             Some(row) => Err(Error::internal(format!(
                 "sequence {} sampled {:?}, expected 1 token of 0 to {}",
                 row.seq,
@@ -500,12 +501,13 @@ fn accept(sequence: &mut Sequence, row: &SampledRow, now_ns: u64) -> SeqDelta {
     };
     for token in &row.tokens {
         let verdict = sequence.request.stop.judge(sequence.generated(), token.id);
-        delta.finish = match verdict {
+        let reason = match verdict {
             StopVerdict::Continue => None,
             StopVerdict::EndId => Some(FinishReason::EndId),
             StopVerdict::StopWord => Some(FinishReason::StopWords),
             StopVerdict::Length => Some(FinishReason::Length),
         };
+        delta.finish = reason.map(|reason| Finish { reason, error: None });
         if sequence.stats.first_token_ns == 0 {
             sequence.stats.first_token_ns = now_ns;
         }
@@ -519,6 +521,9 @@ fn accept(sequence: &mut Sequence, row: &SampledRow, now_ns: u64) -> SeqDelta {
             sequence.stats.last_token_ns = now_ns;
             break;
         }
+    }
+    if let Some(error) = &row.error {
+        delta.finish = Some(Finish { reason: FinishReason::Error, error: Some(error.clone()) });
     }
     delta.stats = sequence.stats;
     delta
