@@ -6,7 +6,7 @@ mod detokenizer;
 mod special;
 mod stop;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tokenizer;
 mod words;
 

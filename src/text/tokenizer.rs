@@ -345,7 +345,8 @@ mod tests {
         let good = testing::byte_level().to_string();
         let mut no_model = testing::byte_level();
         no_model.as_object_mut().unwrap().remove("model");
-        let cases: [(&[(&str, &str)], ErrorKind, &str); 9] = [
+        type Case<'a> = (&'a [(&'a str, &'a str)], ErrorKind, &'a str);
+        let cases: [Case; 9] = [
             (&[], ErrorKind::NotFound, "tokenizer.json is missing"),
             (&[("tokenizer.model", "x")], ErrorKind::Unsupported, "only tokenizer.model was found"),
             (&[("tokenizer.json", "")], ErrorKind::InvalidArg, "tokenizer.json is empty"),
