@@ -1,5 +1,8 @@
 //! Composition root: tensors to requests, outputs to tensors, config to an engine.
 
+pub mod roles;
+pub mod tensor;
+
 use std::sync::Arc;
 
 use serde_json::Value;
