@@ -13,8 +13,7 @@ use super::instance::Instance;
 use super::model::{self, Model};
 use super::request::Request;
 use super::sink::ResponseSink;
-use super::{InstanceHandler, ModelHandler, log, monotonic_ns, sys};
-use crate::adapter;
+use super::{InstanceHandler, ModelHandler, loader, log, monotonic_ns, sys};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 
 /// The major version of the backend API that `triton_headers/` declares. Minor versions are no feature test: functions
@@ -99,14 +98,14 @@ pub unsafe extern "C" fn TRITONBACKEND_ModelInitialize(
         let model = unsafe {
             let mut model = Model::read(raw)?;
             if model::wants_auto_complete(raw)?
-                && let Some(config) = adapter::auto_complete(&model)?
+                && let Some(config) = loader().auto_complete(&model)?
             {
                 model::set_config(raw, &config)?;
                 model.config = model::read_config(raw)?;
             }
             model
         };
-        let state = Box::new(ModelState(adapter::load_model(&model)?));
+        let state = Box::new(ModelState(loader().load(&model)?));
         // SAFETY: the model is alive.
         unsafe { hand_over(state, |state| sys::TRITONBACKEND_ModelSetState(raw, state)) }
     })

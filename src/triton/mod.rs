@@ -5,6 +5,11 @@
 
 mod entry;
 mod error;
+/// Lets the unit tests of all layers link and drive whole requests: an executable that reaches this module needs the
+/// server's functions.
+#[cfg(test)]
+#[path = "../../tests/abi/fake.rs"]
+pub mod fake;
 mod ffi;
 mod instance;
 mod log;
@@ -20,7 +25,7 @@ mod sys {
 }
 mod tensor;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use instance::{Instance, InstanceKind};
 pub use log::TritonLog;
@@ -31,7 +36,25 @@ pub use response::{OutputTensor, ParameterValue, Response};
 pub use sink::{ResponseSink, Timings};
 pub use tensor::{DataType, Input, decode_strings, encode_strings};
 
+use serde_json::Value;
+
+use crate::adapter;
 use crate::error::Result;
+
+/// What makes handlers of models.
+pub trait ModelLoader: Sync {
+    /// The model's config with what is missing filled in, or none where nothing is missing.
+    ///
+    /// # Errors
+    /// The load of the model fails with this error.
+    fn auto_complete(&self, model: &Model) -> Result<Option<Value>>;
+
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// The load of the model fails with this error.
+    fn load(&self, model: &Model) -> Result<Arc<dyn ModelHandler>>;
+}
 
 /// What the adapter provides for one loaded model; dropped when the server unloads it.
 pub trait ModelHandler: Send + Sync {
@@ -56,6 +79,29 @@ pub trait InstanceHandler: Send + Sync {
 
     /// Ends the instance: joins threads and frees memory. The server has no request here any more.
     fn shutdown(&self);
+}
+
+static LOADER: OnceLock<&'static dyn ModelLoader> = OnceLock::new();
+
+/// Loads models with `loader` instead of [`crate::adapter`], in tests of the ABI itself. The first one stays.
+pub fn set_loader(loader: &'static dyn ModelLoader) {
+    LOADER.get_or_init(|| loader);
+}
+
+fn loader() -> &'static dyn ModelLoader {
+    *LOADER.get_or_init(|| &AdapterLoader)
+}
+
+struct AdapterLoader;
+
+impl ModelLoader for AdapterLoader {
+    fn auto_complete(&self, model: &Model) -> Result<Option<Value>> {
+        adapter::auto_complete(model)
+    }
+
+    fn load(&self, model: &Model) -> Result<Arc<dyn ModelHandler>> {
+        adapter::load_model(model)
+    }
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, the clock of Triton's statistics and traces.
