@@ -1,7 +1,10 @@
 //! The special tokens of a model folder: their strings, ids and all end-of-sequence ids.
 
-use serde_json::Value;
-use tokenizers::AddedToken;
+use std::collections::HashSet;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokenizers::{AddedToken, PostProcessorWrapper};
 
 use crate::error::{Error, Result};
 use crate::ids::TokenId;
@@ -64,6 +67,52 @@ impl SideFiles {
         }
         Ok(ids)
     }
+}
+
+/// Adds the tokens that only the side files declare, as Hugging Face does.
+pub(super) fn add_missing(inner: &mut tokenizers::Tokenizer, side: &SideFiles) -> Result<()> {
+    let mut tokens = side.added_tokens();
+    tokens.retain(|token| !inner.get_added_vocabulary().get_vocab().contains_key(&token.content));
+    let mut seen = HashSet::new();
+    tokens.retain(|token| seen.insert(token.content.clone()));
+    if !tokens.is_empty() {
+        let added = inner.add_tokens(tokens);
+        added.map_err(|error| Error::invalid(format!("cannot add the tokens of tokenizer_config.json: {error}")))?;
+    }
+    Ok(())
+}
+
+/// Classes whose `add_bos_token` and `add_eos_token` replace what `tokenizer.json` puts around a text.
+const FLAG_CLASSES: [&str; 4] = ["LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer"];
+
+/// Applies the `add_bos_token` and `add_eos_token` of `tokenizer_config.json` where Hugging Face does.
+pub(super) fn apply_bos_eos_flags(inner: &mut tokenizers::Tokenizer, side: &SideFiles) -> Result<()> {
+    let class = side.tokenizer_config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+    let flags = ["add_bos_token", "add_eos_token"].map(|key| side.tokenizer_config.get(key).and_then(Value::as_bool));
+    if flags == [None, None] || !FLAG_CLASSES.contains(&class.trim_end_matches("Fast")) {
+        return Ok(());
+    }
+    let token = |flag: bool, key: &str| match side.token_text(key) {
+        _ if !flag => Ok(None),
+        Some(text) => Ok(inner.token_to_id(text).map(|id| (text, id))),
+        None => Err(Error::invalid(format!("tokenizer_config.json asks for {key}, but there is none"))),
+    };
+    let bos = token(flags[0].unwrap_or(true), "bos_token")?;
+    let eos = token(flags[1].unwrap_or(false), "eos_token")?;
+    let special =
+        |token: Option<(&str, u32)>| token.map(|(text, _)| json!({"SpecialToken": {"id": text, "type_id": 0}}));
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let single: Vec<Value> = special(bos).into_iter().chain([text.clone()]).chain(special(eos)).collect();
+    let tokens: serde_json::Map<String, Value> = [bos, eos]
+        .into_iter()
+        .flatten()
+        .map(|(text, id)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]})))
+        .collect();
+    let pair = [text, json!({"Sequence": {"id": "B", "type_id": 1}})];
+    let template = json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens});
+    let template = PostProcessorWrapper::deserialize(template).map_err(|error| Error::internal(error.to_string()))?;
+    inner.with_post_processor(Some(template));
+    Ok(())
 }
 
 /// A token is written as a string or as an object with `content`.

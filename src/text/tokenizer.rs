@@ -1,17 +1,18 @@
 //! Text to tokens and back, as the model's `tokenizer.json` defines it.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::panic;
 use std::path::Path;
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::{PaddingParams, TruncationParams};
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::ids::TokenId;
 use crate::text::decoder::{Piece, Program, State};
-use crate::text::special::{SideFiles, SpecialToken};
+use crate::text::special::{SideFiles, SpecialToken, add_missing, apply_bos_eos_flags};
 
 /// Ids beyond this bound mean a broken file: the largest vocabularies have less than 2^19 entries.
 const MAX_TOKEN_ID: u32 = 1 << 24;
@@ -66,12 +67,12 @@ impl Tokenizer {
             generation_config: parse("generation_config.json", &files.generation_config)?,
             config: parse("config.json", &files.config)?,
         };
-        let mut inner: tokenizers::Tokenizer =
-            files.tokenizer.parse().map_err(|error| explain(&files.tokenizer, &error))?;
+        let mut inner = parse_tokenizer(&files.tokenizer)?;
         // A tokenizer.json may carry the padding and truncation of its training run; they do not apply to prompts.
         inner.with_padding(None::<PaddingParams>);
         inner.with_truncation(None::<TruncationParams>).map_err(|error| Error::internal(error.to_string()))?;
         add_missing(&mut inner, &side)?;
+        apply_bos_eos_flags(&mut inner, &side)?;
         let program = Program::compile(inner.get_decoder()).context("tokenizer.json")?;
         let pieces = Pieces::build(&inner, &program).context("tokenizer.json")?;
         let vocab_size = inner.get_vocab_size(true);
@@ -259,34 +260,36 @@ impl Pieces {
     }
 }
 
-/// Adds the tokens that only the side files declare, as Hugging Face does.
-fn add_missing(inner: &mut tokenizers::Tokenizer, side: &SideFiles) -> Result<()> {
-    let mut tokens = side.added_tokens();
-    tokens.retain(|token| !inner.get_added_vocabulary().get_vocab().contains_key(&token.content));
-    let mut seen = HashSet::new();
-    tokens.retain(|token| seen.insert(token.content.clone()));
-    if !tokens.is_empty() {
-        let added = inner.add_tokens(tokens);
-        added.map_err(|error| Error::invalid(format!("cannot add the tokens of tokenizer_config.json: {error}")))?;
-    }
-    Ok(())
-}
-
 fn parse(name: &str, text: &Option<String>) -> Result<Value> {
     let Some(text) = text else { return Ok(Value::Null) };
     serde_json::from_str(text).map_err(|error| Error::invalid(format!("{name} is not valid JSON: {error}")))
 }
 
-/// Says why a `tokenizer.json` was refused.
+fn parse_tokenizer(text: &str) -> Result<tokenizers::Tokenizer> {
+    if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
+        return Err(match error.is_eof() {
+            true if text.trim().is_empty() => Error::invalid("tokenizer.json is empty"),
+            true => Error::invalid(format!("tokenizer.json is truncated: {error}")),
+            false => Error::invalid(format!("tokenizer.json is not valid JSON: {error}")),
+        });
+    }
+    // The library panics on some files that contradict themselves, on a template with an unknown token only when it
+    // encodes.
+    let parsed = panic::catch_unwind(|| {
+        let tokenizer: tokenizers::Tokenizer = text.parse()?;
+        tokenizer.encode_fast("", true)?;
+        Ok::<_, tokenizers::Error>(tokenizer)
+    });
+    parsed.unwrap_or_else(|_| Err("it contradicts itself".into())).map_err(|error| explain(text, &error))
+}
+
+/// Says why a `tokenizer.json` that is valid JSON was refused.
 fn explain(text: &str, error: &dyn std::fmt::Display) -> Error {
     match serde_json::from_str::<Value>(text) {
-        Err(error) if error.is_eof() && text.trim().is_empty() => Error::invalid("tokenizer.json is empty"),
-        Err(error) if error.is_eof() => Error::invalid(format!("tokenizer.json is truncated: {error}")),
-        Err(error) => Error::invalid(format!("tokenizer.json is not valid JSON: {error}")),
         Ok(json) if json.get("model").is_none_or(Value::is_null) => {
             Error::invalid("tokenizer.json has no \"model\" section")
         }
-        Ok(_) => Error::invalid(format!("tokenizer.json does not describe a tokenizer: {error}")),
+        _ => Error::invalid(format!("tokenizer.json does not describe a tokenizer: {error}")),
     }
 }
 
@@ -373,6 +376,25 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_cut_off_anywhere_is_refused() {
+        let json = testing::byte_fallback(true).to_string();
+        for end in (0..json.len()).step_by(7).filter(|&end| json.is_char_boundary(end)) {
+            assert!(load_error(&[("tokenizer.json", &json[..end])]).message().contains("tokenizer.json is "));
+        }
+    }
+
+    #[test]
+    fn a_template_that_contradicts_itself_is_refused_at_load() {
+        let mut json = testing::byte_level();
+        let parts =
+            json!([{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+        json["post_processor"] =
+            json!({"type": "TemplateProcessing", "single": parts, "pair": [], "special_tokens": {}});
+        let error = with(&json, |_| {}).err().unwrap();
+        assert!(error.message().starts_with("tokenizer.json does not describe a tokenizer"), "{error}");
+    }
+
+    #[test]
     fn eos_ids_are_united_and_pad_falls_back_to_eos() {
         let tokenizer = with(&testing::byte_level(), |files| {
             files.tokenizer_config = Some(json!({"eos_token": {"content": "<|end|>"}, "pad_token": null}).to_string());
@@ -446,6 +468,24 @@ mod tests {
         let tokenizer = testing::tokenizer(&json);
         assert_eq!(tokenizer.encode("a", true).unwrap(), [begin, b'a' as i32]);
         assert_eq!(tokenizer.encode("a", false).unwrap(), [b'a' as i32]);
+    }
+
+    #[test]
+    fn llama_configs_decide_about_bos_and_eos() {
+        let ids = |config: Value| {
+            let set = |files: &mut TokenizerFiles| files.tokenizer_config = Some(config.to_string());
+            let tokenizer = with(&testing::byte_level(), set).unwrap();
+            let ids = tokenizer.encode("a", true).unwrap();
+            tokenizer.decode(&ids, false)
+        };
+        let config = |class: &str, bos: Value, eos: Value| {
+            json!({"tokenizer_class": class, "bos_token": "<|begin|>", "eos_token": "<|end|>",
+                   "add_bos_token": bos, "add_eos_token": eos})
+        };
+        assert_eq!(ids(config("LlamaTokenizerFast", json!(true), json!(true))), "<|begin|>a<|end|>");
+        assert_eq!(ids(config("LlamaTokenizer", json!(false), json!(null))), "a");
+        assert_eq!(ids(config("GemmaTokenizer", json!(null), json!(false))), "<|begin|>a");
+        assert_eq!(ids(config("Qwen2Tokenizer", json!(true), json!(true))), "a");
     }
 
     #[test]
