@@ -37,7 +37,7 @@ fn a_model_sees_what_the_server_knows_about_it() {
         load: Arc::new({
             let seen = seen.clone();
             move |model| {
-                *seen.lock() = Some(model.clone());
+                *seen.lock() = Some(model);
                 Ok(())
             }
         }),
@@ -67,10 +67,10 @@ fn unloading_shuts_every_instance_down_and_frees_the_handlers() {
     let server = serve("unloaded", behaviour.clone());
     for _ in 0..3 {
         let model = server.load(spec("unloaded").instances(2)).unwrap();
-        assert_eq!(behaviour.alive_count(), 3);
+        assert_eq!(*behaviour.alive.lock(), 3);
         model.ready().unwrap();
         drop(model);
-        assert_eq!(behaviour.alive_count(), 0);
+        assert_eq!(*behaviour.alive.lock(), 0);
     }
     assert_eq!(*behaviour.shutdowns.lock(), 6);
 }
@@ -120,7 +120,7 @@ fn a_failed_load_says_which_state_failed_and_leaves_nothing() {
         let server = serve(name, behaviour.clone());
         let failure = server.load(spec(name).auto_complete()).err().expect("the load fails");
         assert_eq!((failure.code, failure.message), (INTERNAL, expected));
-        assert_eq!(behaviour.alive_count(), 0);
+        assert_eq!(*behaviour.alive.lock(), 0);
     }
 }
 
@@ -132,7 +132,7 @@ fn a_state_that_the_server_does_not_keep_is_freed() {
         server.fail_next(function, "no room");
         let failure = server.load(spec("unkept")).err().expect("the load fails");
         assert!(failure.message.ends_with("no room"), "{failure:?}");
-        assert_eq!(behaviour.alive_count(), 0);
+        assert_eq!(*behaviour.alive.lock(), 0);
     }
 }
 
@@ -175,13 +175,13 @@ fn an_instance_that_was_not_initialized_refuses_without_touching_requests() {
 
 #[test]
 fn readiness_is_the_handlers_even_when_it_panics() {
-    let behaviour = Behaviour { ready: Arc::new(|| Err(Error::unavailable("draining"))), ..Behaviour::default() };
+    let behaviour = Behaviour { ready: Arc::new(|()| Err(Error::unavailable("draining"))), ..Behaviour::default() };
     let server = serve("unready", behaviour);
     let failure = server.load(spec("unready")).unwrap().ready().unwrap_err();
     assert_eq!((failure.code, failure.message.as_str()), (UNAVAILABLE, "draining"));
     drop(server);
 
-    let server = serve("unready", Behaviour { ready: Arc::new(|| panic!("oops")), ..Behaviour::default() });
+    let server = serve("unready", Behaviour { ready: Arc::new(|()| panic!("oops")), ..Behaviour::default() });
     let failure = server.load(spec("unready")).unwrap().ready().unwrap_err();
     assert_eq!(failure.code, INTERNAL);
     assert!(failure.message.contains("oops"), "{failure:?}");

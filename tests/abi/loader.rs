@@ -10,18 +10,18 @@ use triton_trtllm::triton::{Instance, InstanceHandler, Model, ModelHandler, Mode
 
 use crate::fake::Server;
 
-type Shared<F> = Arc<F>;
+type Action<In, Out = ()> = Arc<dyn Fn(In) -> Result<Out> + Send + Sync>;
 
 /// What a model does at each call. The default answers every call well and every request with an error.
 #[derive(Clone)]
 pub struct Behaviour {
-    pub auto_complete: Shared<dyn Fn(&Model) -> Result<Option<Value>> + Send + Sync>,
-    pub load: Shared<dyn Fn(&Model) -> Result<()> + Send + Sync>,
-    pub instance: Shared<dyn Fn(&Instance) -> Result<()> + Send + Sync>,
-    pub execute: Shared<dyn Fn(Vec<Request>) + Send + Sync>,
-    pub ready: Shared<dyn Fn() -> Result<()> + Send + Sync>,
+    pub auto_complete: Action<Model, Option<Value>>,
+    pub load: Action<Model>,
+    pub instance: Action<Instance>,
+    pub execute: Arc<dyn Fn(Vec<Request>) + Send + Sync>,
+    pub ready: Action<()>,
     /// Counts the live handlers: the model's and its instances'.
-    pub alive: Arc<()>,
+    pub alive: Arc<Mutex<usize>>,
     pub shutdowns: Arc<Mutex<usize>>,
 }
 
@@ -45,13 +45,6 @@ impl Behaviour {
     pub fn each(answer: impl Fn(Request) + Send + Sync + 'static) -> Self {
         Self::execute(move |requests| requests.into_iter().for_each(&answer))
     }
-
-    /// How many handlers live.
-    pub fn alive_count(&self) -> usize {
-        Arc::strong_count(&self.alive)
-            - 1
-            - BEHAVIOURS.lock().values().filter(|b| Arc::ptr_eq(&b.alive, &self.alive)).count()
-    }
 }
 
 impl Default for Behaviour {
@@ -63,7 +56,7 @@ impl Default for Behaviour {
             execute: Arc::new(|requests| {
                 requests.into_iter().for_each(|request| request.fail(Error::internal("nothing to say"), None))
             }),
-            ready: Arc::new(|| Ok(())),
+            ready: Arc::new(|()| Ok(())),
             alive: Arc::default(),
             shutdowns: Arc::default(),
         }
@@ -74,22 +67,35 @@ struct TestLoader;
 
 struct Handler(Behaviour);
 
+impl Handler {
+    fn new(behaviour: Behaviour) -> Arc<Self> {
+        *behaviour.alive.lock() += 1;
+        Arc::new(Self(behaviour))
+    }
+}
+
+impl Drop for Handler {
+    fn drop(&mut self) {
+        *self.0.alive.lock() -= 1;
+    }
+}
+
 impl ModelLoader for TestLoader {
     fn auto_complete(&self, model: &Model) -> Result<Option<Value>> {
-        (behaviour(model).auto_complete)(model)
+        (behaviour(model).auto_complete)(model.clone())
     }
 
     fn load(&self, model: &Model) -> Result<Arc<dyn ModelHandler>> {
         let behaviour = behaviour(model);
-        (behaviour.load)(model)?;
-        Ok(Arc::new(Handler(behaviour)))
+        (behaviour.load)(model.clone())?;
+        Ok(Handler::new(behaviour))
     }
 }
 
 impl ModelHandler for Handler {
     fn instance(self: Arc<Self>, instance: Instance) -> Result<Arc<dyn InstanceHandler>> {
-        (self.0.instance)(&instance)?;
-        Ok(Arc::new(Handler(self.0.clone())))
+        (self.0.instance)(instance)?;
+        Ok(Handler::new(self.0.clone()))
     }
 }
 
@@ -99,7 +105,7 @@ impl InstanceHandler for Handler {
     }
 
     fn ready(&self) -> Result<()> {
-        (self.0.ready)()
+        (self.0.ready)(())
     }
 
     fn shutdown(&self) {
