@@ -1,1 +1,12 @@
+//! Runs plans: one rank's model, memory and sampler behind [`crate::step::Executor`].
 
+mod input;
+mod load;
+mod local;
+mod memory;
+mod sequences;
+
+pub use input::{StepInput, StepShape};
+pub use load::{DeviceChoice, LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on, open_device};
+pub use local::LocalExecutor;
+pub use memory::{KvLimits, KvPlan};

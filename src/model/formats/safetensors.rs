@@ -1,0 +1,191 @@
+//! Hugging Face folders: `model.safetensors`, or shards with `model.safetensors.index.json`.
+
+use super::StoredTensor;
+use crate::device::DType;
+use crate::device::cpu::mapped_file::MappedFile;
+use crate::error::{Error, Result};
+use crate::model::Section;
+use ::safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorInfo};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Names of files in an error message, at most.
+const MAX_SHOWN: usize = 12;
+
+/// The tensors of one folder, mapped into memory.
+#[derive(Debug)]
+pub struct SafetensorsFolder {
+    shards: Vec<Shard>,
+    tensors: HashMap<String, Location>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    file: MappedFile,
+    data_start: usize,
+}
+
+#[derive(Debug)]
+struct Location {
+    shard: usize,
+    info: TensorInfo,
+}
+
+impl SafetensorsFolder {
+    /// Maps the files and reads their headers.
+    ///
+    /// # Errors
+    /// One sentence that names the file and what is wrong with it.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let (files, index) = checkpoint_files(folder)?;
+        let mut checkpoint = Self { shards: Vec::new(), tensors: HashMap::new() };
+        for file in files {
+            checkpoint.add_shard(folder.join(file))?;
+        }
+        for (name, file) in &index {
+            let held = checkpoint.tensors.get(name).is_some_and(|at| checkpoint.shards[at.shard].path.ends_with(file));
+            if !held {
+                return Err(Error::invalid(format!(
+                    "{} says that {name} is in {file}, which does not hold it",
+                    folder.join(INDEX).display()
+                )));
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn add_shard(&mut self, path: PathBuf) -> Result<()> {
+        let file = MappedFile::open(&path)?;
+        let (header_bytes, metadata) =
+            SafeTensors::read_metadata(file.bytes()).map_err(|error| header_error(&path, file.bytes(), &error))?;
+        let shard = self.shards.len();
+        for (name, info) in metadata.tensors() {
+            self.tensors.insert(name, Location { shard, info: info.clone() });
+        }
+        self.shards.push(Shard { path, file, data_start: 8 + header_bytes });
+        Ok(())
+    }
+
+    /// The names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// One tensor; `None`: the checkpoint has none of this name.
+    ///
+    /// # Errors
+    /// When its type is not supported.
+    pub fn tensor(&self, name: &str) -> Result<Option<StoredTensor<'_>>> {
+        let Some(Location { shard, info }) = self.tensors.get(name) else { return Ok(None) };
+        let shard = &self.shards[*shard];
+        let dtype = supported(info.dtype).ok_or_else(|| {
+            Error::unsupported(format!(
+                "{}: {name} has type {:?}, which is not supported; supported are F32, F16 and BF16",
+                shard.path.display(),
+                info.dtype
+            ))
+        })?;
+        let (start, end) = info.data_offsets;
+        let bytes = &shard.file.bytes()[shard.data_start + start..shard.data_start + end];
+        Ok(Some(StoredTensor { file: &shard.path, shape: &info.shape, dtype, bytes }))
+    }
+
+    /// Type of the largest tensor; `None`: not one that is supported.
+    pub fn main_dtype(&self) -> Option<DType> {
+        let largest = self.tensors.values().max_by_key(|at| at.info.data_offsets.1 - at.info.data_offsets.0)?;
+        supported(largest.info.dtype)
+    }
+}
+
+fn supported(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
+/// The files to read, and what the index says of each tensor.
+fn checkpoint_files(folder: &Path) -> Result<(BTreeSet<String>, BTreeMap<String, String>)> {
+    let index_path = folder.join(INDEX);
+    if !index_path.exists() {
+        if folder.join(SINGLE).exists() {
+            return Ok((BTreeSet::from([SINGLE.to_owned()]), BTreeMap::new()));
+        }
+        return Err(Error::invalid(format!(
+            "{} has no {SINGLE} and no {INDEX}; {}",
+            folder.display(),
+            found_in(folder)
+        )));
+    }
+    let index = read_index(&index_path)?;
+    let files: BTreeSet<String> = index.values().cloned().collect();
+    let missing: Vec<_> = files.iter().filter(|file| !folder.join(file).exists()).map(String::as_str).collect();
+    if !missing.is_empty() {
+        return Err(Error::invalid(format!(
+            "{} names shards that are not there: {}",
+            index_path.display(),
+            missing.join(", ")
+        )));
+    }
+    Ok((files, index))
+}
+
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let section = Section::read(path)?;
+    let (key, value) = section.first(&["weight_map"]).ok_or_else(|| section.missing(&["weight_map"]))?;
+    let wanted = || section.error(key, value, "an object of tensor names and file names");
+    let map = value.as_object().ok_or_else(wanted)?;
+    let entry = |(name, file): (&String, &Value)| {
+        let file = file.as_str().filter(|file| is_plain_name(file)).ok_or_else(wanted)?;
+        Ok((name.clone(), file.to_owned()))
+    };
+    map.iter().map(entry).collect()
+}
+
+/// Whether a name stays in its folder.
+fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+}
+
+/// "found: a, b, c", for the error about a folder that is no model.
+pub(in crate::model) fn found_in(folder: &Path) -> String {
+    let Ok(entries) = fs::read_dir(folder) else { return "it cannot be listed".to_owned() };
+    let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    if names.is_empty() {
+        return "it is empty".to_owned();
+    }
+    let more = if names.len() > MAX_SHOWN { format!(" and {} more", names.len() - MAX_SHOWN) } else { String::new() };
+    names.truncate(MAX_SHOWN);
+    format!("found: {}{more}", names.join(", "))
+}
+
+fn header_error(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
+    let path = path.display();
+    let size = bytes.len();
+    let announced = bytes.get(..8).and_then(|head| head.try_into().ok()).map_or(0, u64::from_le_bytes);
+    Error::invalid(match error {
+        SafeTensorError::HeaderTooSmall => format!("{path} has {size} bytes: too short for a safetensors file"),
+        SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
+            format!(
+                "{path} announces a header of {announced} bytes, but the file has {size}: cut off, or no safetensors"
+            )
+        }
+        SafeTensorError::InvalidHeader(_) | SafeTensorError::InvalidHeaderDeserialization(_) => {
+            format!("{path} has a damaged safetensors header: {error}")
+        }
+        SafeTensorError::MetadataIncompleteBuffer => {
+            format!("{path} has {size} bytes, which is not what its header describes: cut off while copying?")
+        }
+        SafeTensorError::InvalidOffset(name) => format!("{path}: the offsets of {name} are not valid"),
+        other => format!("{path} is damaged: {other}"),
+    })
+}

@@ -1,0 +1,343 @@
+//! From a checkpoint to device memory: fused, cast and copied piece by piece, never the whole model on the host.
+
+use super::formats::{SafetensorsFolder, StoredTensor};
+use super::rope::Rope;
+use crate::device::{DType, RopeStyle, RopeTable, SharedDevice, Tensor, Weight};
+use crate::error::{Error, Result};
+use half::{bf16, f16};
+use std::collections::BTreeSet;
+
+/// Bytes that are cast and copied at once.
+const PIECE_BYTES: usize = 4 << 20;
+/// Names in one message, at most.
+const MAX_NAMES: usize = 64;
+/// Standard deviation of random weights: small enough that nothing overflows in half precision.
+const RANDOM_DEVIATION: f32 = 0.02;
+
+/// Where weights come from.
+#[derive(Debug)]
+pub enum WeightSource {
+    Checkpoint(SafetensorsFolder),
+    /// Numbers made up at load, to measure speed.
+    Random,
+}
+
+impl WeightSource {
+    /// Whether the source has its own tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        matches!(self, Self::Checkpoint(folder) if matches!(folder.tensor(name), Ok(Some(_))))
+    }
+
+    /// Rows of the tensor `name`.
+    pub fn rows(&self, name: &str) -> Result<Option<usize>> {
+        match self {
+            Self::Checkpoint(folder) => Ok(folder.tensor(name)?.and_then(|tensor| tensor.shape.first().copied())),
+            Self::Random => Ok(None),
+        }
+    }
+
+    /// Type of the largest tensor.
+    pub fn main_dtype(&self) -> Option<DType> {
+        match self {
+            Self::Checkpoint(folder) => folder.main_dtype(),
+            Self::Random => None,
+        }
+    }
+
+    /// Whether both tensors are there and hold the same bytes.
+    pub fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
+        let Self::Checkpoint(folder) = self else { return Ok(false) };
+        Ok(match (folder.tensor(a)?, folder.tensor(b)?) {
+            (Some(a), Some(b)) => a.shape == b.shape && a.dtype == b.dtype && a.bytes == b.bytes,
+            _ => false,
+        })
+    }
+}
+
+/// What a vector is; decides what random weights look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VectorKind {
+    Norm,
+    Bias,
+}
+
+/// Puts the tensors that a family asks for on a device.
+pub struct WeightLoader<'a> {
+    device: SharedDevice,
+    source: &'a WeightSource,
+    matrix_dtype: DType,
+    vector_dtype: DType,
+    /// `None`: nothing is read, the device only counts.
+    progress: Option<Progress>,
+    used: BTreeSet<String>,
+    missing: Vec<String>,
+    parameters: u64,
+    bytes: usize,
+    scratch: Vec<u8>,
+    random: Vec<f32>,
+}
+
+struct Progress {
+    total_bytes: usize,
+    reported_tenths: usize,
+}
+
+impl<'a> WeightLoader<'a> {
+    /// A loader that reads nothing: it finds missing names and wrong shapes, and counts.
+    pub fn planning(device: SharedDevice, source: &'a WeightSource, dtype: DType) -> Self {
+        let vector_dtype = device.activation_dtype(dtype);
+        Self {
+            device,
+            source,
+            matrix_dtype: dtype,
+            vector_dtype,
+            progress: None,
+            used: BTreeSet::new(),
+            missing: Vec::new(),
+            parameters: 0,
+            bytes: 0,
+            scratch: Vec::new(),
+            random: Vec::new(),
+        }
+    }
+
+    /// A loader of what a planning loader counted `total_bytes` of; logs its progress.
+    pub fn new(device: SharedDevice, source: &'a WeightSource, dtype: DType, total_bytes: usize) -> Self {
+        let random = match source {
+            WeightSource::Random => normal_numbers(1_000_003),
+            WeightSource::Checkpoint(_) => Vec::new(),
+        };
+        let progress = Some(Progress { total_bytes, reported_tenths: 0 });
+        Self { progress, random, ..Self::planning(device, source, dtype) }
+    }
+
+    pub fn source(&self) -> &'a WeightSource {
+        self.source
+    }
+
+    /// Elements of all tensors so far.
+    pub fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
+    /// Device bytes of all tensors so far.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// A matrix `[Σ rows, cols]` from one tensor, or several below each other: `(name, rows)`.
+    pub fn matrix(&mut self, parts: &[(String, usize)], cols: usize) -> Result<Weight> {
+        Ok(Weight::Dense(self.table(parts, cols)?))
+    }
+
+    /// [`WeightLoader::matrix`] as a plain tensor, for lookups.
+    pub fn table(&mut self, parts: &[(String, usize)], cols: usize) -> Result<Tensor> {
+        let out = self.allocate(parts, cols, self.matrix_dtype)?;
+        let mut row = 0;
+        for (name, rows) in parts {
+            self.fill(&out.row_range(row, *rows), name, &[*rows, cols], None)?;
+            row += rows;
+        }
+        Ok(out)
+    }
+
+    /// A vector `[1, Σ lengths]` from one tensor, or several behind each other: `(name, length)`.
+    pub fn vector(&mut self, parts: &[(String, usize)], kind: VectorKind) -> Result<Tensor> {
+        let len = parts.iter().map(|(_, len)| len).sum();
+        let out = self.allocate(&[(parts[0].0.clone(), 1)], len, self.vector_dtype)?;
+        let mut start = 0;
+        for (name, len) in parts {
+            self.fill(&out.columns(start, *len), name, &[*len], Some(kind))?;
+            start += len;
+        }
+        Ok(out)
+    }
+
+    /// The table of cosines and sines of `rope`.
+    pub fn rope_table(&mut self, rope: &Rope, max_seq_len: usize, style: RopeStyle) -> Result<RopeTable> {
+        let cos_sin =
+            Tensor::zeros(&self.device, max_seq_len, rope.rotary_dim, DType::F32, "the table of rotary positions")?;
+        self.bytes += cos_sin.bytes();
+        if self.progress.is_some() {
+            let bytes: Vec<u8> = rope.table(max_seq_len).iter().flat_map(|value| value.to_ne_bytes()).collect();
+            self.device.upload(&cos_sin, &bytes)?;
+        }
+        Ok(RopeTable { cos_sin, style })
+    }
+
+    /// Ends loading: unknown tensors are logged.
+    ///
+    /// # Errors
+    /// When tensors were missing: names all of them.
+    pub fn finish(self) -> Result<()> {
+        let WeightSource::Checkpoint(folder) = self.source else { return Ok(()) };
+        if !self.missing.is_empty() {
+            let count = self.missing.len();
+            let plural = if count == 1 { "" } else { "s" };
+            let names = self.missing.iter().map(String::as_str);
+            return Err(Error::invalid(format!("the checkpoint lacks {count} tensor{plural}: {}", listed(names))));
+        }
+        let unknown: BTreeSet<_> =
+            folder.names().filter(|name| !self.used.contains(*name) && !is_ignored(name)).collect();
+        if self.progress.is_some() && !unknown.is_empty() {
+            tracing::warn!("{} tensors of the checkpoint are not used: {}", unknown.len(), listed(unknown.into_iter()));
+        }
+        Ok(())
+    }
+
+    /// Marks a tensor as known although it is not loaded.
+    pub fn ignore(&mut self, name: &str) {
+        self.used.insert(name.to_owned());
+    }
+
+    fn allocate(&mut self, parts: &[(String, usize)], cols: usize, dtype: DType) -> Result<Tensor> {
+        let rows = parts.iter().try_fold(0_usize, |sum, (_, rows)| sum.checked_add(*rows));
+        let rows = rows.ok_or_else(|| Error::invalid(format!("the rows of {} overflow", parts[0].0)))?;
+        let out = Tensor::zeros(&self.device, rows, cols, dtype, &parts[0].0)?;
+        self.bytes += out.bytes();
+        self.parameters += (rows * cols) as u64;
+        Ok(out)
+    }
+
+    fn fill(&mut self, out: &Tensor, name: &str, shape: &[usize], kind: Option<VectorKind>) -> Result<()> {
+        let WeightSource::Checkpoint(folder) = self.source else { return self.fill_made_up(out, kind) };
+        let Some(stored) = folder.tensor(name)? else {
+            self.missing.push(name.to_owned());
+            return Ok(());
+        };
+        self.used.insert(name.to_owned());
+        if stored.shape != shape {
+            return Err(Error::invalid(format!(
+                "{}: {name} has shape {:?}; config.json asks for {shape:?}",
+                stored.file.display(),
+                stored.shape
+            )));
+        }
+        if self.progress.is_some() { self.copy(out, &stored) } else { Ok(()) }
+    }
+
+    fn copy(&mut self, out: &Tensor, stored: &StoredTensor<'_>) -> Result<()> {
+        let row_bytes = (out.cols() * stored.dtype.size()).max(1);
+        let rows_at_once = (PIECE_BYTES / row_bytes).max(1);
+        for (piece, bytes) in stored.bytes.chunks(rows_at_once * row_bytes).enumerate() {
+            let part = out.row_range(piece * rows_at_once, bytes.len() / row_bytes);
+            if stored.dtype == out.dtype() {
+                self.device.upload(&part, bytes)?;
+            } else {
+                self.scratch.clear();
+                cast(bytes, stored.dtype, out.dtype(), &mut self.scratch);
+                self.device.upload(&part, &self.scratch)?;
+            }
+        }
+        self.report();
+        Ok(())
+    }
+
+    fn fill_made_up(&mut self, out: &Tensor, kind: Option<VectorKind>) -> Result<()> {
+        if self.progress.is_none() {
+            return Ok(());
+        }
+        let rows_at_once = (PIECE_BYTES / (out.cols() * out.dtype().size()).max(1)).clamp(1, out.rows().max(1));
+        let mut next = self.bytes;
+        for start in (0..out.rows()).step_by(rows_at_once) {
+            let part = out.row_range(start, rows_at_once.min(out.rows() - start));
+            let count = part.rows() * part.cols();
+            self.scratch.clear();
+            for _ in 0..count {
+                let value = match kind {
+                    Some(VectorKind::Norm) => 1.0,
+                    Some(VectorKind::Bias) => 0.0,
+                    None => self.random[next % self.random.len()] * RANDOM_DEVIATION,
+                };
+                push(value, out.dtype(), &mut self.scratch);
+                next += 1;
+            }
+            self.device.upload(&part, &self.scratch)?;
+        }
+        self.report();
+        Ok(())
+    }
+
+    fn report(&mut self) {
+        let Some(progress) = &mut self.progress else { return };
+        let tenths = self.bytes * 10 / progress.total_bytes.max(1);
+        if tenths > progress.reported_tenths {
+            progress.reported_tenths = tenths;
+            let (done, total) = (self.bytes >> 20, progress.total_bytes >> 20);
+            tracing::info!("loading weights: {} %, {done} of {total} MiB", tenths.min(10) * 10);
+        }
+    }
+}
+
+/// Buffers of older files that carry no weights.
+fn is_ignored(name: &str) -> bool {
+    [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"].iter().any(|suffix| name.ends_with(suffix))
+}
+
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<_> = names.collect();
+    let more = names.len().saturating_sub(MAX_NAMES);
+    let shown = names[..names.len() - more].join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
+}
+
+/// Appends `bytes` of type `from` as type `to`.
+fn cast(bytes: &[u8], from: DType, to: DType, out: &mut Vec<u8>) {
+    out.reserve(bytes.len() / from.size() * to.size());
+    match from {
+        DType::BF16 => bytes.chunks_exact(2).for_each(|b| push(bf16::from_le_bytes([b[0], b[1]]).to_f32(), to, out)),
+        DType::F16 => bytes.chunks_exact(2).for_each(|b| push(f16::from_le_bytes([b[0], b[1]]).to_f32(), to, out)),
+        DType::F32 | DType::I32 => {
+            bytes.chunks_exact(4).for_each(|b| push(f32::from_le_bytes([b[0], b[1], b[2], b[3]]), to, out));
+        }
+    }
+}
+
+fn push(value: f32, dtype: DType, out: &mut Vec<u8>) {
+    match dtype {
+        DType::F32 | DType::I32 => out.extend(value.to_ne_bytes()),
+        DType::F16 => out.extend(f16::from_f32(value).to_ne_bytes()),
+        DType::BF16 => out.extend(bf16::from_f32(value).to_ne_bytes()),
+    }
+}
+
+/// Numbers with mean 0 and deviation 1: sums of four uniform ones, from a multiplicative congruential generator.
+fn normal_numbers(count: usize) -> Vec<f32> {
+    let mut state = 0x2545_F491_4F6C_DD1D_u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| (uniform() + uniform() + uniform() + uniform()) * 3.0_f32.sqrt()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn casts_keep_the_value() {
+        let source: Vec<u8> = [1.5_f32, -0.25].iter().flat_map(|v| v.to_le_bytes()).collect();
+        for (middle, size) in [(DType::BF16, 4), (DType::F16, 4), (DType::F32, 8)] {
+            let (mut cast_once, mut back) = (Vec::new(), Vec::new());
+            cast(&source, DType::F32, middle, &mut cast_once);
+            assert_eq!(cast_once.len(), size);
+            cast(&cast_once, middle, DType::F32, &mut back);
+            assert_eq!(back, source);
+        }
+    }
+
+    #[test]
+    fn made_up_numbers_are_centred_and_scaled() {
+        let numbers = normal_numbers(100_000);
+        let mean = numbers.iter().sum::<f32>() / 1e5;
+        let variance = numbers.iter().map(|x| x * x).sum::<f32>() / 1e5;
+        assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+    }
+
+    #[test]
+    fn long_lists_say_how_many_more() {
+        let names: Vec<String> = (0..70).map(|i| format!("t{i}")).collect();
+        assert!(listed(names.iter().map(String::as_str)).ends_with("t63 and 6 more"));
+    }
+}

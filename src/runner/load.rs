@@ -1,0 +1,383 @@
+//! From a model's folder to something that runs plans.
+
+use super::input::StepInput;
+use super::local::{LocalExecutor, Parts, largest_step};
+use super::memory::{KvLimits, KvPlan};
+use crate::device::cpu::{CpuDevice, CpuOptions};
+use crate::device::{DType, DeviceInfo, KvLayer, SharedDevice, Tensor};
+use crate::error::{Error, Result, ResultExt};
+use crate::model::families::{self, Family};
+use crate::model::formats::SafetensorsFolder;
+use crate::model::{Decoder, Model, ModelConfig, Section, SpecialTokens, WeightLoader, WeightSource, preset};
+use crate::ops::{Arena, Forward, PlanningDevice};
+use crate::step::{Executor, ExecutorLimits, ExecutorMemory};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Most tokens of a step where nothing else is said: on a CPU a few hundred tokens already saturate the arithmetic.
+const HOST_STEP_TOKENS: usize = 1024;
+const DEVICE_STEP_TOKENS: usize = 8192;
+/// Share of the free memory for the KV cache where nothing else is said: a host has other users.
+const HOST_KV_FRACTION: f64 = 0.5;
+const DEVICE_KV_FRACTION: f64 = 0.9;
+
+/// Where the model comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A Hugging Face folder.
+    Folder(PathBuf),
+    /// The shape of a well-known model with made-up weights.
+    Dummy(String),
+}
+
+/// Which device runs the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The best that is there.
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// What a model is loaded with.
+#[derive(Clone, Debug)]
+pub struct ModelOptions {
+    pub source: ModelSource,
+    pub device: DeviceChoice,
+    /// Threads of the CPU device; `None`: as many as this process may use.
+    pub threads: Option<usize>,
+    /// Type of the matrices; `None`: the checkpoint's.
+    pub dtype: Option<DType>,
+    pub max_batch_size: usize,
+    /// Prompt and output together; `None`: what the checkpoint was made for.
+    pub max_seq_len: Option<usize>,
+    /// Most tokens in one step; `None`: chosen for the device.
+    pub max_step_tokens: Option<usize>,
+    /// Power of two.
+    pub block_size_tokens: usize,
+    /// `max_tokens_in_paged_kv_cache`.
+    pub kv_max_tokens: Option<usize>,
+    /// `kv_cache_free_gpu_mem_fraction`.
+    pub kv_free_fraction: Option<f64>,
+}
+
+impl ModelOptions {
+    /// Defaults for everything but the source.
+    pub fn new(source: ModelSource) -> Self {
+        Self {
+            source,
+            device: DeviceChoice::Auto,
+            threads: None,
+            dtype: None,
+            max_batch_size: 64,
+            max_seq_len: None,
+            max_step_tokens: None,
+            block_size_tokens: 64,
+            kv_max_tokens: None,
+            kv_free_fraction: None,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let at_least_one = |name: &str, value: Option<usize>| match value {
+            Some(0) => Err(Error::invalid(format!("{name} is 0; it must be at least 1"))),
+            _ => Ok(()),
+        };
+        at_least_one("max_batch_size", Some(self.max_batch_size))?;
+        at_least_one("max_seq_len", self.max_seq_len)?;
+        at_least_one("max_num_tokens", self.max_step_tokens)?;
+        at_least_one("max_tokens_in_paged_kv_cache", self.kv_max_tokens)?;
+        let size = self.block_size_tokens;
+        if !size.is_power_of_two() || size > 1024 {
+            return Err(Error::invalid(format!(
+                "tokens_per_block is {size}; it must be a power of two from 1 to 1024"
+            )));
+        }
+        match self.kv_free_fraction {
+            Some(fraction) if !(fraction > 0.0 && fraction <= 1.0) => Err(Error::invalid(format!(
+                "kv_cache_free_gpu_mem_fraction is {fraction}; it must be greater than 0 and at most 1"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A model that is ready.
+pub struct LoadedModel<E = Box<dyn Executor>> {
+    pub executor: E,
+    pub config: ModelConfig,
+    pub special_tokens: SpecialTokens,
+    pub report: LoadReport,
+}
+
+/// What was loaded and which memory it takes.
+#[derive(Clone, Debug)]
+pub struct LoadReport {
+    pub source: String,
+    pub family: &'static str,
+    pub device: DeviceInfo,
+    pub parameters: u64,
+    pub dtype: DType,
+    pub weight_bytes: usize,
+    pub workspace_bytes: usize,
+    pub kv: KvPlan,
+    pub kv_dtype: DType,
+    /// Bytes of keys and values of one token, all layers.
+    pub kv_bytes_per_token: usize,
+    pub limits: ExecutorLimits,
+    pub seconds: f64,
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let limits = &self.limits;
+        writeln!(f, "model      {} ({}, {:.1} M parameters)", self.source, self.family, self.parameters as f64 / 1e6)?;
+        writeln!(f, "device     {}", self.device.description)?;
+        writeln!(f, "weights    {} ({})", mib(self.weight_bytes), self.dtype)?;
+        writeln!(f, "workspace  {} (steps of up to {} tokens)", mib(self.workspace_bytes), limits.max_step_tokens)?;
+        writeln!(
+            f,
+            "KV cache   {} ({}): {} blocks of {} = {} tokens",
+            mib(self.kv.bytes),
+            self.kv_dtype,
+            self.kv.num_blocks,
+            limits.block_size_tokens,
+            self.kv.tokens
+        )?;
+        writeln!(
+            f,
+            "limits     {} sequences of up to {} tokens; vocabulary of {}",
+            limits.max_step_sequences, limits.max_seq_len_tokens, limits.vocab_size
+        )?;
+        write!(f, "loaded in  {:.2} s", self.seconds)
+    }
+}
+
+/// The device of a choice.
+///
+/// # Errors
+/// When it is not there.
+pub fn open_device(choice: DeviceChoice, threads: Option<usize>) -> Result<SharedDevice> {
+    match choice {
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(CpuDevice::new(CpuOptions { threads, ..Default::default() })?),
+        DeviceChoice::Cuda => Err(Error::unsupported("device is cuda; this build runs models on the CPU only")),
+    }
+}
+
+/// Loads a model on the device that the options name.
+///
+/// # Errors
+/// One sentence that names the file or option and what is wrong with it.
+pub fn load(options: &ModelOptions) -> Result<LoadedModel> {
+    let LoadedModel { executor, config, special_tokens, report } =
+        load_on(&open_device(options.device, options.threads)?, options)?;
+    Ok(LoadedModel { executor: Box::new(executor), config, special_tokens, report })
+}
+
+/// [`load`] on a given device.
+pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedModel<LocalExecutor>> {
+    let start = Instant::now();
+    options.check()?;
+    let checkpoint = Checkpoint::open(&options.source)?;
+    let config = (checkpoint.family.configure)(&checkpoint.section)?;
+    let plan = LoadPlan::new(device, options, &checkpoint, config)?;
+    tracing::info!("{}: {} weights, {} MiB", checkpoint.name, plan.dtype, plan.weight_bytes >> 20);
+    let kv = plan.kv_plan(device, options)?;
+    let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype, plan.weight_bytes);
+    let model = (checkpoint.family.load)(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
+    loader.finish()?;
+    let limits = ExecutorLimits { num_blocks: kv.num_blocks, ..plan.limits.clone() };
+    let report = LoadReport {
+        source: checkpoint.name.clone(),
+        family: plan.config.family,
+        device: device.info(),
+        parameters: plan.parameters,
+        dtype: plan.dtype,
+        weight_bytes: plan.weight_bytes,
+        workspace_bytes: plan.workspace_bytes,
+        kv,
+        kv_dtype: plan.kv_dtype,
+        kv_bytes_per_token: plan.config.kv_bytes_per_token(plan.kv_dtype),
+        limits: limits.clone(),
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    let executor = LocalExecutor::new(Parts {
+        device: device.clone(),
+        kv: allocate_kv(device, &plan.config, &limits, plan.kv_dtype)?,
+        workspace_bytes: plan.workspace_bytes,
+        activation: device.activation_dtype(plan.dtype),
+        memory: memory_in_use(&report),
+        model: Box::new(model),
+        limits,
+    })?;
+    tracing::info!("loaded\n{report}");
+    Ok(LoadedModel { executor, config: plan.config, special_tokens: checkpoint.special_tokens, report })
+}
+
+/// The files of a model.
+struct Checkpoint {
+    name: String,
+    family: &'static Family,
+    section: Section,
+    special_tokens: SpecialTokens,
+    weights: WeightSource,
+}
+
+impl Checkpoint {
+    fn open(source: &ModelSource) -> Result<Self> {
+        let folder = match source {
+            ModelSource::Folder(folder) => folder,
+            ModelSource::Dummy(name) => {
+                let section = preset(name)?;
+                let family = families::detect(&section)?;
+                let special_tokens = SpecialTokens::default();
+                return Ok(Self {
+                    name: format!("dummy {name}"),
+                    family,
+                    section,
+                    special_tokens,
+                    weights: WeightSource::Random,
+                });
+            }
+        };
+        let section = Section::read_model(folder)?;
+        let family = families::detect(&section)?;
+        Ok(Self {
+            name: folder.display().to_string(),
+            family,
+            special_tokens: SpecialTokens::read(folder, &section)?,
+            section,
+            weights: WeightSource::Checkpoint(SafetensorsFolder::open(folder)?),
+        })
+    }
+}
+
+/// What loading will take, known before anything large is read or allocated.
+struct LoadPlan {
+    config: ModelConfig,
+    dtype: DType,
+    kv_dtype: DType,
+    parameters: u64,
+    weight_bytes: usize,
+    workspace_bytes: usize,
+    /// Without the number of blocks.
+    limits: ExecutorLimits,
+}
+
+impl LoadPlan {
+    fn new(
+        device: &SharedDevice,
+        options: &ModelOptions,
+        checkpoint: &Checkpoint,
+        config: ModelConfig,
+    ) -> Result<Self> {
+        let dtype = options.dtype.or(config.dtype).or(checkpoint.weights.main_dtype()).unwrap_or(DType::F32);
+        let max_seq_len = max_seq_len(options, &config).context(checkpoint.section.origin())?;
+        let planning = PlanningDevice::shared(device);
+        let mut loader = WeightLoader::planning(planning.clone(), &checkpoint.weights, dtype);
+        let model = (checkpoint.family.load)(config, &mut loader, max_seq_len)?;
+        let (parameters, weight_bytes) = (loader.parameters(), loader.bytes());
+        loader.finish().context(&checkpoint.name)?;
+        let config = model.config().clone();
+        let limits = step_limits(device, options, &config, max_seq_len);
+        let kv_dtype = device.kv_dtype(dtype);
+        let workspace_bytes = workspace_bytes(&planning, &model, &limits, dtype)?;
+        Ok(Self { config, dtype, kv_dtype, parameters, weight_bytes, workspace_bytes, limits })
+    }
+
+    fn kv_plan(&self, device: &SharedDevice, options: &ModelOptions) -> Result<KvPlan> {
+        let info = device.info();
+        let taken = (self.weight_bytes + self.workspace_bytes) as u64;
+        let free_bytes = info.free_bytes.checked_sub(taken).ok_or_else(|| {
+            Error::unavailable(format!(
+                "the model needs {} MiB for weights and {} MiB for its workspace; {} has {} MiB free",
+                self.weight_bytes >> 20,
+                self.workspace_bytes >> 20,
+                info.description,
+                info.free_bytes >> 20
+            ))
+        })?;
+        KvPlan::new(&KvLimits {
+            block_size_tokens: self.limits.block_size_tokens,
+            bytes_per_token: self.config.kv_bytes_per_token(self.kv_dtype),
+            max_seq_len_tokens: self.limits.max_seq_len_tokens,
+            max_batch_size: options.max_batch_size,
+            max_tokens: options.kv_max_tokens,
+            free_fraction: options.kv_free_fraction,
+            default_fraction: if info.host_accessible { HOST_KV_FRACTION } else { DEVICE_KV_FRACTION },
+            free_bytes,
+        })
+    }
+}
+
+fn max_seq_len(options: &ModelOptions, config: &ModelConfig) -> Result<usize> {
+    let longest = config.rope.longest_tokens();
+    match options.max_seq_len {
+        Some(wanted) if wanted > longest => Err(Error::invalid(format!(
+            "max_seq_len is {wanted}; the model's positions end at {longest} (max_position_embeddings and rope scaling)"
+        ))),
+        Some(wanted) => Ok(wanted),
+        None => Ok(config.max_positions),
+    }
+}
+
+fn step_limits(
+    device: &SharedDevice,
+    options: &ModelOptions,
+    config: &ModelConfig,
+    max_seq_len: usize,
+) -> ExecutorLimits {
+    let default = if device.info().host_accessible { HOST_STEP_TOKENS } else { DEVICE_STEP_TOKENS };
+    let most = max_seq_len.saturating_mul(options.max_batch_size);
+    ExecutorLimits {
+        num_blocks: 0,
+        block_size_tokens: options.block_size_tokens,
+        max_step_tokens: options.max_step_tokens.unwrap_or(default.max(options.max_batch_size)).min(most),
+        max_step_sequences: options.max_batch_size,
+        max_seq_len_tokens: max_seq_len,
+        vocab_size: config.vocab_size,
+        pipeline_depth: 1,
+    }
+}
+
+/// Runs the largest step on a device that computes nothing, and looks how much memory it took.
+fn workspace_bytes(planning: &SharedDevice, model: &Decoder, limits: &ExecutorLimits, dtype: DType) -> Result<usize> {
+    let arena = Arena::new(planning, 1 << 50)?;
+    let shape = largest_step(limits);
+    let input = StepInput::new(planning, shape, limits.block_size_tokens)?;
+    let step = input.tensors(shape, limits.max_step_tokens, limits.max_seq_len_tokens)?;
+    let one_block = ExecutorLimits { num_blocks: 1, ..limits.clone() };
+    let kv = allocate_kv(planning, model.config(), &one_block, planning.kv_dtype(dtype))?;
+    model.forward(&Forward::new(planning, &arena, &step, &kv, planning.activation_dtype(dtype)))?;
+    Ok(arena.high_water_bytes())
+}
+
+fn allocate_kv(
+    device: &SharedDevice,
+    config: &ModelConfig,
+    limits: &ExecutorLimits,
+    dtype: DType,
+) -> Result<Vec<KvLayer>> {
+    let rows = limits.num_blocks * 2 * config.num_kv_heads * limits.block_size_tokens;
+    (0..config.num_layers)
+        .map(|_| {
+            Ok(KvLayer {
+                data: Tensor::zeros(device, rows, config.head_dim, dtype, "the KV cache")?,
+                kv_heads: config.num_kv_heads,
+                block_size_tokens: limits.block_size_tokens,
+                head_dim: config.head_dim,
+            })
+        })
+        .collect()
+}
+
+fn memory_in_use(report: &LoadReport) -> ExecutorMemory {
+    let bytes = (report.weight_bytes + report.workspace_bytes + report.kv.bytes) as u64;
+    match report.device.host_accessible {
+        true => ExecutorMemory { cpu_bytes: bytes, ..Default::default() },
+        false => ExecutorMemory { gpu_bytes: bytes, ..Default::default() },
+    }
+}

@@ -1,0 +1,115 @@
+//! What the runner remembers of each sequence between steps.
+
+use crate::decode::SamplingParams;
+use crate::decode::logits::{History, Occurrences};
+use crate::error::{Error, Result};
+use crate::ids::{BlockId, SeqId, TokenId};
+use crate::step::{Chunk, NewSequence, StepPlan};
+use std::collections::HashMap;
+
+/// Tokens, memory and sampling state of one sequence.
+#[derive(Debug)]
+pub(super) struct RunnerSequence {
+    pub(super) tokens: Vec<TokenId>,
+    pub(super) blocks: Vec<BlockId>,
+    pub(super) sampling: SamplingParams,
+    prompt_len: usize,
+    occurrences: Occurrences,
+}
+
+impl RunnerSequence {
+    pub(super) fn new(new: NewSequence) -> Self {
+        let mut occurrences = Occurrences::default();
+        if new.sampling.has_penalties() {
+            new.prompt.iter().for_each(|&token| occurrences.add(token));
+        }
+        Self {
+            prompt_len: new.prompt.len(),
+            tokens: new.prompt,
+            blocks: Vec::new(),
+            sampling: new.sampling,
+            occurrences,
+        }
+    }
+
+    /// Appends a sampled token.
+    pub(super) fn push(&mut self, token: TokenId) {
+        if self.sampling.has_penalties() {
+            self.occurrences.add(token);
+        }
+        self.tokens.push(token);
+    }
+
+    pub(super) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    pub(super) fn history(&self) -> History<'_> {
+        History { tokens: &self.tokens, prompt_len: self.prompt_len, occurrences: &self.occurrences }
+    }
+}
+
+/// All sequences that the runner was told of and has not been told to forget.
+#[derive(Debug, Default)]
+pub(super) struct Sequences {
+    by_id: HashMap<SeqId, RunnerSequence>,
+}
+
+impl Sequences {
+    /// Takes over what a plan says: forgets, adds, and changes block tables.
+    ///
+    /// # Errors
+    /// Internal, when the plan does not fit what the runner knows.
+    pub(super) fn apply(&mut self, plan: &StepPlan) -> Result<()> {
+        for seq in &plan.retired {
+            self.by_id.remove(seq);
+        }
+        for new in &plan.new_sequences {
+            self.by_id.insert(new.seq, RunnerSequence::new(new.clone()));
+        }
+        for chunk in &plan.chunks {
+            self.apply_chunk(chunk)?;
+        }
+        Ok(())
+    }
+
+    fn apply_chunk(&mut self, chunk: &Chunk) -> Result<()> {
+        let sequence = self.by_id.get_mut(&chunk.seq).ok_or_else(|| unknown(chunk.seq))?;
+        let (end, known) = (chunk.start + chunk.len, sequence.tokens.len());
+        if chunk.len == 0 || end > known || (chunk.sample && end != known) {
+            return Err(Error::internal(format!(
+                "a chunk of sequence {} computes tokens {}..{end} of {known}{}",
+                chunk.seq,
+                chunk.start,
+                if chunk.sample { " and samples the next" } else { "" }
+            )));
+        }
+        if chunk.keep_blocks > sequence.blocks.len() {
+            return Err(Error::internal(format!(
+                "a chunk of sequence {} keeps {} of {} blocks",
+                chunk.seq,
+                chunk.keep_blocks,
+                sequence.blocks.len()
+            )));
+        }
+        sequence.blocks.truncate(chunk.keep_blocks);
+        sequence.blocks.extend(&chunk.append_blocks);
+        Ok(())
+    }
+
+    pub(super) fn find(&self, seq: SeqId) -> Result<&RunnerSequence> {
+        self.by_id.get(&seq).ok_or_else(|| unknown(seq))
+    }
+
+    pub(super) fn find_mut(&mut self, seq: SeqId) -> Result<&mut RunnerSequence> {
+        self.by_id.get_mut(&seq).ok_or_else(|| unknown(seq))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+}
+
+fn unknown(seq: SeqId) -> Error {
+    Error::internal(format!("the plan names sequence {seq}, which the runner does not know"))
+}

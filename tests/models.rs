@@ -1,0 +1,11 @@
+//! Whole models against references: tiny random checkpoints with logits and greedy tokens from another implementation,
+//! under every way the engine may cut the work into steps; and checkpoints that must not load.
+
+#[path = "models/bad_checkpoints.rs"]
+mod bad_checkpoints;
+#[path = "models/driver.rs"]
+mod driver;
+#[path = "models/golden.rs"]
+mod golden;
+#[path = "models/sampling.rs"]
+mod sampling;
