@@ -89,6 +89,7 @@ tensor_data!(
 );
 
 impl NamedTensor {
+    /// A tensor of these elements; `shape` says as many.
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<i64>>, data: TensorData) -> Self {
         Self { name: name.into(), shape: shape.into(), data }
     }

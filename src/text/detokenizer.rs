@@ -19,6 +19,7 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
+    /// The beginning of a text.
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special_tokens: bool) -> Self {
         let state = tokenizer.start();
         Self { tokenizer, skip_special_tokens, state }

@@ -55,14 +55,18 @@ impl SideFiles {
 
     /// The ids under `key` (`"eos_token_id"`, an integer or a list) of `generation_config.json`, then `config.json`.
     pub fn token_ids(&self, key: &str) -> Result<Vec<TokenId>> {
-        let mut ids = ids_of("generation_config.json", &self.generation_config, key)?;
-        for id in ids_of("config.json", &self.config, key)?.into_iter().chain(ids_of(
-            "config.json",
-            self.config.get("text_config").unwrap_or(&Value::Null),
-            key,
-        )?) {
-            if !ids.contains(&id) {
-                ids.push(id);
+        let text_config = self.config.get("text_config").unwrap_or(&Value::Null);
+        let sources = [
+            ("generation_config.json", &self.generation_config),
+            ("config.json", &self.config),
+            ("config.json", text_config),
+        ];
+        let mut ids = Vec::new();
+        for (file, json) in sources {
+            for id in ids_of(file, json, key)? {
+                if !ids.contains(&id) {
+                    ids.push(id);
+                }
             }
         }
         Ok(ids)

@@ -22,6 +22,7 @@ impl Postprocessor {
         Ok(Self::with_tokenizer(load_tokenizer(parameters)?, flag(parameters, "skip_special_tokens")))
     }
 
+    /// The same with a tokenizer that others share.
     pub fn with_tokenizer(tokenizer: Arc<Tokenizer>, skip_special_tokens: bool) -> Self {
         Self { tokenizer, skip_special_tokens }
     }

@@ -49,6 +49,8 @@ impl Preprocessor {
         Self::with_tokenizer(load_tokenizer(parameters)?, flag(parameters, "add_special_tokens"))
     }
 
+    /// The same with a tokenizer that others share.
+    ///
     /// # Errors
     /// The tokenizer has no end-of-sequence token.
     pub fn with_tokenizer(tokenizer: Arc<Tokenizer>, add_special_tokens: bool) -> Result<Self> {
