@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{RequestId, SeqId};
 use crate::step::{Executor, ExecutorLimits, StepPlan};
 
-/// Called on the engine thread after every step; it must not block.
+/// Called on the engine thread after every step, and when the engine goes idle otherwise; it must not block.
 pub type IterationHook = Box<dyn FnMut(&IterationStats) + Send>;
 
 /// What a call of [`EngineCore::step`] did.
@@ -50,6 +50,8 @@ pub struct EngineCore {
     iteration: u64,
     totals: EngineTotals,
     on_iteration: Option<IterationHook>,
+    /// Whether a request has ended since statistics were published.
+    unpublished: bool,
 }
 
 struct Client {
@@ -76,10 +78,11 @@ impl EngineCore {
             in_flight: VecDeque::new(),
             iteration: 0,
             totals: EngineTotals::default(),
-            on_iteration,
+            on_iteration: None,
+            unpublished: false,
         };
-        let stats = core.iteration_stats(PlanStats::default());
-        core.publish(stats);
+        core.publish(PlanStats::default());
+        core.on_iteration = on_iteration;
         Ok(core)
     }
 
@@ -97,6 +100,7 @@ impl EngineCore {
     pub fn cancel(&mut self, id: RequestId) {
         if let Some(seq) = self.clients.iter().find(|(_, client)| client.request == id).map(|(seq, _)| *seq) {
             self.end(seq, FinishReason::Cancelled, None);
+            self.settle();
         }
     }
 
@@ -136,6 +140,7 @@ impl EngineCore {
         for seq in self.clients.keys().copied().collect::<Vec<_>>() {
             self.end(seq, FinishReason::Error, Some(error.clone()));
         }
+        self.settle();
     }
 
     /// Compares all that is known of blocks, tables, sequences and requests.
@@ -177,6 +182,7 @@ impl EngineCore {
         if !launched || self.in_flight.len() == self.limits.pipeline_depth {
             self.collect(now_ns)?;
         }
+        self.settle();
         Ok(if self.is_idle() { Progress::Idle } else { Progress::Working })
     }
 
@@ -213,13 +219,9 @@ impl EngineCore {
         let (deltas, plan_stats) = self.scheduler.update(&plan, &output, now_ns)?;
         self.iteration += 1;
         let finished: Vec<_> = deltas.into_iter().filter_map(|delta| self.deliver(delta)).collect();
-        let stats = self.iteration_stats(plan_stats);
-        self.publish(stats);
+        self.publish(plan_stats);
         for (mut client, delta) in finished {
             client.sink.delta(delta);
-        }
-        if let Some(hook) = &mut self.on_iteration {
-            hook(&stats);
         }
         Ok(())
     }
@@ -252,6 +254,7 @@ impl EngineCore {
         tracing::debug!(request = client.request.0, ?reason, "end");
         self.count_end(reason, &stats);
         self.board.lock().totals = self.totals;
+        self.unpublished = true;
         client.sink.finish(reason, error, stats);
     }
 
@@ -283,14 +286,25 @@ impl EngineCore {
             client.sink.finish(FinishReason::Error, Some(answer), stats);
         }
         self.scheduler.clear();
-        let stats = self.iteration_stats(PlanStats::default());
-        self.publish(stats);
+        self.publish(PlanStats::default());
         failure
     }
 
-    fn publish(&mut self, last_iteration: IterationStats) {
+    /// Requests may end without a step: then the last record is brought up to date, before all is quiet.
+    fn settle(&mut self) {
+        if self.unpublished && self.is_idle() {
+            self.publish(PlanStats::default());
+        }
+    }
+
+    fn publish(&mut self, plan: PlanStats) {
         self.totals.preemptions = self.scheduler.preemptions();
+        let last_iteration = self.iteration_stats(plan);
         *self.board.lock() = EngineStats { last_iteration, totals: self.totals };
+        self.unpublished = false;
+        if let Some(hook) = &mut self.on_iteration {
+            hook(&last_iteration);
+        }
     }
 
     fn iteration_stats(&self, plan: PlanStats) -> IterationStats {

@@ -1,0 +1,15 @@
+//! The engine on `FakeExecutor`: properties under random operation, golden traces of plans, what ends a request, the
+//! thread and its handle.
+
+#[path = "engine/common.rs"]
+mod common;
+#[path = "engine/handle.rs"]
+mod handle;
+#[path = "engine/lifecycle.rs"]
+mod lifecycle;
+#[path = "engine/memory.rs"]
+mod memory;
+#[path = "engine/properties.rs"]
+mod properties;
+#[path = "engine/traces.rs"]
+mod traces;

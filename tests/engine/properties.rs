@@ -1,0 +1,248 @@
+//! Random operation with a two-token vocabulary and few blocks: whatever happens, everybody ends once, with the tokens
+//! that he would have got alone.
+
+use triton_trtllm::decode::{SamplingParams, StopCriteria};
+use triton_trtllm::engine::fake::FakeModel;
+use triton_trtllm::engine::{EngineConfig, EngineCore, FinishReason, Progress, Request, SchedulerPolicy};
+use triton_trtllm::error::ErrorKind;
+use triton_trtllm::ids::{RequestId, TokenId};
+use triton_trtllm::step::ExecutorLimits;
+
+use crate::common::{Rng, Tape, core, model};
+
+const OPERATIONS_PER_WORLD: usize = 1500;
+
+/// Steps that one request may need at most while it runs alone or in a crowd: far above what happens, far below "hangs".
+const PATIENCE: usize = 20_000;
+
+struct Live {
+    id: RequestId,
+    request: Request,
+    tape: Tape,
+    /// Somebody asked for its end, or its deadline may pass.
+    may_be_cut: bool,
+}
+
+struct World {
+    core: EngineCore,
+    config: EngineConfig,
+    limits: ExecutorLimits,
+    model: FakeModel,
+    rng: Rng,
+    live: Vec<Live>,
+    now: u64,
+    outcomes: Outcomes,
+}
+
+#[derive(Default, Debug)]
+struct Outcomes {
+    finished: usize,
+    cut: usize,
+    refused: usize,
+    preemptions: usize,
+    cached_tokens: usize,
+}
+
+fn random_limits(rng: &mut Rng, depth: usize) -> ExecutorLimits {
+    ExecutorLimits {
+        num_blocks: 3 + rng.below(12),
+        block_size_tokens: 2 << rng.below(2),
+        max_step_tokens: 4 + rng.below(24),
+        max_step_sequences: 1 + rng.below(4),
+        max_seq_len_tokens: 40,
+        vocab_size: 2,
+        pipeline_depth: depth,
+    }
+}
+
+impl World {
+    fn new(policy: SchedulerPolicy, chunked: bool, depth: usize, seed: u64) -> Self {
+        let mut rng = Rng(seed);
+        let limits = random_limits(&mut rng, depth);
+        let config = EngineConfig {
+            policy,
+            chunked_context: chunked,
+            kv_reuse: !rng.chance(15),
+            max_queue_requests: rng.chance(20).then_some(3),
+            ..EngineConfig::for_limits(&limits)
+        };
+        Self {
+            core: core(config.clone(), &limits),
+            model: model(&limits),
+            config,
+            limits,
+            rng,
+            live: Vec::new(),
+            now: 1,
+            outcomes: Outcomes::default(),
+        }
+    }
+
+    fn act(&mut self) {
+        match self.rng.below(100) {
+            0..25 if self.live.len() < 12 => self.submit(),
+            25..28 if !self.live.is_empty() => {
+                let at = self.rng.below(self.live.len());
+                self.live[at].may_be_cut = true;
+                self.core.cancel(self.live[at].id);
+            }
+            28..31 if !self.live.is_empty() => {
+                let at = self.rng.below(self.live.len());
+                self.live[at].may_be_cut = true;
+                self.live[at].tape.hang_up();
+            }
+            _ => {
+                self.now += 1;
+                self.core.step(self.now).unwrap();
+            }
+        }
+        self.core.check().unwrap();
+        self.bury();
+    }
+
+    fn submit(&mut self) {
+        let request = self.random_request();
+        let tape = Tape::default();
+        let room = self.config.max_seq_len - request.prompt.len();
+        let slots = request.prompt.len() + request.stop.max_tokens.min(room) - 1;
+        let never_fits = slots.div_ceil(self.limits.block_size_tokens) > self.limits.num_blocks;
+        let too_long = request.prompt.len() > self.config.longest_prompt();
+        match self.core.submit(request.clone(), tape.sink(), self.now) {
+            Ok(id) => {
+                assert!(!never_fits && !too_long, "accepted what can never run: {request:?}");
+                let may_be_cut = request.deadline_ns.is_some();
+                self.live.push(Live { id, request, tape, may_be_cut });
+            }
+            Err(error) if error.kind() == ErrorKind::InvalidArg => {
+                assert!(never_fits || too_long, "{error}");
+                self.outcomes.refused += 1;
+            }
+            Err(error) => {
+                assert!(self.config.max_queue_requests.is_some() && error.kind() == ErrorKind::Unavailable, "{error}");
+                self.outcomes.refused += 1;
+            }
+        }
+    }
+
+    fn random_request(&mut self) -> Request {
+        let rng = &mut self.rng;
+        let long = rng.chance(30);
+        let len = 1 + rng.below(if long { 30 } else { 10 });
+        // Few different beginnings, so that prefixes are shared.
+        let (start, period) = (rng.below(2), 1 + rng.below(3));
+        let mut prompt: Vec<_> = (0..len).map(|at| ((at / period + start) % 2) as TokenId).collect();
+        if rng.chance(40) {
+            let last = prompt.len() - 1;
+            prompt[last] ^= 1;
+        }
+        let end_ids: Vec<TokenId> = if rng.chance(40) { vec![1] } else { vec![] };
+        let mut random_word = |max: usize| (0..1 + rng.below(max)).map(|_| rng.below(2) as TokenId).collect::<Vec<_>>();
+        let (word, other) = (random_word(6), random_word(9));
+        let min_tokens = if rng.chance(50) { rng.below(8) as u32 } else { 0 };
+        Request {
+            prompt,
+            sampling: SamplingParams {
+                min_tokens,
+                end_ids: end_ids.clone(),
+                seed: rng.next() % 3,
+                log_probs: rng.chance(20),
+                ..SamplingParams::default()
+            },
+            stop: StopCriteria {
+                max_tokens: 1 + rng.below(20),
+                end_ids,
+                stop_words: if rng.chance(30) { vec![word, other] } else { vec![] },
+            },
+            priority: rng.below(3) as i32 - 1,
+            deadline_ns: rng.chance(8).then(|| self.now + 1 + rng.below(20) as u64),
+            cache_salt: u64::from(rng.chance(15)),
+        }
+    }
+
+    /// Looks at all requests that have ended.
+    fn bury(&mut self) {
+        let (ended, live): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.live).into_iter().partition(|live| live.tape.reason().is_some());
+        self.live = live;
+        for live in ended {
+            self.judge(&live);
+        }
+    }
+
+    fn judge(&mut self, live: &Live) {
+        let mut stop = live.request.stop.clone();
+        stop.max_tokens = stop.max_tokens.min(self.config.max_seq_len - live.request.prompt.len());
+        let (expected, reason) = self.model.generate(&live.request.prompt, &live.request.sampling, &stop);
+        let record = live.tape.0.lock().unwrap();
+        let finish = record.finish.as_ref().unwrap();
+        assert!(record.deltas <= expected.len() + 1, "more than one end: {:?}", live.request);
+        assert_eq!(record.stats.generated_tokens, record.tokens.len());
+        assert_eq!(record.log_probs, if live.request.sampling.log_probs { record.tokens.len() } else { 0 });
+        assert!(record.stats.preemptions <= 3, "preempted {} times", record.stats.preemptions);
+        assert!(record.stats.cached_tokens < live.request.prompt.len(), "the last prompt token is always computed");
+        self.outcomes.preemptions += record.stats.preemptions;
+        self.outcomes.cached_tokens += record.stats.cached_tokens;
+        if matches!(finish.reason, FinishReason::Cancelled | FinishReason::TimedOut) {
+            assert!(live.may_be_cut, "{:?} without a reason: {:?}", finish.reason, live.request);
+            assert!(expected.starts_with(&record.tokens), "{:?} is not the beginning of {expected:?}", record.tokens);
+            self.outcomes.cut += 1;
+        } else {
+            assert_eq!((&record.tokens, finish.reason), (&expected, reason), "{:?}", live.request);
+            self.outcomes.finished += 1;
+        }
+    }
+
+    fn finish(mut self) -> Outcomes {
+        for _ in 0..PATIENCE {
+            self.now += 1;
+            let progress = self.core.step(self.now).unwrap();
+            self.core.check().unwrap();
+            self.bury();
+            if progress == Progress::Idle {
+                break;
+            }
+        }
+        assert!(self.live.is_empty(), "{} requests never end", self.live.len());
+        let stats = self.core.stats();
+        assert_eq!(stats.last_iteration.kv.used_blocks, 0);
+        assert_eq!(stats.totals.requests_accepted, stats.totals.requests_finished);
+        self.outcomes
+    }
+}
+
+/// 240 worlds, 360,000 operations.
+fn storm(policy: SchedulerPolicy) -> Outcomes {
+    let mut sum = Outcomes::default();
+    for (chunked, depth) in [(true, 1), (true, 2), (false, 1), (false, 2)] {
+        for seed in 1..=60 {
+            let mut world =
+                World::new(policy, chunked, depth, 0x9E37_79B9_7F4A_7C15u64.wrapping_mul(seed + 100 * depth as u64));
+            for _ in 0..OPERATIONS_PER_WORLD {
+                world.act();
+            }
+            let outcomes = world.finish();
+            sum.finished += outcomes.finished;
+            sum.cut += outcomes.cut;
+            sum.refused += outcomes.refused;
+            sum.preemptions += outcomes.preemptions;
+            sum.cached_tokens += outcomes.cached_tokens;
+        }
+    }
+    assert!(sum.finished > 1000 && sum.cut > 100 && sum.refused > 10 && sum.cached_tokens > 1000, "{sum:?}");
+    sum
+}
+
+#[test]
+fn guaranteed_no_evict_gives_each_request_its_own_tokens() {
+    assert_eq!(storm(SchedulerPolicy::GuaranteedNoEvict).preemptions, 0);
+}
+
+#[test]
+fn max_utilization_gives_each_request_its_own_tokens() {
+    assert!(storm(SchedulerPolicy::MaxUtilization).preemptions > 100);
+}
+
+#[test]
+fn static_batches_give_each_request_its_own_tokens() {
+    assert_eq!(storm(SchedulerPolicy::StaticBatch).preemptions, 0);
+}
