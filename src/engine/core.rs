@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use super::config::EngineConfig;
 use super::gate::{Gate, failed_request};
 use super::request::{Delta, Finish, FinishReason, Request, RequestSink, RequestStats};
-use super::scheduler::{PlanStats, Scheduler, SeqDelta};
+use super::scheduler::{PlanStats, Scheduler};
+use super::sequence::SeqDelta;
 use super::stats::{EngineStats, EngineTotals, IterationStats, KvStats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{RequestId, SeqId};
@@ -179,6 +180,10 @@ impl EngineCore {
     fn turn(&mut self, now_ns: u64) -> Result<Progress> {
         self.end_unwanted(now_ns);
         let launched = self.in_flight.len() < self.limits.pipeline_depth && self.launch(now_ns)?;
+        if !launched && self.in_flight.is_empty() && !self.scheduler.is_empty() {
+            let waiting = self.scheduler.active();
+            return Err(Error::internal(format!("{waiting} requests wait, none runs and none can start")));
+        }
         if !launched || self.in_flight.len() == self.limits.pipeline_depth {
             self.collect(now_ns)?;
         }

@@ -3,26 +3,17 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::Bound;
 
 use super::config::EngineConfig;
 use super::gate::kv_slots;
 use super::kv::{KvCache, PrefixMatch};
 use super::policy::{CapacityPolicy, Promise, capacity_policy};
-use super::request::{Finish, FinishReason, Request, RequestStats};
-use super::sequence::{Sequence, Status};
-use crate::decode::StopVerdict;
+use super::request::{Request, RequestStats};
+use super::sequence::{SeqDelta, Sequence, Status};
 use crate::error::{Error, Result};
-use crate::ids::{SeqId, TokenId};
-use crate::step::{Chunk, ExecutorLimits, NewSequence, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb};
-
-/// What one step did to one sequence.
-pub(super) struct SeqDelta {
-    pub seq: SeqId,
-    pub tokens: Vec<TokenId>,
-    pub log_probs: Vec<TokenLogProb>,
-    pub stats: RequestStats,
-    pub finish: Option<Finish>,
-}
+use crate::ids::SeqId;
+use crate::step::{Chunk, ExecutorLimits, NewSequence, SampledRow, SampledToken, StepOutput, StepPlan};
 
 /// Counts of one plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,7 +134,7 @@ impl Scheduler {
             if sequence.life == life {
                 sequence.num_landed = chunk.start + chunk.len;
             }
-            let delta = row.map(|row| accept(sequence, row, now_ns));
+            let delta = row.map(|row| sequence.accept(row, now_ns));
             self.cache_full_blocks(chunk.seq);
             let Some(mut delta) = delta else { continue };
             if delta.finish.is_some() {
@@ -243,8 +234,10 @@ impl Scheduler {
     }
 
     fn admit(&mut self, draft: &mut Draft, now_ns: u64) {
-        let candidates: Vec<_> = self.waiting.iter().copied().collect();
-        for key @ (_, seq) in candidates {
+        let mut after = Bound::Unbounded;
+        while let Some(&key) = self.waiting.range((after, Bound::Unbounded)).next() {
+            after = Bound::Excluded(key);
+            let seq = key.1;
             let sequence = &self.sequences[&seq];
             if self.running.len() >= self.config.max_batch_size || draft.budget == 0 || sequence.in_flight_tokens > 0 {
                 return;
@@ -487,44 +480,4 @@ impl Scheduler {
         let tokens = &sequence.tokens[at * block_size..known];
         self.kv.insert_tail(parent, sequence.request.cache_salt, tokens, sequence.table[at]);
     }
-}
-
-/// Appends the tokens of a row to its sequence, up to the one that ends it.
-fn accept(sequence: &mut Sequence, row: &SampledRow, now_ns: u64) -> SeqDelta {
-    sequence.in_flight_tokens -= 1;
-    let mut delta = SeqDelta {
-        seq: sequence.id,
-        tokens: Vec::with_capacity(row.tokens.len()),
-        log_probs: Vec::new(),
-        stats: sequence.stats,
-        finish: None,
-    };
-    for token in &row.tokens {
-        let verdict = sequence.request.stop.judge(sequence.generated(), token.id);
-        let reason = match verdict {
-            StopVerdict::Continue => None,
-            StopVerdict::EndId => Some(FinishReason::EndId),
-            StopVerdict::StopWord => Some(FinishReason::StopWords),
-            StopVerdict::Length => Some(FinishReason::Length),
-        };
-        delta.finish = reason.map(|reason| Finish { reason, error: None });
-        if sequence.stats.first_token_ns == 0 {
-            sequence.stats.first_token_ns = now_ns;
-        }
-        if verdict != StopVerdict::EndId {
-            sequence.tokens.push(token.id);
-            sequence.stats.generated_tokens += 1;
-            delta.tokens.push(token.id);
-            delta.log_probs.extend(token.log_prob);
-        }
-        if delta.finish.is_some() {
-            sequence.stats.last_token_ns = now_ns;
-            break;
-        }
-    }
-    if let Some(error) = &row.error {
-        delta.finish = Some(Finish { reason: FinishReason::Error, error: Some(error.clone()) });
-    }
-    delta.stats = sequence.stats;
-    delta
 }

@@ -1,7 +1,18 @@
 //! One sequence: its tokens, how many of them are computed, and the blocks that hold them.
 
-use super::request::{Request, RequestStats};
+use super::request::{Finish, FinishReason, Request, RequestStats};
+use crate::decode::StopVerdict;
 use crate::ids::{BlockId, SeqId, TokenId};
+use crate::step::{SampledRow, TokenLogProb};
+
+/// What one step did to one sequence.
+pub(super) struct SeqDelta {
+    pub seq: SeqId,
+    pub tokens: Vec<TokenId>,
+    pub log_probs: Vec<TokenLogProb>,
+    pub stats: RequestStats,
+    pub finish: Option<Finish>,
+}
 
 /// Where a sequence is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,5 +91,45 @@ impl Sequence {
             return 0;
         }
         self.num_tokens() - self.num_computed
+    }
+
+    /// Appends the tokens of a row, up to the one that ends the self.
+    pub fn accept(&mut self, row: &SampledRow, now_ns: u64) -> SeqDelta {
+        self.in_flight_tokens -= 1;
+        let mut delta = SeqDelta {
+            seq: self.id,
+            tokens: Vec::with_capacity(row.tokens.len()),
+            log_probs: Vec::new(),
+            stats: self.stats,
+            finish: None,
+        };
+        for token in &row.tokens {
+            let verdict = self.request.stop.judge(self.generated(), token.id);
+            let reason = match verdict {
+                StopVerdict::Continue => None,
+                StopVerdict::EndId => Some(FinishReason::EndId),
+                StopVerdict::StopWord => Some(FinishReason::StopWords),
+                StopVerdict::Length => Some(FinishReason::Length),
+            };
+            delta.finish = reason.map(|reason| Finish { reason, error: None });
+            if self.stats.first_token_ns == 0 {
+                self.stats.first_token_ns = now_ns;
+            }
+            if verdict != StopVerdict::EndId {
+                self.tokens.push(token.id);
+                self.stats.generated_tokens += 1;
+                delta.tokens.push(token.id);
+                delta.log_probs.extend(token.log_prob);
+            }
+            if delta.finish.is_some() {
+                self.stats.last_token_ns = now_ns;
+                break;
+            }
+        }
+        if let Some(error) = &row.error {
+            delta.finish = Some(Finish { reason: FinishReason::Error, error: Some(error.clone()) });
+        }
+        delta.stats = self.stats;
+        delta
     }
 }

@@ -144,6 +144,18 @@ fn cancel_works_in_every_state_and_frees_everything_at_once() {
 }
 
 #[test]
+fn what_was_in_flight_at_a_cancel_is_not_reused() {
+    let limits = triton_trtllm::step::ExecutorLimits { pipeline_depth: 2, ..limits() };
+    let mut engine = core(EngineConfig::for_limits(&limits), &limits);
+    let id = engine.submit(request(vec![5; 13], 3), Tape::default().sink(), 1).unwrap();
+    engine.step(1).unwrap();
+    engine.cancel(id);
+    let again = serve(&mut engine, request(vec![5; 13], 3));
+    assert_eq!(again.stats().cached_tokens, 0, "the step had not been collected");
+    assert_eq!(serve(&mut engine, request(vec![5; 13], 3)).stats().cached_tokens, 12);
+}
+
+#[test]
 fn a_passed_deadline_ends_running_and_waiting_requests() {
     let config = EngineConfig { max_batch_size: 1, ..EngineConfig::for_limits(&limits()) };
     let mut engine = core(config, &limits());
