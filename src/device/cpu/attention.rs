@@ -1,70 +1,164 @@
-//! Causal attention over the paged cache.
+//! Causal attention over the paged cache: what is computed where. The arithmetic is in [`super::attend`].
+//!
+//! The work is cut into tiles of query rows of one sequence and one kv head, all heads of its group included, so that
+//! they share each read of keys and values. A tile goes through its keys in chunks at fixed positions; each chunk's
+//! result is computed from nothing and merged in order. So the bits of a row do not depend on how the work is cut:
+//! neither on the prompt's chunks, nor on whether the context is split over threads (decoding of few sequences).
 
-use super::linear::ToF32;
-use super::pool::Pool;
+use super::CpuDevice;
+use super::attend::{Attend, CHUNK_TOKENS, Merge, Queries, Sizes};
+use super::scratch::Scratch;
+use super::simd::{Float, dispatch};
 use super::view::{Cache, Matrix, indices, with_element};
 use crate::device::Attention;
 use crate::error::{Error, Result};
+use std::ops::Range;
 
-pub(super) fn attention(pool: &Pool, args: &Attention<'_>) -> Result<()> {
-    with_element!(args.cache.data.dtype(), "the KV cache", E => attention_as::<E>(pool, args))
+/// Query rows (tokens × heads of a group) of a tile.
+const TILE_ROWS: usize = 48;
+/// With fewer tiles than this for a thread, contexts are split.
+const TILES_PER_THREAD: usize = 3;
+
+/// Computes chunks of a tile: to `out`, or each to the partial results at an address.
+type AttendTile<'a> = dyn Fn(&Tile<'_>, Range<usize>, Option<*mut f32>) + Sync + 'a;
+
+/// Some queries of one sequence for one kv head.
+struct Tile<'a> {
+    /// Rows of `q` and `out`.
+    tokens: Range<usize>,
+    /// Position of the first of them.
+    position: usize,
+    kv_head: usize,
+    table: &'a [i32],
 }
 
-fn attention_as<E: ToF32>(pool: &Pool, args: &Attention<'_>) -> Result<()> {
+pub(super) fn attention(device: &CpuDevice, args: &Attention<'_>) -> Result<()> {
+    with_element!(args.cache.data.dtype(), "the KV cache", E => attention_as::<E>(device, args))
+}
+
+fn attention_as<E: Float>(device: &CpuDevice, args: &Attention<'_>) -> Result<()> {
     let cache = Cache::<E>::of(args.cache)?;
-    let (out, q) = (Matrix::<f32>::of(args.out, "attention: out")?, Matrix::<f32>::of(args.q, "attention: q")?);
-    let cu_seqlens = indices(&args.batch.cu_seqlens, "cu_seqlens")?;
-    let context_lens = indices(&args.batch.context_lens, "context_lens")?;
-    let tables = Matrix::<i32>::of(&args.batch.block_tables, "block_tables")?;
-    let (dim, group) = (cache.head_dim, args.num_heads / cache.kv_heads);
-    for (s, &len) in context_lens.iter().enumerate() {
-        if len as usize > tables.cols * cache.block_size {
-            return Err(Error::internal(format!("a context of {len} tokens in {} blocks", tables.cols)));
+    let out = Matrix::<f32>::of(args.out, "attention: out")?;
+    let q = Matrix::<f32>::of(args.q, "attention: q")?;
+    let group = args.num_heads / cache.kv_heads;
+    let tiles = tiles(args, &cache, group)?;
+    let sizes = Sizes::new(cache.head_dim, group, (TILE_ROWS / group).max(1));
+    let attend = |tile: &Tile<'_>, chunks: Range<usize>, partials: Option<*mut f32>| {
+        let queries = Queries {
+            q: q.pointer(tile.tokens.start).wrapping_add(tile.kv_head * group * cache.head_dim),
+            out: out.pointer(tile.tokens.start).wrapping_add(tile.kv_head * group * cache.head_dim),
+            q_stride: q.stride,
+            out_stride: out.stride,
+            count: tile.tokens.len(),
+            position: tile.position,
+        };
+        let attend = Attend {
+            queries,
+            sizes,
+            cache: &cache,
+            kv_head: tile.kv_head,
+            table: tile.table,
+            scale: args.scale,
+            window: args.window,
+            softcap: args.softcap,
+            chunks,
+            partials,
+        };
+        // SAFETY: the device has this instruction set; the tile's rows, blocks and lengths were checked by `tiles`;
+        // nobody else writes to its part of `out` or its partial results.
+        unsafe { dispatch(device.isa, attend) };
+    };
+    let wanted = TILES_PER_THREAD * device.pool.num_threads();
+    if tiles.len() >= wanted || device.pool.num_threads() == 1 {
+        // The last tiles of a prompt have the longest contexts: they go first.
+        return device.pool.run(tiles.len(), &|task| {
+            let tile = &tiles[tiles.len() - 1 - task];
+            attend(tile, tile.chunks(args.window), None);
+        });
+    }
+    split(device, &tiles, wanted, sizes, args.window, &attend, (out, group * cache.head_dim))
+}
+
+/// Splits contexts over threads: every chunk's result to memory, then the same merge as without the split.
+fn split(
+    device: &CpuDevice,
+    tiles: &[Tile<'_>],
+    wanted: usize,
+    sizes: Sizes,
+    window: Option<usize>,
+    attend: &AttendTile<'_>,
+    (out, head_cols): (Matrix<'_, f32>, usize),
+) -> Result<()> {
+    let longest = tiles.iter().map(|tile| tile.chunks(window).len()).max().unwrap_or(0);
+    let splits = wanted.div_ceil(tiles.len().max(1)).min(longest).max(1);
+    let tile_len = longest * sizes.partial_len();
+    let mut partials = Scratch::take(tiles.len() * tile_len);
+    let partials = Matrix::over(&mut partials, tiles.len(), tile_len);
+    device.pool.run(tiles.len() * splits, &|task| {
+        let (index, part) = (task / splits, task % splits);
+        let chunks = tiles[index].chunks(window);
+        let at = |part: usize| chunks.len() * part / splits;
+        let part = at(part)..at(part + 1);
+        if !part.is_empty() {
+            let to = partials.pointer(index).wrapping_add(part.start * sizes.partial_len());
+            attend(&tiles[index], chunks.start + part.start..chunks.start + part.end, Some(to));
         }
-        // SAFETY: tables are written by `upload` only.
-        let table = unsafe { tables.row(s) };
-        for &block in &table[..(len as usize).div_ceil(cache.block_size)] {
-            if block < 0 || block as usize >= cache.num_blocks {
-                return Err(Error::internal(format!("block {block} of {}", cache.num_blocks)));
-            }
+    })?;
+    device.pool.run(tiles.len(), &|index| {
+        let tile = &tiles[index];
+        let merge = Merge {
+            partials: partials.pointer(index),
+            num_chunks: tile.chunks(window).len(),
+            sizes,
+            count: tile.tokens.len(),
+            out: out.pointer(tile.tokens.start).wrapping_add(tile.kv_head * head_cols),
+            out_stride: out.stride,
+        };
+        // SAFETY: the device has this instruction set; the partial results were written above, and the tile's part of
+        // `out` is this task's alone.
+        unsafe { dispatch(device.isa, merge) };
+    })
+}
+
+impl Tile<'_> {
+    /// Numbers of the chunks of keys that some of the queries see.
+    fn chunks(&self, window: Option<usize>) -> Range<usize> {
+        let first = window.map_or(0, |window| (self.position + 1).saturating_sub(window));
+        first / CHUNK_TOKENS..(self.position + self.tokens.len()).div_ceil(CHUNK_TOKENS)
+    }
+}
+
+/// # Errors
+/// Internal, when a length or a block leaves its tensor.
+fn tiles<'a, E: Float>(args: &'a Attention<'_>, cache: &Cache<'_, E>, group: usize) -> Result<Vec<Tile<'a>>> {
+    let cu_seqlens = indices(&args.batch.cu_seqlens, "attention: cu_seqlens")?;
+    let context_lens = indices(&args.batch.context_lens, "attention: context_lens")?;
+    let tables = Matrix::<i32>::of(&args.batch.block_tables, "attention: block_tables")?;
+    let queries_per_tile = (TILE_ROWS / group).max(1);
+    let mut tiles = Vec::new();
+    for (s, (bounds, &context)) in cu_seqlens.windows(2).zip(context_lens).enumerate() {
+        let (start, end, context) = (bounds[0] as usize, bounds[1] as usize, context as usize);
+        if start == end {
+            continue;
+        }
+        let blocks = context.div_ceil(cache.block_size);
+        if end < start || end > args.q.rows() || context < end - start || blocks > tables.cols {
+            return Err(Error::internal(format!(
+                "attention: sequence {s} has rows {start}..{end} of {} and a context of {context} tokens in {} blocks",
+                args.q.rows(),
+                tables.cols
+            )));
+        }
+        // SAFETY: tables are written by `upload` only, and calls on a device are ordered.
+        let table = unsafe { &tables.row(s)[..blocks] };
+        if let Some(block) = table.iter().find(|&&block| block < 0 || block as usize >= cache.num_blocks) {
+            return Err(Error::internal(format!("attention: block {block} of {}", cache.num_blocks)));
+        }
+        for first in (start..end).step_by(queries_per_tile) {
+            let tokens = first..(first + queries_per_tile).min(end);
+            let position = context - (end - first);
+            tiles.extend((0..cache.kv_heads).map(|kv_head| Tile { tokens: tokens.clone(), position, kv_head, table }));
         }
     }
-    for s in 0..context_lens.len() {
-        let (start, end) = (cu_seqlens[s] as usize, cu_seqlens[s + 1] as usize);
-        let context = context_lens[s] as usize;
-        // SAFETY: tables are written by `upload` only.
-        let table = unsafe { tables.row(s) };
-        pool.run((end - start) * args.num_heads, &|task| {
-            let (t, head) = (start + task / args.num_heads, task % args.num_heads);
-            let position = context - (end - t);
-            let first = args.window.map_or(0, |window| (position + 1).saturating_sub(window));
-            // SAFETY: nobody writes to `q` or the cache; head `head` of row t of `out` is this task's alone.
-            let (query, out) = unsafe {
-                let out = std::slice::from_raw_parts_mut(out.pointer(t).add(head * dim), dim);
-                (std::slice::from_raw_parts(q.pointer(t).add(head * dim), dim), out)
-            };
-            let mut scores: Vec<f32> = (first..=position)
-                .map(|at| {
-                    let block = table[at / cache.block_size] as usize;
-                    let row = cache.key_row(block, head / group, at % cache.block_size);
-                    // SAFETY: as above.
-                    let key = unsafe { cache.data.row(row) };
-                    let score = query.iter().zip(key).map(|(q, k)| q * k.to_f32()).sum::<f32>() * args.scale;
-                    args.softcap.map_or(score, |cap| cap * (score / cap).tanh())
-                })
-                .collect();
-            let max = scores.iter().fold(f32::NEG_INFINITY, |max, &score| max.max(score));
-            scores.iter_mut().for_each(|score| *score = (*score - max).exp());
-            let sum: f32 = scores.iter().sum();
-            out.fill(0.0);
-            for (at, score) in (first..=position).zip(&scores) {
-                let block = table[at / cache.block_size] as usize;
-                let row = cache.value_row(block, head / group, at % cache.block_size);
-                // SAFETY: as above.
-                let value = unsafe { cache.data.row(row) };
-                out.iter_mut().zip(value).for_each(|(out, value)| *out += score / sum * value.to_f32());
-            }
-        })?;
-    }
-    Ok(())
+    Ok(tiles)
 }

@@ -1,31 +1,15 @@
 //! Operations whose cost is reading and writing activations once.
 
-use super::linear::ToF32;
-use super::pool::Pool;
-use super::view::{Cache, Element, Matrix, indices, with_element};
+use super::CpuDevice;
+use super::linear::widened;
+use super::simd::{Float, Kernel, Simd, dispatch, load_up_to, sigmoid, store_up_to};
+use super::view::{Cache, Element, Matrix, Side, indices, with_element};
 use crate::device::{Activation, KvLayer, RopeKvWrite, RopeStyle, Tensor};
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
-use half::{bf16, f16};
 
-pub(super) trait FromF32: Element {
-    fn from_f32(value: f32) -> Self;
-}
-impl FromF32 for f32 {
-    fn from_f32(value: f32) -> Self {
-        value
-    }
-}
-impl FromF32 for f16 {
-    fn from_f32(value: f32) -> Self {
-        f16::from_f32(value)
-    }
-}
-impl FromF32 for bf16 {
-    fn from_f32(value: f32) -> Self {
-        bf16::from_f32(value)
-    }
-}
+/// Columns of a task of [`gated_activation`].
+const PIECE: usize = 2048;
 
 /// The index `value` of a thing of which there are `count`.
 ///
@@ -38,14 +22,14 @@ fn checked(value: i32, count: usize, what: &str) -> Result<usize> {
         .ok_or_else(|| Error::internal(format!("{what} {value} of {count}")))
 }
 
-pub(super) fn embed(pool: &Pool, out: Matrix<'_, f32>, table: &Tensor, ids: &Tensor, scale: f32) -> Result<()> {
+pub(super) fn embed(device: &CpuDevice, out: Matrix<'_, f32>, table: &Tensor, ids: &Tensor, scale: f32) -> Result<()> {
     let ids = indices(ids, "embed: ids")?;
     for &id in ids {
         checked(id, table.rows(), "token id")?;
     }
     with_element!(table.dtype(), "embed: table", E => {
         let table = Matrix::<E>::of(table, "embed: table")?;
-        pool.run(out.rows, &|t| {
+        device.pool.run(out.rows, &|t| {
             // SAFETY: ids were checked; row t is this task's alone.
             let (to, from) = unsafe { (out.row_mut(t), table.row(ids[t] as usize)) };
             for (to, from) in to.iter_mut().zip(from) {
@@ -55,61 +39,82 @@ pub(super) fn embed(pool: &Pool, out: Matrix<'_, f32>, table: &Tensor, ids: &Ten
     })
 }
 
-fn parameters(tensor: &Tensor, name: &str) -> Result<Vec<f32>> {
-    with_element!(tensor.dtype(), name, E => {
-        let matrix = Matrix::<E>::of(tensor, name)?;
-        // SAFETY: parameters are not written while a model runs.
-        Ok(unsafe { matrix.row(0) }.iter().map(|&value| value.to_f32()).collect())
-    })
-}
-
-pub(super) fn rms_norm(pool: &Pool, out: Matrix<'_, f32>, x: Matrix<'_, f32>, weight: &Tensor, eps: f32) -> Result<()> {
-    let weight = parameters(weight, "rms_norm: weight")?;
-    pool.run(out.rows, &|t| {
+pub(super) fn rms_norm(
+    device: &CpuDevice,
+    out: Matrix<'_, f32>,
+    x: Matrix<'_, f32>,
+    weight: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    let weight = widened(weight)?;
+    device.pool.run(out.rows, &|t| {
         for start in (0..x.cols).step_by(weight.len()) {
-            // SAFETY: row t is this task's alone; `out` and `x` are read and written through pointers, since they may
-            // be the same.
-            unsafe { normalize(out.pointer(t).add(start), x.pointer(t).add(start), &weight, eps) };
+            let (out, x) = (out.pointer(t).wrapping_add(start), x.pointer(t).wrapping_add(start));
+            // SAFETY: the device has this instruction set; the group lies in row t, which is this task's alone.
+            unsafe { dispatch(device.isa, Normalize { out, x, addend: None, weight: &weight, eps }) };
         }
     })
 }
 
-/// # Safety
-/// Both pointers are good for `weight.len()` elements that nobody else uses.
-unsafe fn normalize(out: *mut f32, x: *const f32, weight: &[f32], eps: f32) {
-    // SAFETY: by the contract.
-    let sum: f32 = (0..weight.len()).map(|i| unsafe { *x.add(i) * *x.add(i) }).sum();
-    let factor = 1.0 / (sum / weight.len() as f32 + eps).sqrt();
-    for (i, weight) in weight.iter().enumerate() {
-        // SAFETY: by the contract.
-        unsafe { *out.add(i) = *x.add(i) * factor * weight };
-    }
-}
-
 pub(super) fn add_rms_norm(
-    pool: &Pool,
+    device: &CpuDevice,
     out: Matrix<'_, f32>,
     residual: Matrix<'_, f32>,
     x: Matrix<'_, f32>,
     weight: &Tensor,
     eps: f32,
 ) -> Result<()> {
-    let weight = parameters(weight, "add_rms_norm: weight")?;
-    pool.run(out.rows, &|t| {
-        for i in 0..x.cols {
-            // SAFETY: row t is this task's alone.
-            unsafe { *residual.pointer(t).add(i) += *x.pointer(t).add(i) };
-        }
-        // SAFETY: as above.
-        unsafe { normalize(out.pointer(t), residual.pointer(t), &weight, eps) };
+    let weight = widened(weight)?;
+    device.pool.run(out.rows, &|t| {
+        let addend = Some(x.pointer(t).cast_const());
+        let (out, x) = (out.pointer(t), residual.pointer(t));
+        // SAFETY: the device has this instruction set; row t of each tensor is this task's alone.
+        unsafe { dispatch(device.isa, Normalize { out, x, addend, weight: &weight, eps }) };
     })
 }
 
-pub(super) fn rope_kv_write(pool: &Pool, args: &RopeKvWrite<'_>) -> Result<()> {
-    with_element!(args.cache.data.dtype(), "the KV cache", E => rope_kv_write_as::<E>(pool, args))
+/// `x += addend`, then `out = x / rms(x) * weight`; `out` may be `x`. Pointers are good for as many elements as
+/// `weight` has, which nobody else uses.
+struct Normalize<'a> {
+    out: *mut f32,
+    x: *mut f32,
+    addend: Option<*const f32>,
+    weight: &'a [f32],
+    eps: f32,
 }
 
-fn rope_kv_write_as<E: FromF32>(pool: &Pool, args: &RopeKvWrite<'_>) -> Result<()> {
+impl Kernel for Normalize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let len = self.weight.len();
+        // SAFETY: by the fields' contract; no access passes `len`.
+        unsafe {
+            let mut squares = S::splat(0.0);
+            for i in (0..len).step_by(S::LANES) {
+                let mut x = load_up_to::<S, f32>(self.x.add(i), len - i);
+                if let Some(addend) = self.addend {
+                    x = S::add(x, load_up_to::<S, f32>(addend.add(i), len - i));
+                    store_up_to::<S>(self.x.add(i), x, len - i);
+                }
+                squares = S::fma(x, x, squares);
+            }
+            let factor = S::splat(1.0 / (S::sum(squares) / len as f32 + self.eps).sqrt());
+            for i in (0..len).step_by(S::LANES) {
+                let x = load_up_to::<S, f32>(self.x.add(i), len - i);
+                let weight = load_up_to::<S, f32>(self.weight.as_ptr().add(i), len - i);
+                store_up_to::<S>(self.out.add(i), S::mul(S::mul(x, factor), weight), len - i);
+            }
+        }
+    }
+}
+
+pub(super) fn rope_kv_write(device: &CpuDevice, args: &RopeKvWrite<'_>) -> Result<()> {
+    with_element!(args.cache.data.dtype(), "the KV cache", E => rope_kv_write_as::<E>(device, args))
+}
+
+fn rope_kv_write_as<E: Float>(device: &CpuDevice, args: &RopeKvWrite<'_>) -> Result<()> {
     let cache = Cache::<E>::of(args.cache)?;
     let (q, k) = (Matrix::<f32>::of(args.q, "rope: q")?, Matrix::<f32>::of(args.k, "rope: k")?);
     let v = Matrix::<f32>::of(args.v, "rope: v")?;
@@ -126,7 +131,7 @@ fn rope_kv_write_as<E: FromF32>(pool: &Pool, args: &RopeKvWrite<'_>) -> Result<(
         }
     }
     let dim = cache.head_dim;
-    pool.run(q.rows, &|t| {
+    device.pool.run(q.rows, &|t| {
         // SAFETY: row t of each tensor is this task's alone, and so is the token's slot.
         let (q, k, v) = unsafe { (q.row_mut(t), k.row_mut(t), v.row(t)) };
         if let Some((table, style)) = &table {
@@ -139,8 +144,8 @@ fn rope_kv_write_as<E: FromF32>(pool: &Pool, args: &RopeKvWrite<'_>) -> Result<(
         for (head, (key, value)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
             // SAFETY: the slot was checked; no two tokens of a step have the same one.
             let (to_key, to_value) = unsafe {
-                let key_row = cache.data.row_mut(cache.key_row(block, head, offset));
-                (key_row, cache.data.row_mut(cache.value_row(block, head, offset)))
+                let key_row = cache.data.row_mut(cache.row(block, Side::Keys, head, offset));
+                (key_row, cache.data.row_mut(cache.row(block, Side::Values, head, offset)))
             };
             key.iter().zip(to_key).for_each(|(from, to)| *to = E::from_f32(*from));
             value.iter().zip(to_value).for_each(|(from, to)| *to = E::from_f32(*from));
@@ -167,25 +172,57 @@ fn rotate(head: &mut [f32], cos_sin: &[f32], style: RopeStyle) {
 }
 
 pub(super) fn gated_activation(
-    pool: &Pool,
+    device: &CpuDevice,
     out: Matrix<'_, f32>,
     gate_up: Matrix<'_, f32>,
     activation: Activation,
 ) -> Result<()> {
-    pool.run(out.rows, &|t| {
-        // SAFETY: row t of `out` is this task's alone; nobody writes to `gate_up`.
-        let (out, gate_up) = unsafe { (out.row_mut(t), gate_up.row(t)) };
-        let (gate, up) = gate_up.split_at(out.len());
-        for ((out, &gate), up) in out.iter_mut().zip(gate).zip(up) {
-            let argument = match activation {
-                Activation::Silu => gate,
-                Activation::GeluTanh => {
-                    2.0 * (2.0 / std::f32::consts::PI).sqrt() * (gate + 0.044715 * gate * gate * gate)
-                }
-            };
-            *out = gate / (1.0 + (-argument).exp()) * up;
-        }
+    let pieces = out.cols.div_ceil(PIECE);
+    device.pool.run(out.rows * pieces, &|task| {
+        let (t, start) = (task / pieces, task % pieces * PIECE);
+        let len = PIECE.min(out.cols - start);
+        let gate = gate_up.pointer(t).wrapping_add(start).cast_const();
+        let up = gate.wrapping_add(out.cols);
+        let out = out.pointer(t).wrapping_add(start);
+        // SAFETY: the device has this instruction set; these columns of row t of `out` are this task's alone, and
+        // nobody writes to `gate_up`, whose rows are twice as long.
+        unsafe { dispatch(device.isa, Gate { out, gate, up, len, activation }) };
     })
+}
+
+/// `out = act(gate) * up` for `len` elements.
+struct Gate {
+    out: *mut f32,
+    gate: *const f32,
+    up: *const f32,
+    len: usize,
+    activation: Activation,
+}
+
+impl Kernel for Gate {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        /// 2 √(2/π): with `u` the argument of the formula's tanh, `0.5 (1 + tanh u)` is `sigmoid(2u)`.
+        const TWICE_ROOT: f32 = 1.595_769;
+        for i in (0..self.len).step_by(S::LANES) {
+            // SAFETY: pointers are good for `len` elements, and no access passes that.
+            unsafe {
+                let gate = load_up_to::<S, f32>(self.gate.add(i), self.len - i);
+                let up = load_up_to::<S, f32>(self.up.add(i), self.len - i);
+                let argument = match self.activation {
+                    Activation::Silu => gate,
+                    Activation::GeluTanh => {
+                        let cubic = S::fma(S::mul(S::splat(0.044_715), gate), S::mul(gate, gate), gate);
+                        S::mul(S::splat(TWICE_ROOT), cubic)
+                    }
+                };
+                let activated = S::mul(gate, sigmoid::<S>(argument));
+                store_up_to::<S>(self.out.add(i), S::mul(activated, up), self.len - i);
+            }
+        }
+    }
 }
 
 pub(super) fn gather_rows(out: Matrix<'_, f32>, x: Matrix<'_, f32>, rows: &Tensor) -> Result<()> {

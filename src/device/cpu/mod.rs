@@ -1,15 +1,18 @@
 //! The CPU: the embedded default, and the oracle that other devices are checked against.
 //!
-//! Activations are F32 whatever the weights are.
-//! A row's result does not depend on the
-//! rows computed with it: every path accumulates it in the same order.
+//! Activations are F32 whatever the weights are. Every kernel is written once over a vector type ([`simd`]) and compiled
+//! for AVX-512, AVX2 and plain arrays; the device picks at run time. A row's bits do not depend on the rows that are
+//! computed with it, nor on how a prompt is cut into chunks: every path adds up in the same order.
 
+mod attend;
 mod attention;
 mod elementwise;
 mod linear;
 pub mod mapped_file;
 mod memory;
 mod pool;
+mod scratch;
+mod simd;
 mod view;
 
 use super::{Activation, Attention, DType, Device, DeviceInfo, KvLayer, RawBuffer, RopeKvWrite, Tensor, Weight};
@@ -173,37 +176,37 @@ impl Device for CpuDevice {
     }
 
     fn embed(&self, out: &Tensor, table: &Tensor, ids: &Tensor, scale: f32) -> Result<()> {
-        elementwise::embed(&self.pool, Matrix::of(out, "embed: out")?, table, ids, scale)
+        elementwise::embed(self, Matrix::of(out, "embed: out")?, table, ids, scale)
     }
 
     fn rms_norm(&self, out: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
         let (out, x) = (Matrix::of(out, "rms_norm: out")?, Matrix::of(x, "rms_norm: x")?);
-        elementwise::rms_norm(&self.pool, out, x, weight, eps)
+        elementwise::rms_norm(self, out, x, weight, eps)
     }
 
     fn add_rms_norm(&self, out: &Tensor, residual: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
         let residual = Matrix::of(residual, "add_rms_norm: residual")?;
         let (out, x) = (Matrix::of(out, "add_rms_norm: out")?, Matrix::of(x, "add_rms_norm: x")?);
-        elementwise::add_rms_norm(&self.pool, out, residual, x, weight, eps)
+        elementwise::add_rms_norm(self, out, residual, x, weight, eps)
     }
 
     fn linear(&self, out: &Tensor, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<()> {
         let Weight::Dense(weight) = weight;
         let (out, x) = (Matrix::of(out, "linear: out")?, Matrix::of(x, "linear: x")?);
-        linear::linear(&self.pool, out, x, weight, bias)
+        linear::linear(self, out, x, weight, bias)
     }
 
     fn rope_kv_write(&self, args: &RopeKvWrite<'_>) -> Result<()> {
-        elementwise::rope_kv_write(&self.pool, args)
+        elementwise::rope_kv_write(self, args)
     }
 
     fn attention(&self, args: &Attention<'_>) -> Result<()> {
-        attention::attention(&self.pool, args)
+        attention::attention(self, args)
     }
 
     fn gated_activation(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()> {
         let out = Matrix::of(out, "gated_activation: out")?;
-        elementwise::gated_activation(&self.pool, out, Matrix::of(gate_up, "gated_activation: gate_up")?, activation)
+        elementwise::gated_activation(self, out, Matrix::of(gate_up, "gated_activation: gate_up")?, activation)
     }
 
     fn gather_rows(&self, out: &Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {

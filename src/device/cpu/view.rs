@@ -26,13 +26,13 @@ impl Element for i32 {
     const DTYPE: DType = DType::I32;
 }
 
-/// A matrix in host memory: rows are `stride` elements apart. Lives no longer than the tensor it was made of.
+/// A matrix in host memory: rows are `stride` elements apart. Lives no longer than what it was made of.
 pub(super) struct Matrix<'a, T> {
     pointer: *mut T,
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) stride: usize,
-    tensor: PhantomData<&'a Tensor>,
+    lifetime: PhantomData<&'a Tensor>,
 }
 
 impl<T> Clone for Matrix<'_, T> {
@@ -56,7 +56,13 @@ impl<'a, T: Element> Matrix<'a, T> {
             return Err(Error::internal(format!("{name} is {}, the CPU device takes {}", tensor.dtype(), T::DTYPE)));
         }
         let pointer = tensor.addr() as *mut T;
-        Ok(Self { pointer, rows: tensor.rows(), cols: tensor.cols(), stride: tensor.stride(), tensor: PhantomData })
+        Ok(Self { pointer, rows: tensor.rows(), cols: tensor.cols(), stride: tensor.stride(), lifetime: PhantomData })
+    }
+
+    /// Rows of `cols` adjacent elements over plain memory.
+    pub(super) fn over(memory: &'a mut [T], rows: usize, cols: usize) -> Self {
+        debug_assert!(rows * cols <= memory.len());
+        Self { pointer: memory.as_mut_ptr(), rows, cols, stride: cols, lifetime: PhantomData }
     }
 
     /// Address of the first element of a row.
@@ -110,15 +116,17 @@ impl<'a, E: Element> Cache<'a, E> {
         Ok(Self { data, kv_heads, block_size, head_dim: layer.head_dim, num_blocks })
     }
 
-    /// The row of a token's key in the cache.
-    pub(super) fn key_row(&self, block: usize, head: usize, offset: usize) -> usize {
-        (block * 2 * self.kv_heads + head) * self.block_size + offset
+    /// The row of a token's key or value in the cache.
+    pub(super) fn row(&self, block: usize, side: Side, head: usize, offset: usize) -> usize {
+        ((block * 2 + side as usize) * self.kv_heads + head) * self.block_size + offset
     }
+}
 
-    /// The row of a token's value in the cache.
-    pub(super) fn value_row(&self, block: usize, head: usize, offset: usize) -> usize {
-        ((block * 2 + 1) * self.kv_heads + head) * self.block_size + offset
-    }
+/// A half of a block.
+#[derive(Clone, Copy)]
+pub(super) enum Side {
+    Keys = 0,
+    Values = 1,
 }
 
 /// Runs `$body` with `$element` as the float type that `$dtype` names.

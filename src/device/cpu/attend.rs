@@ -1,0 +1,458 @@
+//! The arithmetic of attention: one tile of queries over chunks of keys and values.
+//!
+//! ```text
+//! chunk of keys   -> f32, transposed [D, chunk]      scores = q · keys       [rows, chunk]   outer products over D
+//! chunk of values -> f32             [chunk, D]      p = exp(scores - max)
+//!                                                    o = p · values          [rows, D]       outer products over keys
+//! merge:  m' = max(m, m_c)   l' = l·e^(m-m') + l_c·e^(m_c-m')   o' = o·e^(m-m') + o_c·e^(m_c-m')
+//! ```
+//!
+//! Source of the merge: Milakov and Gimelshein, "Online normalizer calculation for softmax", algorithm 3.
+
+use super::scratch::Scratch;
+use super::simd::{Float, Kernel, MAX_LANES, Simd, exp, load_up_to, store_up_to, tanh};
+use super::view::{Cache, Side};
+use std::ops::Range;
+
+/// Keys of a chunk. Chunks begin at multiples of it, so that they are the same for every query.
+pub(super) const CHUNK_TOKENS: usize = 64;
+
+/// Shapes of a tile in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    head_dim: usize,
+    /// `head_dim` rounded up to whole vectors of any instruction set.
+    padded_dim: usize,
+    /// Query heads of a kv head.
+    group: usize,
+    /// Rows of the largest tile.
+    max_rows: usize,
+}
+
+impl Sizes {
+    pub(super) fn new(head_dim: usize, group: usize, max_queries: usize) -> Self {
+        let padded_dim = head_dim.next_multiple_of(MAX_LANES);
+        Self { head_dim, padded_dim, group, max_rows: group * max_queries }
+    }
+
+    /// f32 of one chunk's partial result: maxima, sums, weighted values.
+    pub(super) fn partial_len(&self) -> usize {
+        self.max_rows * (self.padded_dim + 2)
+    }
+}
+
+/// The queries of a tile: `count` tokens at consecutive positions, `group` adjacent heads of each.
+#[derive(Clone, Copy)]
+pub(super) struct Queries {
+    pub(super) q: *const f32,
+    pub(super) out: *mut f32,
+    pub(super) q_stride: usize,
+    pub(super) out_stride: usize,
+    pub(super) count: usize,
+    pub(super) position: usize,
+}
+
+/// A tile over a range of chunks: to `out`, or each chunk's result to `partials`.
+pub(super) struct Attend<'a, E> {
+    pub(super) queries: Queries,
+    pub(super) sizes: Sizes,
+    pub(super) cache: &'a Cache<'a, E>,
+    pub(super) kv_head: usize,
+    pub(super) table: &'a [i32],
+    pub(super) scale: f32,
+    pub(super) window: Option<usize>,
+    pub(super) softcap: Option<f32>,
+    pub(super) chunks: Range<usize>,
+    pub(super) partials: Option<*mut f32>,
+}
+
+/// Merges the chunks' results of a tile.
+pub(super) struct Merge {
+    pub(super) partials: *const f32,
+    pub(super) num_chunks: usize,
+    pub(super) sizes: Sizes,
+    pub(super) count: usize,
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
+}
+
+/// Maxima `[rows]`, sums `[rows]` and weighted values `[rows, padded_dim]` of queries over some keys.
+#[derive(Clone, Copy)]
+struct Partial {
+    maxima: *mut f32,
+    sums: *mut f32,
+    values: *mut f32,
+}
+
+impl Partial {
+    fn at(memory: *mut f32, sizes: &Sizes) -> Self {
+        let sums = memory.wrapping_add(sizes.max_rows);
+        Self { maxima: memory, sums, values: sums.wrapping_add(sizes.max_rows) }
+    }
+}
+
+/// A thread's memory for one tile.
+struct Workspace {
+    /// `[padded_dim, CHUNK_TOKENS]`.
+    keys: *mut f32,
+    /// `[CHUNK_TOKENS, padded_dim]`.
+    values: *mut f32,
+    /// `[rows, padded_dim]`, scaled.
+    queries: *mut f32,
+    /// `[rows, CHUNK_TOKENS]`.
+    scores: *mut f32,
+    chunk: Partial,
+    total: Partial,
+    _memory: Scratch,
+}
+
+impl Workspace {
+    fn take(sizes: &Sizes) -> Self {
+        let panel = sizes.padded_dim * CHUNK_TOKENS;
+        let lens = [
+            panel,
+            panel,
+            sizes.max_rows * sizes.padded_dim,
+            sizes.max_rows * CHUNK_TOKENS,
+            sizes.partial_len(),
+            sizes.partial_len(),
+        ];
+        let mut memory = Scratch::take(lens.iter().map(|len| len.next_multiple_of(MAX_LANES)).sum());
+        let mut next = memory.as_mut_ptr();
+        let parts = lens.map(|len| {
+            let part = next;
+            next = next.wrapping_add(len.next_multiple_of(MAX_LANES));
+            part
+        });
+        let [keys, values, queries, scores, chunk, total] = parts;
+        let (chunk, total) = (Partial::at(chunk, sizes), Partial::at(total, sizes));
+        Self { keys, values, queries, scores, chunk, total, _memory: memory }
+    }
+}
+
+impl<E: Float> Kernel for Attend<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (sizes, rows) = (&self.sizes, self.queries.count * self.sizes.group);
+        let workspace = Workspace::take(sizes);
+        // SAFETY: by the contract of the kernel's user: rows, blocks and chunks exist; the workspace has room for the
+        // largest tile.
+        unsafe {
+            self.load_queries::<S>(workspace.queries);
+            clear(workspace.total, rows, sizes);
+            for (index, chunk) in self.chunks.clone().enumerate() {
+                let partial =
+                    self.partials.map(|memory| Partial::at(memory.wrapping_add(index * sizes.partial_len()), sizes));
+                self.chunk::<S>(chunk, &workspace, partial.unwrap_or(workspace.chunk));
+                if partial.is_none() {
+                    merge::<S>(workspace.total, workspace.chunk, rows, sizes);
+                }
+            }
+            if self.partials.is_none() {
+                finish::<S>(workspace.total, sizes, self.queries.count, self.queries.out, self.queries.out_stride);
+            }
+        }
+    }
+}
+
+impl Kernel for Merge {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (sizes, rows) = (&self.sizes, self.count * self.sizes.group);
+        let workspace = Workspace::take(sizes);
+        // SAFETY: by the contract of the kernel's user: `num_chunks` results are at `partials`.
+        unsafe {
+            clear(workspace.total, rows, sizes);
+            for chunk in 0..self.num_chunks {
+                let chunk = self.partials.wrapping_add(chunk * sizes.partial_len()).cast_mut();
+                merge::<S>(workspace.total, Partial::at(chunk, sizes), rows, sizes);
+            }
+            finish::<S>(workspace.total, sizes, self.count, self.out, self.out_stride);
+        }
+    }
+}
+
+impl<E: Float> Attend<'_, E> {
+    /// # Safety
+    /// As of the kernel.
+    #[inline(always)]
+    unsafe fn load_queries<S: Simd>(&self, to: *mut f32) {
+        let Sizes { head_dim, padded_dim, group, .. } = self.sizes;
+        // SAFETY: by the contract: each head is `head_dim` long, each row of `to` is padded to whole vectors.
+        unsafe {
+            for row in 0..self.queries.count * group {
+                let from = self.queries.q.add(row / group * self.queries.q_stride + row % group * head_dim);
+                for d in (0..head_dim).step_by(S::LANES) {
+                    let q = load_up_to::<S, f32>(from.add(d), head_dim - d);
+                    S::store(to.add(row * padded_dim + d), S::mul(q, S::splat(self.scale)));
+                }
+            }
+        }
+    }
+
+    /// All queries over one chunk of keys.
+    ///
+    /// # Safety
+    /// As of the kernel.
+    #[inline(always)]
+    unsafe fn chunk<S: Simd>(&self, chunk: usize, workspace: &Workspace, to: Partial) {
+        let Sizes { head_dim, padded_dim, group, .. } = self.sizes;
+        let rows = self.queries.count * group;
+        let start = chunk * CHUNK_TOKENS;
+        let first_seen = self.first_seen(self.queries.position);
+        let seen = first_seen.saturating_sub(start).min(CHUNK_TOKENS)
+            ..(self.queries.position + self.queries.count - start).min(CHUNK_TOKENS);
+        // SAFETY: by the contract; `seen` are keys of the context.
+        unsafe {
+            self.load_keys::<S>(start, seen.clone(), workspace.keys);
+            self.load_values::<S>(start, seen.clone(), workspace.values);
+            let keys = Panel { pointer: workspace.keys, stride: CHUNK_TOKENS };
+            let queries = Panel { pointer: workspace.queries, stride: padded_dim };
+            let scores = Panel { pointer: workspace.scores, stride: CHUNK_TOKENS };
+            outer_products::<S>(queries, keys, scores, rows, head_dim, CHUNK_TOKENS);
+            for row in 0..rows {
+                let position = self.queries.position + row / group;
+                let from = self.first_seen(position).saturating_sub(start).min(CHUNK_TOKENS);
+                let until = (position + 1).saturating_sub(start).min(CHUNK_TOKENS);
+                let scores = workspace.scores.add(row * CHUNK_TOKENS);
+                let (maximum, sum) = self.softmax::<S>(scores, from..until);
+                *to.maxima.add(row) = maximum;
+                *to.sums.add(row) = sum;
+            }
+            let scores = Panel { pointer: workspace.scores.add(seen.start), stride: CHUNK_TOKENS };
+            let values = Panel { pointer: workspace.values.add(seen.start * padded_dim), stride: padded_dim };
+            let sums = Panel { pointer: to.values, stride: padded_dim };
+            outer_products::<S>(scores, values, sums, rows, seen.len(), padded_dim);
+        }
+    }
+
+    /// The first key that a query at a position sees.
+    fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Turns a row's scores into weights. Their maximum and sum; minus infinity and zero where it sees no key here.
+    ///
+    /// # Safety
+    /// `scores` is good for a chunk; this CPU has `S`.
+    #[inline(always)]
+    unsafe fn softmax<S: Simd>(&self, scores: *mut f32, seen: Range<usize>) -> (f32, f32) {
+        // SAFETY: by the contract.
+        unsafe {
+            if let Some(cap) = self.softcap {
+                for i in (0..CHUNK_TOKENS).step_by(S::LANES) {
+                    let capped = tanh::<S>(S::mul(S::load(scores.add(i)), S::splat(1.0 / cap)));
+                    S::store(scores.add(i), S::mul(capped, S::splat(cap)));
+                }
+            }
+            let row = std::slice::from_raw_parts_mut(scores, CHUNK_TOKENS);
+            row[..seen.start].fill(f32::NEG_INFINITY);
+            row[seen.end.max(seen.start)..].fill(f32::NEG_INFINITY);
+            let mut maxima = S::splat(f32::NEG_INFINITY);
+            for i in (0..CHUNK_TOKENS).step_by(S::LANES) {
+                maxima = S::max(S::load(scores.add(i)), maxima);
+            }
+            let maximum = S::largest(maxima);
+            // Weights are e^(score - shift): with nothing seen the shift must not be infinite too.
+            let shift = if maximum == f32::NEG_INFINITY { 0.0 } else { maximum };
+            let mut sums = S::splat(0.0);
+            for i in (0..CHUNK_TOKENS).step_by(S::LANES) {
+                let weight = exp::<S>(S::sub(S::load(scores.add(i)), S::splat(shift)));
+                S::store(scores.add(i), weight);
+                sums = S::add(sums, weight);
+            }
+            (maximum, S::sum(sums))
+        }
+    }
+
+    /// Keys `seen` of a chunk, transposed; the others of their vectors are zero.
+    ///
+    /// # Safety
+    /// As of the kernel.
+    #[inline(always)]
+    unsafe fn load_keys<S: Simd>(&self, start: usize, seen: Range<usize>, to: *mut f32) {
+        let head_dim = self.sizes.head_dim;
+        for first in (0..CHUNK_TOKENS).step_by(S::LANES) {
+            let mut rows = [None; MAX_LANES];
+            for (lane, row) in rows.iter_mut().enumerate().take(S::LANES) {
+                *row = seen.contains(&(first + lane)).then(|| self.row(start + first + lane, Side::Keys));
+            }
+            for d in (0..head_dim).step_by(S::LANES) {
+                // SAFETY: rows of the cache are `head_dim` long; `to` has room for whole vectors.
+                unsafe {
+                    let mut square = [S::splat(0.0); MAX_LANES];
+                    for (vector, row) in square.iter_mut().zip(rows) {
+                        if let Some(row) = row {
+                            *vector = load_up_to::<S, E>(row.add(d), head_dim - d);
+                        }
+                    }
+                    S::transpose(&mut square);
+                    for (i, vector) in square.iter().enumerate().take(S::LANES) {
+                        S::store(to.add((d + i) * CHUNK_TOKENS + first), *vector);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Values `seen` of a chunk.
+    ///
+    /// # Safety
+    /// As of the kernel.
+    #[inline(always)]
+    unsafe fn load_values<S: Simd>(&self, start: usize, seen: Range<usize>, to: *mut f32) {
+        let Sizes { head_dim, padded_dim, .. } = self.sizes;
+        for token in seen {
+            let from = self.row(start + token, Side::Values);
+            for d in (0..padded_dim).step_by(S::LANES) {
+                // SAFETY: rows of the cache are `head_dim` long and nothing is read past that.
+                unsafe {
+                    let left = head_dim.saturating_sub(d);
+                    let value = load_up_to::<S, E>(from.wrapping_add(d), left);
+                    S::store(to.add(token * padded_dim + d), value);
+                }
+            }
+        }
+    }
+
+    /// Address of a token's key or value.
+    #[inline(always)]
+    fn row(&self, token: usize, side: Side) -> *const E {
+        let (block, offset) = (token / self.cache.block_size, token % self.cache.block_size);
+        self.cache.data.pointer(self.cache.row(self.table[block] as usize, side, self.kv_head, offset))
+    }
+}
+
+/// # Safety
+/// `total` is good for `rows` rows.
+unsafe fn clear(total: Partial, rows: usize, sizes: &Sizes) {
+    // SAFETY: by the contract.
+    unsafe {
+        std::slice::from_raw_parts_mut(total.maxima, rows).fill(f32::NEG_INFINITY);
+        std::slice::from_raw_parts_mut(total.sums, rows).fill(0.0);
+        std::slice::from_raw_parts_mut(total.values, rows * sizes.padded_dim).fill(0.0);
+    }
+}
+
+/// Adds the keys of `chunk` to `total`.
+///
+/// # Safety
+/// Both are good for `rows` rows; this CPU has `S`.
+#[inline(always)]
+unsafe fn merge<S: Simd>(total: Partial, chunk: Partial, rows: usize, sizes: &Sizes) {
+    // SAFETY: by the contract.
+    unsafe {
+        for row in 0..rows {
+            let (old, new) = (*total.maxima.add(row), *chunk.maxima.add(row));
+            if new == f32::NEG_INFINITY {
+                continue;
+            }
+            let maximum = if old > new { old } else { new };
+            let (keep, add) = ((old - maximum).exp(), (new - maximum).exp());
+            *total.maxima.add(row) = maximum;
+            *total.sums.add(row) = *total.sums.add(row) * keep + *chunk.sums.add(row) * add;
+            for d in (0..sizes.padded_dim).step_by(S::LANES) {
+                let (to, from) = (total.values.add(row * sizes.padded_dim + d), chunk.values);
+                let from = S::load(from.add(row * sizes.padded_dim + d));
+                S::store(to, S::fma(from, S::splat(add), S::mul(S::load(to), S::splat(keep))));
+            }
+        }
+    }
+}
+
+/// Writes `total / sum` of each row.
+///
+/// # Safety
+/// `total` and `out` are good for `count` queries; this CPU has `S`.
+#[inline(always)]
+unsafe fn finish<S: Simd>(total: Partial, sizes: &Sizes, count: usize, out: *mut f32, out_stride: usize) {
+    let Sizes { head_dim, padded_dim, group, .. } = *sizes;
+    // SAFETY: by the contract; nothing is written past a head's end.
+    unsafe {
+        for row in 0..count * group {
+            let factor = S::splat(1.0 / *total.sums.add(row));
+            let out = out.add(row / group * out_stride + row % group * head_dim);
+            for d in (0..head_dim).step_by(S::LANES) {
+                let value = S::mul(S::load(total.values.add(row * padded_dim + d)), factor);
+                store_up_to::<S>(out.add(d), value, head_dim - d);
+            }
+        }
+    }
+}
+
+/// A row-major f32 matrix in a workspace.
+#[derive(Clone, Copy)]
+struct Panel {
+    pointer: *mut f32,
+    stride: usize,
+}
+
+/// `c [rows, cols] = a [rows, depth] · b [depth, cols]`; each element one chain of additions along `depth`.
+///
+/// # Safety
+/// The panels are good for these sizes, `cols` a multiple of `LANES`; this CPU has `S`.
+#[inline(always)]
+unsafe fn outer_products<S: Simd>(a: Panel, b: Panel, c: Panel, rows: usize, depth: usize, cols: usize) {
+    let (tile_rows, vectors) = S::OUTER_TILE;
+    let mut col = 0;
+    while col < cols {
+        let whole = col + vectors * S::LANES <= cols;
+        for row in (0..rows).step_by(tile_rows) {
+            let a = Panel { pointer: a.pointer.wrapping_add(row * a.stride), ..a };
+            let b = Panel { pointer: b.pointer.wrapping_add(col), ..b };
+            let c = Panel { pointer: c.pointer.wrapping_add(row * c.stride + col), ..c };
+            // SAFETY: by the contract.
+            unsafe {
+                match (tile_rows.min(rows - row), if whole { vectors } else { 1 }) {
+                    (6, 4) => outer_tile::<S, 6, 4>(a, b, c, depth),
+                    (5, 4) => outer_tile::<S, 5, 4>(a, b, c, depth),
+                    (4, 4) => outer_tile::<S, 4, 4>(a, b, c, depth),
+                    (3, 4) => outer_tile::<S, 3, 4>(a, b, c, depth),
+                    (2, 4) => outer_tile::<S, 2, 4>(a, b, c, depth),
+                    (_, 4) => outer_tile::<S, 1, 4>(a, b, c, depth),
+                    (6, 2) => outer_tile::<S, 6, 2>(a, b, c, depth),
+                    (5, 2) => outer_tile::<S, 5, 2>(a, b, c, depth),
+                    (4, 2) => outer_tile::<S, 4, 2>(a, b, c, depth),
+                    (3, 2) => outer_tile::<S, 3, 2>(a, b, c, depth),
+                    (2, 2) => outer_tile::<S, 2, 2>(a, b, c, depth),
+                    (_, 2) => outer_tile::<S, 1, 2>(a, b, c, depth),
+                    (6, _) => outer_tile::<S, 6, 1>(a, b, c, depth),
+                    (5, _) => outer_tile::<S, 5, 1>(a, b, c, depth),
+                    (4, _) => outer_tile::<S, 4, 1>(a, b, c, depth),
+                    (3, _) => outer_tile::<S, 3, 1>(a, b, c, depth),
+                    (2, _) => outer_tile::<S, 2, 1>(a, b, c, depth),
+                    (_, _) => outer_tile::<S, 1, 1>(a, b, c, depth),
+                }
+            }
+        }
+        col += if whole { vectors * S::LANES } else { S::LANES };
+    }
+}
+
+/// # Safety
+/// The panels are good for `R` rows, `N` vectors and `depth`; this CPU has `S`.
+#[inline(always)]
+unsafe fn outer_tile<S: Simd, const R: usize, const N: usize>(a: Panel, b: Panel, c: Panel, depth: usize) {
+    // SAFETY: by the contract.
+    unsafe {
+        let mut sums = [[S::splat(0.0); N]; R];
+        for k in 0..depth {
+            let b: [S::V; N] = std::array::from_fn(|n| S::load(b.pointer.add(k * b.stride + n * S::LANES)));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let a = S::splat(*a.pointer.add(r * a.stride + k));
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = S::fma(a, b, *sum);
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (n, sum) in sums.iter().enumerate() {
+                S::store(c.pointer.add(r * c.stride + n * S::LANES), *sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `attention`.
+
+use crate::devices;
+use crate::harness::{FLOATS, Host, OnDevice, Random, assert_close, ids, unit};
+use triton_trtllm::device::{Attention, AttentionBatch, DType, KvLayer, SharedDevice};
+
+/// Heads and cache of a case.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub kv_heads: usize,
+    pub group: usize,
+    pub dim: usize,
+    pub block: usize,
+    pub window: Option<usize>,
+    pub softcap: Option<f32>,
+}
+
+/// `(cached tokens, tokens of the chunk)` of each sequence.
+pub type Sequences<'a> = &'a [(usize, usize)];
+
+/// A cache with every sequence's keys and values in blocks of random order, on a device and on the host.
+pub struct Filled {
+    pub layer: KvLayer,
+    shape: Shape,
+    host: Host,
+    tables: Vec<Vec<usize>>,
+}
+
+impl Filled {
+    /// Cache slots that belong to no sequence are not-a-number.
+    pub fn new(device: &SharedDevice, random: &mut Random, shape: Shape, contexts: &[usize], dtype: DType) -> Self {
+        let Shape { kv_heads, dim, block, .. } = shape;
+        let num_blocks = contexts.iter().map(|len| len.div_ceil(block)).sum::<usize>() + 2;
+        let mut free: Vec<usize> = (0..num_blocks).collect();
+        (1..num_blocks).rev().for_each(|i| free.swap(i, random.below(i + 1)));
+        let tables = contexts.iter().map(|len| free.split_off(free.len() - len.div_ceil(block))).collect::<Vec<_>>();
+        let rows = num_blocks * 2 * kv_heads * block;
+        let mut host = Host { rows, cols: dim, data: vec![f64::NAN; rows * dim] };
+        for (table, &len) in tables.iter().zip(contexts) {
+            for token in 0..len {
+                for head in 0..2 * kv_heads {
+                    let row = (table[token / block] * 2 * kv_heads + head) * block + token % block;
+                    host.row_mut(row).fill_with(|| random.number() * 2.0);
+                }
+            }
+        }
+        let host = host.rounded(dtype);
+        let data = OnDevice::new(device, &host, dtype, 0).view;
+        Self { layer: KvLayer { data, kv_heads, block_size_tokens: block, head_dim: dim }, shape, host, tables }
+    }
+
+    fn row(&self, sequence: usize, token: usize, side: usize, head: usize) -> &[f64] {
+        let Shape { kv_heads, block, .. } = self.shape;
+        let id = self.tables[sequence][token / block];
+        self.host.row(((id * 2 + side) * kv_heads + head) * block + token % block)
+    }
+
+    pub fn batch(&self, device: &SharedDevice, sequences: Sequences<'_>) -> AttentionBatch {
+        let mut cu_seqlens = vec![0];
+        sequences.iter().for_each(|(_, n)| cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + *n as i32));
+        let context_lens: Vec<i32> = sequences.iter().map(|(cached, n)| (cached + n) as i32).collect();
+        let width = self.tables.iter().map(Vec::len).max().unwrap() + 1;
+        let mut table =
+            Host { rows: sequences.len(), cols: width, data: vec![f64::from(i32::MAX); sequences.len() * width] };
+        for (row, blocks) in self.tables.iter().enumerate() {
+            table.row_mut(row)[..blocks.len()].iter_mut().zip(blocks).for_each(|(to, &block)| *to = block as f64);
+        }
+        AttentionBatch {
+            cu_seqlens: ids(device, &cu_seqlens),
+            context_lens: ids(device, &context_lens),
+            block_tables: OnDevice::new(device, &table, DType::I32, 0).view,
+            max_query_len: sequences.iter().map(|(_, n)| *n).max().unwrap(),
+            max_context_len: sequences.iter().map(|(cached, n)| cached + n).max().unwrap(),
+        }
+    }
+
+    fn reference(&self, q: &Host, sequences: Sequences<'_>, scale: f64) -> Host {
+        let Shape { kv_heads, group, dim, window, softcap, .. } = self.shape;
+        let mut out = Host::zeros(q.rows, q.cols);
+        let mut row = 0;
+        for (sequence, &(cached, n)) in sequences.iter().enumerate() {
+            for position in cached..cached + n {
+                let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+                for head in 0..kv_heads * group {
+                    let query = &q.row(row)[head * dim..][..dim];
+                    let score = |token: usize| {
+                        let key = self.row(sequence, token, 0, head / group);
+                        let score = query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() * scale;
+                        softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+                    };
+                    let weights: Vec<f64> = (first..=position).map(score).map(f64::exp).collect();
+                    let sum: f64 = weights.iter().sum();
+                    let to = &mut out.row_mut(row)[head * dim..][..dim];
+                    for (token, weight) in (first..=position).zip(weights) {
+                        let value = self.row(sequence, token, 1, head / group);
+                        to.iter_mut().zip(value).for_each(|(to, value)| *to += weight / sum * value);
+                    }
+                }
+                row += 1;
+            }
+        }
+        out
+    }
+}
+
+/// Runs attention into poisoned memory, inputs and outputs inside wider rows.
+pub fn attend(device: &SharedDevice, filled: &Filled, q: &Host, sequences: Sequences<'_>, dtype: DType) -> Host {
+    let shape = filled.shape;
+    let q_device = OnDevice::new(device, q, dtype, 24);
+    let out = OnDevice::poisoned(device, q.rows, q.cols, dtype, 7);
+    let batch = filled.batch(device, sequences);
+    let args = Attention {
+        out: &out.view,
+        q: &q_device.view,
+        cache: &filled.layer,
+        batch: &batch,
+        num_heads: shape.kv_heads * shape.group,
+        scale: scale(shape.dim),
+        window: shape.window,
+        softcap: shape.softcap,
+    };
+    device.attention(&args).unwrap();
+    out.read(device)
+}
+
+fn scale(dim: usize) -> f32 {
+    1.0 / (dim as f32).sqrt()
+}
+
+fn check(name: &str, device: &SharedDevice, random: &mut Random, shape: Shape, sequences: Sequences<'_>, dtype: DType) {
+    let Shape { kv_heads, group, dim, block, window, softcap } = shape;
+    let activations = device.activation_dtype(dtype);
+    let contexts: Vec<usize> = sequences.iter().map(|(cached, n)| cached + n).collect();
+    let filled = Filled::new(device, random, shape, &contexts, device.kv_dtype(dtype));
+    let tokens = sequences.iter().map(|(_, n)| n).sum();
+    let q = random.matrix(tokens, kv_heads * group * dim).rounded(activations);
+    let want = filled.reference(&q, sequences, f64::from(scale(dim)));
+    let case = format!(
+        "{name}, seed {}: attention {dtype} K{kv_heads} G{group} D{dim} B{block} window {window:?} cap {softcap:?} {sequences:?}",
+        random.seed
+    );
+    let got = attend(device, &filled, &q, sequences, activations);
+    assert_close(&case, &got, &want, |i| 1e-5 + want.data[i].abs() * unit(activations));
+}
+
+const SEQUENCES: [Sequences<'static>; 7] = [
+    &[(0, 1)],
+    &[(200, 1)],
+    &[(63, 1), (64, 1), (65, 1), (15, 1), (16, 1)],
+    &[(0, 17), (5, 1), (0, 70)],
+    &[(30, 40)],
+    &[(127, 3), (0, 0), (10, 2)],
+    &[(0, 130)],
+];
+
+#[test]
+fn attention_of_every_shape() {
+    let mut random = Random::fresh();
+    let dims = [8, 16, 20, 32, 64, 80, 96, 128, 256];
+    for (name, device) in devices() {
+        for sequences in SEQUENCES {
+            for group in [1, 2, 3, 4, 8] {
+                let shape = Shape {
+                    kv_heads: 1 + random.below(3),
+                    group,
+                    dim: dims[random.below(dims.len())],
+                    block: [16, 32, 64][random.below(3)],
+                    window: [None, Some(1 + random.below(100))][random.below(2)],
+                    softcap: [None, Some(2.5)][random.below(2)],
+                };
+                let dtype = FLOATS[random.below(3)];
+                check(&name, &device, &mut random, shape, sequences, dtype);
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_of_every_head_size_and_type() {
+    let mut random = Random::fresh();
+    for (name, device) in devices() {
+        for dtype in FLOATS {
+            for dim in [8, 20, 64, 80, 128, 192, 256] {
+                let shape = Shape { kv_heads: 2, group: 2, dim, block: 32, window: None, softcap: None };
+                check(&name, &device, &mut random, shape, &[(40, 9), (77, 1)], dtype);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_group_larger_than_a_tile_works() {
+    let mut random = Random::fresh();
+    for (name, device) in devices() {
+        let shape = Shape { kv_heads: 1, group: 71, dim: 16, block: 16, window: None, softcap: None };
+        check(&name, &device, &mut random, shape, &[(20, 3)], DType::F32);
+    }
+}
+
+#[test]
+fn a_block_outside_the_cache_is_an_error() {
+    let mut random = Random::fresh();
+    for (name, device) in devices() {
+        let shape = Shape { kv_heads: 1, group: 1, dim: 16, block: 16, window: None, softcap: None };
+        let filled = Filled::new(&device, &mut random, shape, &[10], DType::F32);
+        let mut batch = filled.batch(&device, &[(9, 1)]);
+        batch.block_tables = ids(&device, &[3000]);
+        let q = OnDevice::poisoned(&device, 1, 16, DType::F32, 0).view;
+        let args = Attention {
+            out: &q,
+            q: &q,
+            cache: &filled.layer,
+            batch: &batch,
+            num_heads: 1,
+            scale: 1.0,
+            window: None,
+            softcap: None,
+        };
+        let error = device.attention(&args).unwrap_err();
+        assert!(error.message().contains("block 3000 of 3"), "{name}: {error}");
+    }
+}
