@@ -5,6 +5,8 @@
 mod bad_checkpoints;
 #[path = "models/driver.rs"]
 mod driver;
+#[path = "models/engine.rs"]
+mod engine;
 #[path = "models/golden.rs"]
 mod golden;
 #[path = "models/sampling.rs"]

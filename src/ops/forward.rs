@@ -235,3 +235,6 @@ fn check(fits: bool, op: &str, a: (&str, &Tensor), b: (&str, &Tensor)) -> Result
         |(name, tensor): (&str, &Tensor)| format!("{name} [{}, {}] {}", tensor.rows(), tensor.cols(), tensor.dtype());
     Err(Error::internal(format!("{op}: {} does not fit {}", show(a), show(b))))
 }
+
+#[cfg(test)]
+mod tests;

@@ -331,12 +331,14 @@ fn step_limits(
     max_seq_len: usize,
 ) -> ExecutorLimits {
     let default = if device.info().host_accessible { HOST_STEP_TOKENS } else { DEVICE_STEP_TOKENS };
-    let most = max_seq_len.saturating_mul(options.max_batch_size);
+    // More than all sequences at full length is never used; one block is what the engine needs at least.
+    let most = max_seq_len.saturating_mul(options.max_batch_size).max(options.block_size_tokens);
+    let max_step_tokens = options.max_step_tokens.unwrap_or(default.max(options.max_batch_size)).min(most);
     ExecutorLimits {
         num_blocks: 0,
         block_size_tokens: options.block_size_tokens,
-        max_step_tokens: options.max_step_tokens.unwrap_or(default.max(options.max_batch_size)).min(most),
-        max_step_sequences: options.max_batch_size,
+        max_step_tokens,
+        max_step_sequences: options.max_batch_size.min(max_step_tokens),
         max_seq_len_tokens: max_seq_len,
         vocab_size: config.vocab_size,
         pipeline_depth: 1,

@@ -126,7 +126,7 @@ pub(super) fn largest_step(limits: &ExecutorLimits) -> StepShape {
     StepShape {
         tokens: limits.max_step_tokens,
         sequences: limits.max_step_sequences,
-        rows: limits.max_step_sequences.min(limits.max_step_tokens),
+        rows: limits.max_step_sequences,
         blocks: limits.max_seq_len_tokens.div_ceil(limits.block_size_tokens),
     }
 }
