@@ -66,6 +66,7 @@ pub struct SampledRow {
     pub seq: SeqId,
     pub tokens: Vec<SampledToken>,
     /// Why no token could be sampled (`tokens` is empty then): ends this sequence only.
+    /// With `pipeline_depth` above 1 the runner appends some token all the same: the next step may already compute it.
     pub error: Option<Error>,
 }
 

@@ -228,14 +228,18 @@ fn a_failing_executor_answers_everybody_and_turns_the_engine_off() {
 
 #[test]
 fn a_row_that_cannot_be_sampled_ends_its_request_only() {
-    let executor = FakeExecutor::new(limits(), SEED).with_fault(Fault::RowErrors { step: 2 });
-    let mut engine = EngineCore::new(EngineConfig::for_limits(&limits()), Box::new(executor), None).unwrap();
-    let tape = serve(&mut engine, request([1, 2], 9));
-    assert_eq!((tape.tokens().len(), tape.reason()), (1, Some(FinishReason::Error)));
-    let text = "Executor failed process requestId 1 due to the following error: injected fault in step 2";
-    assert_eq!(tape.error(), text);
-    assert!(engine.health().is_ok());
-    assert_eq!(serve(&mut engine, request([1, 2], 9)).reason(), Some(FinishReason::Length));
+    for depth in [1, 2] {
+        let limits = triton_trtllm::step::ExecutorLimits { pipeline_depth: depth, ..limits() };
+        let executor = FakeExecutor::new(limits.clone(), SEED).with_fault(Fault::RowErrors { step: 2 });
+        let mut engine = EngineCore::new(EngineConfig::for_limits(&limits), Box::new(executor), None).unwrap();
+        let tape = serve(&mut engine, request([1, 2], 9));
+        assert_eq!((tape.tokens().len(), tape.reason()), (1, Some(FinishReason::Error)));
+        let text = "Executor failed process requestId 1 due to the following error: injected fault in step 2";
+        assert_eq!(tape.error(), text);
+        assert_eq!(engine.stats().totals.requests_failed, 1);
+        assert!(engine.health().is_ok());
+        assert_eq!(serve(&mut engine, request([1, 2], 9)).reason(), Some(FinishReason::Length));
+    }
 }
 
 #[test]
