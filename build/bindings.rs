@@ -1,7 +1,8 @@
 //! `triton_headers/` → `$OUT_DIR/bindings.rs`: by bindgen where a libclang is found, else the committed output of the
 //! same run, `src/triton/bindings.rs`. A missing or broken libclang, or a missing C compiler, never fails the build.
 //!
-//! `TRITON_BINDINGS=check` fails when libclang is missing or the committed file differs; `=write` refreshes it.
+//! `TRITON_BINDINGS=check` fails when one of the two is missing, the headers are no valid C or the committed file differs;
+//! `=write` refreshes it.
 
 use std::env;
 use std::fs;
@@ -18,7 +19,7 @@ pub fn build() {
     for path in ["build/bindings.rs", HEADERS, COMMITTED] {
         println!("cargo:rerun-if-changed={path}");
     }
-    for variable in ["TRITON_BINDINGS", "LIBCLANG_PATH"] {
+    for variable in ["TRITON_BINDINGS", "LIBCLANG_PATH", "CC"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     let mode = env::var("TRITON_BINDINGS").unwrap_or_default();
@@ -32,12 +33,12 @@ pub fn build() {
             panic!("{COMMITTED} is not what bindgen makes of {HEADERS}/: refresh it with TRITON_BINDINGS=write")
         }
         (Ok(generated), _) => generated,
-        (Err(reason), "check" | "write") => panic!("TRITON_BINDINGS={mode} needs a libclang: {reason}"),
+        (Err(reason), "check" | "write") => panic!("TRITON_BINDINGS={mode}, but bindgen did not run: {reason}"),
         (Err(_), _) => committed,
     };
     let output = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("bindings.rs");
     fs::write(&output, bindings).unwrap_or_else(|error| panic!("cannot write {}: {error}", output.display()));
-    check_headers();
+    check_headers(&mode);
 }
 
 /// bindgen's output. A libclang that cannot be loaded panics inside of bindgen.
@@ -71,14 +72,16 @@ fn generate() -> Result<String, String> {
     }
 }
 
-fn check_headers() {
+/// Compiles `check.c`. Without a C compiler there is only a warning, unless this is a check.
+fn check_headers(mode: &str) {
     let result = cc::Build::new()
         .file(format!("{HEADERS}/check.c"))
         .cargo_metadata(false)
-        .cargo_warnings(false)
         .flag_if_supported("-std=c11")
         .try_compile("triton_headers_check");
-    if let Err(error) = result {
-        println!("cargo:warning={HEADERS}/check.c was not compiled: {error}");
+    match result {
+        Ok(()) => {}
+        Err(error) if mode == "check" => panic!("{HEADERS}/check.c does not compile: {error}"),
+        Err(error) => println!("cargo:warning={HEADERS}/check.c was not compiled: {error}"),
     }
 }

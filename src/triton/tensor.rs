@@ -1,6 +1,7 @@
 //! Tensors as Triton describes them.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use super::sys;
 use crate::error::{Error, Result};
@@ -67,7 +68,7 @@ impl DataType {
 }
 
 /// One input tensor of a request, with the batch dimension if the model has one.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Input<'a> {
     pub name: &'a str,
     pub dtype: DataType,
@@ -80,6 +81,14 @@ impl Input<'_> {
     /// The number of elements by the shape.
     pub fn element_count(&self) -> usize {
         self.shape.iter().map(|&size| size.max(0) as usize).product()
+    }
+}
+
+/// Without the elements: what a client sent is not for the log.
+impl fmt::Debug for Input<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, dtype, shape, bytes } = self;
+        write!(f, "{name} {} {shape:?} ({} bytes)", dtype.name(), bytes.len())
     }
 }
 
