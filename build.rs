@@ -1,7 +1,9 @@
-//! Generates the Rust declarations of the Triton ABI.
+//! Generates the Rust declarations of the Triton ABI and compiles the CUDA kernels.
 
 #[path = "build/bindings.rs"]
 mod bindings;
+#[path = "build/kernels.rs"]
+mod kernels;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -9,4 +11,5 @@ fn main() {
     // Histogram functions are found with dlsym, which sees those of a test's stand-in server only where the executable
     // exports them. Nothing else defines symbols of this name.
     println!("cargo:rustc-link-arg=-Wl,--export-dynamic-symbol=TRITONSERVER_Metric*");
+    kernels::build();
 }

@@ -6,9 +6,13 @@
 //! V vocabulary, B block size, F feed-forward size.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod memory;
+mod open;
 
 pub use memory::{Buffer, DType, RawBuffer, Tensor};
+pub use open::{CudaOptions, DeviceKind, DeviceOptions, open};
 
 use crate::error::Result;
 use std::sync::Arc;

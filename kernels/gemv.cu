@@ -1,0 +1,158 @@
+// Linear layers of few rows: out[t][n] = sum_k x[t][k] * weight[n][k] + bias[n], accumulated in f32.
+//
+// gemv_*: up to 8 rows of x, 16-bit types. A block computes 16 output features; its 8 warps share the columns (k). The
+// tensor cores do the arithmetic: weights are the 16×16 operand, x the 16×8 one. A thread loads 8 neighbouring
+// weights of two rows with one 16-byte access each and spreads them over the operand's slots; x is spread the same
+// way, so the sum over k is only reordered. Weights are read once; each thread keeps STAGES - 1 steps in flight as
+// asynchronous copies to shared memory of its own, which nobody else reads: the loop has no barrier.
+// Needs K % 8 == 0 and 16-byte aligned rows. blockDim = 256, GEMV_SHARED bytes of dynamic shared memory.
+//
+// linear_any_*: every type and shape, one warp an output element; for shapes that nothing else takes.
+#include "prelude.cuh"
+
+struct LinearArgs {
+    void* out;
+    const void* x;
+    const void* weight;
+    // Null: none.
+    const void* bias;
+    i64 out_stride, x_stride, weight_stride;
+    int rows, in_features, out_features;
+    int out_dtype, weight_dtype, bias_dtype;
+};
+
+constexpr int WARPS = 8, FEATURES = 16, MAX_ROWS = 8;
+constexpr int THREADS = WARPS * 32, STAGES = 6;
+
+__device__ __forceinline__ void store_output(const LinearArgs& a, int t, int n, float y) {
+    if (a.bias) {
+        float b[1];
+        load_param(a.bias, a.bias_dtype, n, b);
+        y += b[0];
+    }
+    i64 at = i64(t) * a.out_stride + n;
+    if (a.out_dtype == F32) {
+        static_cast<float*>(a.out)[at] = y;
+    } else if (a.out_dtype == BF16) {
+        static_cast<bf16*>(a.out)[at] = from_f32<bf16>(y);
+    } else {
+        static_cast<f16*>(a.out)[at] = from_f32<f16>(y);
+    }
+}
+
+// A read that will not be repeated: not kept in the first-level cache.
+__device__ __forceinline__ uint4 load_once(const void* p) {
+    uint4 x;
+    asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(p));
+    return x;
+}
+
+template <typename T> __device__ __forceinline__ void gemv(const LinearArgs& a) {
+    __shared__ float partial[WARPS][FEATURES][MAX_ROWS];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    int feature = blockIdx.x * FEATURES;
+    const T* w = static_cast<const T*>(a.weight);
+    const T* upper = w + min(feature + g, a.out_features - 1) * a.weight_stride + c * 8;
+    const T* lower = w + min(feature + g + 8, a.out_features - 1) * a.weight_stride + c * 8;
+    const T* x = static_cast<const T*>(a.x) + min(g, a.rows - 1) * a.x_stride + c * 8;
+
+    extern __shared__ uint4 pipeline[];
+    uint4* mine = pipeline + threadIdx.x;
+    auto start = [&](int stage, int column) {
+        bool inside = column + c * 8 < a.in_features;
+        int from = inside ? column : -c * 8;
+        uint4* to = mine + stage * 3 * THREADS;
+        copy_async_16(shared_address(to), upper + from, inside);
+        copy_async_16(shared_address(to + THREADS), lower + from, inside);
+        copy_async_16(shared_address(to + 2 * THREADS), x + from, inside && g < a.rows);
+        copy_async_commit();
+    };
+    constexpr int STEP = WARPS * 32;
+    int ahead = warp * 32;
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++, ahead += STEP) start(i, ahead);
+    float acc[4] = {};
+    int stage = 0;
+    for (int column = warp * 32; column < a.in_features; column += STEP, ahead += STEP) {
+        copy_async_wait<STAGES - 2>();
+        const uint4* from = mine + stage * 3 * THREADS;
+        uint4 wu = from[0], wl = from[THREADS], xs = from[2 * THREADS];
+        start(stage == 0 ? STAGES - 1 : stage - 1, ahead);
+        mma_16x8x16<T>(acc, wu.x, wl.x, wu.y, wl.y, xs.x, xs.y);
+        mma_16x8x16<T>(acc, wu.z, wl.z, wu.w, wl.w, xs.z, xs.w);
+        stage = stage == STAGES - 1 ? 0 : stage + 1;
+    }
+    copy_async_wait<0>();
+    partial[warp][g][2 * c] = acc[0];
+    partial[warp][g][2 * c + 1] = acc[1];
+    partial[warp][g + 8][2 * c] = acc[2];
+    partial[warp][g + 8][2 * c + 1] = acc[3];
+    __syncthreads();
+    int t = threadIdx.x / FEATURES, n = threadIdx.x % FEATURES;
+    if (t >= a.rows || feature + n >= a.out_features) return;
+    float y = 0.0f;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) y += partial[i][n][t];
+    store_output(a, t, feature + n, y);
+}
+
+extern "C" __global__ void __launch_bounds__(256) gemv_f16(LinearArgs args) { gemv<f16>(args); }
+extern "C" __global__ void __launch_bounds__(256) gemv_bf16(LinearArgs args) { gemv<bf16>(args); }
+
+template <typename T> __device__ __forceinline__ void linear_any(const LinearArgs& a) {
+    int n = blockIdx.x * blockDim.y + threadIdx.y, lane = threadIdx.x;
+    if (n >= a.out_features) return;
+    for (int t = blockIdx.y; t < a.rows; t += gridDim.y) {
+        const T* x = static_cast<const T*>(a.x) + i64(t) * a.x_stride;
+        float y = 0.0f;
+        for (int k = lane; k < a.in_features; k += 32) {
+            float w[1];
+            load_param(a.weight, a.weight_dtype, i64(n) * a.weight_stride + k, w);
+            y += to_f32(x[k]) * w[0];
+        }
+        y = warp_sum(y);
+        if (lane == 0) store_output(a, t, n, y);
+    }
+}
+
+extern "C" __global__ void linear_any_float(LinearArgs args) { linear_any<float>(args); }
+extern "C" __global__ void linear_any_f16(LinearArgs args) { linear_any<f16>(args); }
+extern "C" __global__ void linear_any_bf16(LinearArgs args) { linear_any<bf16>(args); }
+
+// Adds a bias row to every row of `out`, where the matrix product could not.
+extern "C" __global__ void add_bias(LinearArgs a) {
+    int n = blockIdx.x * blockDim.x + threadIdx.x;
+    if (n >= a.out_features) return;
+    for (int t = blockIdx.y; t < a.rows; t += gridDim.y) {
+        float y[1];
+        load_param(a.out, a.out_dtype, i64(t) * a.out_stride + n, y);
+        store_output(a, t, n, y[0]);
+    }
+}
+
+struct ReadArgs {
+    const uint4* from;
+    i64 vectors;
+    u32* sink;
+};
+
+// Reads everything and keeps next to nothing: the read bandwidth that other kernels are measured against.
+extern "C" __global__ void __launch_bounds__(1024) read_bandwidth(ReadArgs args) {
+    const uint4* from = args.from;
+    i64 vectors = args.vectors;
+    u32 seen = 0;
+    i64 step = i64(gridDim.x) * blockDim.x;
+    i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    for (; i + 3 * step < vectors; i += 4 * step) {
+        uint4 a = load_once(from + i), b = load_once(from + i + step);
+        uint4 c = load_once(from + i + 2 * step), d = load_once(from + i + 3 * step);
+        seen ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
+    }
+    for (; i < vectors; i += step) {
+        uint4 a = load_once(from + i);
+        seen ^= a.x ^ a.y ^ a.z ^ a.w;
+    }
+    if (seen == 0x9e3779b9u) *args.sink = seen;
+}

@@ -1,0 +1,276 @@
+//! The kernels by name, looked up once at load, and the records they take.
+
+use super::driver::{Context, Geometry, Kernel};
+use super::images::Image;
+use super::jit;
+use super::{CudaOptions, images};
+use crate::device::DType;
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::ffi::c_void;
+
+/// A kernel for each activation type: F32, F16, BF16.
+#[derive(Clone, Copy)]
+pub(super) struct PerType([Kernel; 3]);
+
+impl PerType {
+    pub fn of(&self, dtype: DType) -> Result<Kernel> {
+        type_index(dtype).map(|index| self.0[index as usize])
+    }
+}
+
+/// The number by which kernels know a type (`DType` in `prelude.cuh`).
+pub(super) fn type_index(dtype: DType) -> Result<i32> {
+    match dtype {
+        DType::F32 => Ok(0),
+        DType::F16 => Ok(1),
+        DType::BF16 => Ok(2),
+        DType::I32 => Err(Error::internal("integers where a CUDA kernel expects real numbers")),
+    }
+}
+
+/// Head sizes that the tensor-core attention kernels are built for; smaller heads are padded.
+pub(super) const HEAD_DIMS: [usize; 3] = [64, 128, 256];
+
+pub(super) struct Kernels {
+    /// What the code was made for: `sm_90a`.
+    pub target: String,
+    /// Whether it was made for 100 KB of shared memory.
+    pub small_shared: bool,
+    pub rms_norm: PerType,
+    pub take_rows: PerType,
+    pub gated_activation: PerType,
+    pub rope_kv_write: PerType,
+    pub linear_any: PerType,
+    pub attention_any: PerType,
+    /// By [`type_index`] − 1: F16, BF16.
+    pub gemv: [Kernel; 2],
+    pub attention_combine: [Kernel; 2],
+    /// By type and by the position in [`HEAD_DIMS`].
+    pub attention_prefill: [[Kernel; 3]; 2],
+    pub attention_decode: [[Kernel; 3]; 2],
+    pub add_bias: Kernel,
+    pub read_bandwidth: Kernel,
+}
+
+impl Kernels {
+    /// Loads what is embedded for this GPU, or compiles.
+    pub fn load(context: &Context, capability: (i32, i32), options: &CudaOptions) -> Result<Self> {
+        if capability < (8, 0) {
+            return Err(Error::unsupported(format!(
+                "the GPU has compute capability {}.{}, 8.0 is the least that is supported",
+                capability.0, capability.1
+            )));
+        }
+        let (target, found) = match images::embedded(capability) {
+            Some(embedded) => embedded.map(|(target, images)| (target.to_string(), images))?,
+            None => (format!("sm_{}{}", capability.0, capability.1), jit::compile(capability, options)?),
+        };
+        Lookup::new(context, found)?.table(target)
+    }
+}
+
+struct Lookup<'a> {
+    context: &'a Context,
+    modules: HashMap<String, cudarc::driver::sys::CUmodule>,
+}
+
+impl<'a> Lookup<'a> {
+    fn new(context: &'a Context, images: Vec<Image>) -> Result<Self> {
+        let load = |image: Image| Ok((image.module, context.load_module(&image.code)?));
+        Ok(Self { context, modules: images.into_iter().map(load).collect::<Result<_>>()? })
+    }
+
+    fn one(&self, module: &str, name: &str) -> Result<Kernel> {
+        let loaded = self.modules.get(module).ok_or_else(|| Error::internal(format!("no kernel module {module}")))?;
+        self.context.kernel(*loaded, name)
+    }
+
+    fn per_type(&self, module: &str, name: &str) -> Result<PerType> {
+        let of = |suffix| self.one(module, &format!("{name}_{suffix}"));
+        Ok(PerType([of("float")?, of("f16")?, of("bf16")?]))
+    }
+
+    fn halves(&self, module: &str, name: &str) -> Result<[Kernel; 2]> {
+        Ok([self.one(module, &format!("{name}_f16"))?, self.one(module, &format!("{name}_bf16"))?])
+    }
+
+    fn per_head_dim(&self, module: &str, name: &str) -> Result<[[Kernel; 3]; 2]> {
+        let [a, b, c] = HEAD_DIMS;
+        let of = |suffix: &str| -> Result<[Kernel; 3]> {
+            let one = |dim| self.one(module, &format!("{name}_{suffix}_{dim}"));
+            Ok([one(a)?, one(b)?, one(c)?])
+        };
+        Ok([of("f16")?, of("bf16")?])
+    }
+
+    fn table(&self, target: String) -> Result<Kernels> {
+        let version: String = target.chars().filter(char::is_ascii_digit).collect();
+        let version: u32 = version.parse().unwrap_or(80);
+        Ok(Kernels {
+            small_shared: target.starts_with("sm_") && (matches!(version, 86 | 89) || version >= 120),
+            target,
+            rms_norm: self.per_type("norm", "rms_norm")?,
+            take_rows: self.per_type("elementwise", "take_rows")?,
+            gated_activation: self.per_type("elementwise", "gated_activation")?,
+            rope_kv_write: self.per_type("rope", "rope_kv_write")?,
+            linear_any: self.per_type("gemv", "linear_any")?,
+            attention_any: self.per_type("attention_decode", "attention_any")?,
+            gemv: self.halves("gemv", "gemv")?,
+            attention_combine: self.halves("attention_decode", "attention_combine")?,
+            attention_prefill: self.per_head_dim("attention_prefill", "attention_prefill")?,
+            attention_decode: self.per_head_dim("attention_decode", "attention_decode")?,
+            add_bias: self.one("gemv", "add_bias")?,
+            read_bandwidth: self.one("gemv", "read_bandwidth")?,
+        })
+    }
+}
+
+/// A kernel's parameters: one record as its `.cu` file declares it.
+///
+/// # Safety
+/// The type is `repr(C)` and has the fields of the kernel's record, in order and type.
+pub(super) unsafe trait Record: Copy {}
+
+macro_rules! record {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        #[repr(C)]
+        pub(super) struct $name {
+            $(pub $field: $type),*
+        }
+        // SAFETY: `repr(C)`, and field for field the struct of the same name in `kernels/`.
+        unsafe impl Record for $name {}
+    };
+}
+
+record!(
+    /// `kernels/norm.cu`.
+    NormArgs {
+        out: u64,
+        x: u64,
+        residual: u64,
+        weight: u64,
+        out_stride: i64,
+        x_stride: i64,
+        residual_stride: i64,
+        rows: i32,
+        groups: i32,
+        cols: i32,
+        weight_dtype: i32,
+        eps: f32,
+    }
+);
+
+record!(
+    /// `kernels/elementwise.cu`.
+    RowArgs {
+        out: u64,
+        x: u64,
+        index: u64,
+        out_stride: i64,
+        x_stride: i64,
+        cols: i32,
+        x_dtype: i32,
+        x_rows: i32,
+        scale: f32,
+    }
+);
+
+record!(
+    /// `kernels/rope.cu`.
+    RopeArgs {
+        q: u64,
+        k: u64,
+        v: u64,
+        positions: u64,
+        slots: u64,
+        cos_sin: u64,
+        cache: u64,
+        q_stride: i64,
+        k_stride: i64,
+        v_stride: i64,
+        num_heads: i32,
+        kv_heads: i32,
+        head_dim: i32,
+        rot: i32,
+        style: i32,
+        block_shift: i32,
+        max_positions: i32,
+    }
+);
+
+record!(
+    /// `kernels/gemv.cu`.
+    LinearArgs {
+        out: u64,
+        x: u64,
+        weight: u64,
+        bias: u64,
+        out_stride: i64,
+        x_stride: i64,
+        weight_stride: i64,
+        rows: i32,
+        in_features: i32,
+        out_features: i32,
+        out_dtype: i32,
+        weight_dtype: i32,
+        bias_dtype: i32,
+    }
+);
+
+record!(
+    /// `kernels/attention.cuh`.
+    AttentionArgs {
+        out: u64,
+        q: u64,
+        cache: u64,
+        cu_seqlens: u64,
+        context_lens: u64,
+        block_tables: u64,
+        partial_values: u64,
+        partial_weights: u64,
+        out_stride: i64,
+        q_stride: i64,
+        table_stride: i64,
+        num_heads: i32,
+        kv_heads: i32,
+        head_dim: i32,
+        block_shift: i32,
+        scale: f32,
+        cap_log2: f32,
+        inverse_cap: f32,
+        window: i32,
+        splits: i32,
+    }
+);
+
+record!(
+    /// `read_bandwidth` in `kernels/gemv.cu`.
+    ReadArgs {
+        from: u64,
+        vectors: i64,
+        sink: u64,
+    }
+);
+
+/// Enqueues a kernel that takes a record and then integers.
+///
+/// # Safety
+/// The kernel is one that takes `args` and these integers, and the addresses in `args` are right for it.
+pub(super) unsafe fn launch<A: Record, const N: usize>(
+    context: &Context,
+    kernel: Kernel,
+    geometry: Geometry,
+    args: &A,
+    integers: [i32; N],
+) -> Result<()> {
+    let mut pointers = [std::ptr::null_mut::<c_void>(); 4];
+    pointers[0] = std::ptr::from_ref(args).cast_mut().cast();
+    for (pointer, integer) in pointers[1..].iter_mut().zip(&integers) {
+        *pointer = std::ptr::from_ref(integer).cast_mut().cast();
+    }
+    // SAFETY: the caller vouches for the types; the values live until the launch has copied them.
+    unsafe { context.launch(kernel, geometry, &mut pointers[..=N]) }
+}

@@ -1,0 +1,207 @@
+//! NVIDIA GPUs of compute capability 8.0 and later.
+//!
+//! Nothing of CUDA is linked: the driver and cuBLASLt are opened at run time, and what is missing is said in a sentence.
+//! Kernels (`kernels/*.cu`) are embedded as machine code, or compiled at load where the build had no compiler.
+//! Activations have the weights' type. Every call only enqueues, except those that say that they wait.
+
+mod attention;
+mod driver;
+mod elementwise;
+mod images;
+mod jit;
+mod kernels;
+mod libraries;
+mod linear;
+mod probes;
+
+use super::{
+    Activation, Attention, CudaOptions, DType, Device, DeviceInfo, KvLayer, RawBuffer, RopeKvWrite, Tensor, Weight,
+};
+use crate::error::{Error, Result};
+use crate::step::BlockCopy;
+use driver::{Context, Properties};
+use kernels::{HEAD_DIMS, Kernels};
+use linear::{MatrixLibrary, Product};
+use std::sync::Arc;
+
+pub use probes::GpuLimits;
+
+/// GPUs that the driver shows.
+///
+/// # Errors
+/// A sentence on why there is none.
+pub fn count_gpus() -> Result<usize> {
+    driver::count_gpus()
+}
+
+/// Device memory of the device's own.
+struct Memory {
+    addr: u64,
+    context: Arc<Context>,
+}
+
+impl Memory {
+    fn new(context: &Arc<Context>, bytes: usize, purpose: &str) -> Result<Self> {
+        Ok(Self { addr: context.allocate(bytes, purpose)?, context: context.clone() })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.context.free(self.addr);
+    }
+}
+
+/// One GPU.
+pub struct CudaDevice {
+    // Before the context: they return what they hold while it is there.
+    library: MatrixLibrary,
+    partials: Memory,
+    kernels: Kernels,
+    properties: Properties,
+    ordinal: usize,
+    context: Arc<Context>,
+}
+
+impl CudaDevice {
+    /// Takes GPU `ordinal` of those the driver shows (`CUDA_VISIBLE_DEVICES` counts).
+    ///
+    /// # Errors
+    /// A sentence on what is missing: driver, GPU, library, kernels or memory.
+    pub fn open(ordinal: usize, options: &CudaOptions) -> Result<Arc<Self>> {
+        let count = driver::count_gpus()?;
+        if ordinal >= count {
+            let plural = if count == 1 { "" } else { "s" };
+            return Err(Error::invalid(format!("GPU {ordinal} was asked for, the driver shows {count} GPU{plural}")));
+        }
+        let context = Arc::new(Context::new(ordinal as i32)?);
+        let properties = context.properties()?;
+        let kernels = Kernels::load(&context, properties.compute_capability, options)?;
+        let library = MatrixLibrary::open(&context, options)?;
+        let partials = Memory::new(&context, attention::PARTIAL_BYTES, "partial results of attention")?;
+        let device = Arc::new(Self { library, partials, kernels, properties, ordinal, context });
+        device.allow_shared_memory()?;
+        tracing::info!("{}, kernels for {}", device.info().description, device.kernels.target);
+        Ok(device)
+    }
+
+    /// Raises the limits of kernels that need more shared memory than a kernel gets unasked.
+    fn allow_shared_memory(&self) -> Result<()> {
+        let allow = |kernel, bytes| match bytes {
+            bytes if bytes <= self.properties.shared_bytes => self.context.allow_shared(kernel, bytes),
+            _ => Ok(()),
+        };
+        for which in 0..2 {
+            allow(self.kernels.gemv[which], linear::GEMV_SHARED_BYTES)?;
+            for (class, &dim) in HEAD_DIMS.iter().enumerate() {
+                let decode = attention::decode_shared_bytes(dim, self.kernels.small_shared);
+                allow(self.kernels.attention_decode[which][class], decode)?;
+                allow(self.kernels.attention_prefill[which][class], attention::prefill_shared_bytes(dim))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Address of a contiguous tensor of `bytes` bytes.
+fn contiguous(tensor: &Tensor, bytes: usize) -> Result<u64> {
+    if tensor.is_contiguous() && tensor.bytes() == bytes {
+        return Ok(tensor.addr());
+    }
+    let (rows, cols, stride) = (tensor.rows(), tensor.cols(), tensor.stride());
+    Err(Error::internal(format!("a copy of {bytes} bytes and a tensor [{rows}, {cols}] of stride {stride}")))
+}
+
+impl Device for CudaDevice {
+    fn info(&self) -> DeviceInfo {
+        let (free_bytes, total_bytes) = self.context.memory().unwrap_or_default();
+        let (major, minor) = self.properties.compute_capability;
+        DeviceInfo {
+            description: format!("GPU {}: {}, compute capability {major}.{minor}", self.ordinal, self.properties.name),
+            total_bytes,
+            free_bytes,
+            host_accessible: false,
+        }
+    }
+
+    fn activation_dtype(&self, weights: DType) -> DType {
+        weights
+    }
+
+    fn kv_dtype(&self, weights: DType) -> DType {
+        weights
+    }
+
+    fn allocate(&self, bytes: usize, purpose: &str) -> Result<RawBuffer> {
+        Ok(RawBuffer { addr: self.context.allocate(bytes, purpose)?, bytes })
+    }
+
+    fn free(&self, buffer: RawBuffer) {
+        self.context.free(buffer.addr);
+    }
+
+    fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()> {
+        let to = contiguous(dst, src.len())?;
+        if src.is_empty() { Ok(()) } else { self.context.upload(to, src) }
+    }
+
+    fn download(&self, src: &Tensor, dst: &mut [u8]) -> Result<()> {
+        let from = contiguous(src, dst.len())?;
+        if dst.is_empty() { self.synchronize() } else { self.context.download(from, dst) }
+    }
+
+    fn host_bytes<'a>(&self, _tensor: &'a Tensor) -> Option<&'a [u8]> {
+        None
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.context.synchronize()
+    }
+
+    fn embed(&self, out: &Tensor, table: &Tensor, ids: &Tensor, scale: f32) -> Result<()> {
+        if out.rows() == 0 { Ok(()) } else { self.take_rows(out, table, ids, scale) }
+    }
+
+    fn rms_norm(&self, out: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        if x.rows() == 0 { Ok(()) } else { self.norm(out, x, None, weight, eps) }
+    }
+
+    fn add_rms_norm(&self, out: &Tensor, residual: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        if x.rows() == 0 { Ok(()) } else { self.norm(out, x, Some(residual), weight, eps) }
+    }
+
+    fn linear(&self, out: &Tensor, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<()> {
+        let Weight::Dense(weight) = weight;
+        if x.rows() == 0 {
+            return Ok(());
+        }
+        Product { out, x, weight, bias }.enqueue(&self.context, &self.kernels, &self.library)
+    }
+
+    fn rope_kv_write(&self, args: &RopeKvWrite<'_>) -> Result<()> {
+        if args.q.rows() == 0 { Ok(()) } else { self.rope(args) }
+    }
+
+    fn attention(&self, args: &Attention<'_>) -> Result<()> {
+        if args.q.rows() == 0 { Ok(()) } else { self.attend(args) }
+    }
+
+    fn gated_activation(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()> {
+        if out.rows() == 0 { Ok(()) } else { self.gated(out, gate_up, activation) }
+    }
+
+    fn gather_rows(&self, out: &Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {
+        if out.rows() == 0 { Ok(()) } else { self.take_rows(out, x, rows, 1.0) }
+    }
+
+    fn copy_blocks(&self, cache: &KvLayer, copies: &[BlockCopy]) -> Result<()> {
+        let slot = cache.head_dim * cache.data.dtype().size();
+        let pitch = cache.block_size_tokens * slot;
+        let rows = 2 * cache.kv_heads;
+        let block = |id: crate::ids::BlockId| cache.data.addr() + u64::from(id.0) * (rows * pitch) as u64;
+        for copy in copies.iter().filter(|copy| copy.num_tokens > 0 && copy.from != copy.to) {
+            self.context.copy_rows(block(copy.to), block(copy.from), pitch, copy.num_tokens * slot, rows)?;
+        }
+        Ok(())
+    }
+}
