@@ -1,1 +1,21 @@
+//! The parameters of a `config.pbtxt`: one table, its parsing rules, and what the operator is told about them.
+//!
+//! A parameter is one row of [`table`]: field, key, type, default, range, effect and documentation. The row feeds
+//! parsing, the log at load and `docs/parameters.md`. This is also the only module that reads environment variables.
 
+mod choices;
+mod docs;
+mod load;
+mod table;
+mod value;
+
+pub use choices::{BatchSchedulerPolicy, BatchingType, DecodingMode, DeviceKind, GptModelType, ModelRole};
+pub use docs::parameters_markdown;
+pub use load::{Level, Loaded, Note};
+pub use table::{Effect, PARAMETERS, ParameterRow, Parameters, Range, Setting, Source};
+pub use value::{BraceLists, FromParameter, InstanceLists, Switch, is_placeholder};
+
+/// An environment variable that is set to something.
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

@@ -1,0 +1,134 @@
+//! Parameters that are one word of a few.
+
+use super::value::{FromParameter, is_placeholder};
+use crate::error::{Error, Result};
+
+macro_rules! choice {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_meta])* $variant),+ }
+
+        impl $name {
+            /// The words, in the order of the documentation.
+            pub const WORDS: &'static [&'static str] = &[$($word),+];
+        }
+
+        impl FromParameter for $name {
+            const TYPE: &'static str = "word";
+
+            fn from_parameter(text: &str) -> Option<Self> {
+                match text {
+                    $($word => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+
+            fn show(&self) -> String {
+                match self {
+                    $(Self::$variant => $word.to_owned(),)+
+                }
+            }
+        }
+    };
+}
+
+choice! {
+    /// Who gets KV memory.
+    BatchSchedulerPolicy {
+        /// A request starts when memory for its longest possible output is there.
+        GuaranteedNoEvict = "guaranteed_no_evict",
+        /// A request starts as soon as its tokens fit; it may be paused and computed again.
+        MaxUtilization = "max_utilization",
+    }
+}
+
+choice! {
+    /// Where the model runs.
+    DeviceKind {
+        /// The GPU where there is one, else the CPU.
+        Auto = "auto",
+        Cpu = "cpu",
+        Cuda = "cuda",
+    }
+}
+
+choice! {
+    /// How tokens are proposed and chosen.
+    DecodingMode {
+        TopK = "top_k",
+        TopP = "top_p",
+        TopKTopP = "top_k_top_p",
+        BeamSearch = "beam_search",
+        Medusa = "medusa",
+        Redrafter = "redrafter",
+        Lookahead = "lookahead",
+        Eagle = "eagle",
+    }
+}
+
+/// What a model of this backend does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModelRole {
+    /// Tokens (or text) in, tokens (or text) out.
+    #[default]
+    Llm,
+    /// Text to tokens.
+    Preprocessing,
+    /// Tokens to text.
+    Postprocessing,
+}
+
+impl ModelRole {
+    /// The accepted words.
+    pub const WORDS: &'static [&'static str] = &["llm", "preprocessing", "postprocessing"];
+
+    /// The role that the parameter `model_role` names.
+    ///
+    /// # Errors
+    /// `InvalidArg` that lists the roles.
+    pub fn parse(given: Option<&str>) -> Result<Self> {
+        match given {
+            None | Some("" | "llm" | "tensorrt_llm") => Ok(Self::Llm),
+            Some(text) if is_placeholder(text) => Ok(Self::Llm),
+            Some("preprocessing") => Ok(Self::Preprocessing),
+            Some("postprocessing") => Ok(Self::Postprocessing),
+            Some(other) => Err(Error::invalid(format!(
+                "model_role is {other:?}, expected one of {} (default llm)",
+                Self::WORDS.join(", ")
+            ))),
+        }
+    }
+}
+
+/// How requests share steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BatchingType {
+    /// A request joins the running batch at any step.
+    #[default]
+    Inflight,
+    /// `V1`: a batch starts together and ends together.
+    Static,
+}
+
+/// The words of `gpt_model_type`.
+pub struct GptModelType;
+
+impl GptModelType {
+    pub const WORDS: &'static [&'static str] = &["inflight_fused_batching", "inflight_batching", "V1", "v1"];
+
+    /// The batching type that the parameter names; in-flight where the parameter is missing.
+    ///
+    /// # Errors
+    /// `InvalidArg` with `Invalid gpt_model_type` for any other text, an unsubstituted placeholder included.
+    pub fn parse(given: Option<&str>) -> Result<BatchingType> {
+        match given {
+            None | Some("inflight_batching" | "inflight_fused_batching") => Ok(BatchingType::Inflight),
+            Some("V1" | "v1") => Ok(BatchingType::Static),
+            Some(other) => Err(Error::invalid(format!(
+                "Invalid gpt_model_type. Must be one of {}, got {other:?}",
+                Self::WORDS.join(", ")
+            ))),
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! From the JSON form of a model configuration to [`Parameters`], with everything that the operator should be told.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::choices::{BatchingType, DecodingMode, GptModelType, ModelRole};
+use super::table::{Effect, PARAMETERS, ParameterRow, Parameters, Range, Source};
+use crate::error::{Error, Result};
+
+/// How important a [`Note`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Info,
+    Warning,
+}
+
+/// One line for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    pub level: Level,
+    pub text: String,
+}
+
+/// The parameters of a configuration and what there is to say about them.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub parameters: Parameters,
+    pub notes: Vec<Note>,
+}
+
+impl Parameters {
+    /// Reads `parameters.<key>.string_value` of every row.
+    ///
+    /// # Errors
+    /// `InvalidArg` for a number outside its range; everything else that is wrong falls back to the default with a note.
+    pub fn load(model_config: &Value) -> Result<Loaded> {
+        let given = given_texts(model_config);
+        let mut parameters = Parameters::default();
+        for row in PARAMETERS {
+            if let Some(text) = given.get(row.key) {
+                (row.set)(&mut parameters, text);
+            }
+            check_range(row, &parameters)?;
+        }
+        let notes = notes(&parameters, &given);
+        Ok(Loaded { parameters, notes })
+    }
+
+    /// The role of the model.
+    ///
+    /// # Errors
+    /// `InvalidArg` for a word that is no role.
+    pub fn role(&self) -> Result<ModelRole> {
+        ModelRole::parse(self.model_role.text.as_deref())
+    }
+
+    /// How requests share steps.
+    ///
+    /// # Errors
+    /// `InvalidArg` for a text that is no batching type.
+    pub fn batching(&self) -> Result<BatchingType> {
+        GptModelType::parse(self.gpt_model_type.text.as_deref())
+    }
+
+    /// The folder of the decoder model. `version_dir` is used where no path was given and it holds a `config.json`.
+    ///
+    /// # Errors
+    /// `InvalidArg` with `Both encoder and decoder model paths are empty` and the offending paths where no folder
+    /// exists; `Unsupported` for an encoder.
+    pub fn model_dir(&self, version_dir: &Path) -> Result<String> {
+        if let Some(encoder) = self.encoder_model_path.value.as_deref().filter(|path| Path::new(path).exists()) {
+            return Err(Error::unsupported(format!(
+                "encoder_model_path is {encoder:?}: models with an encoder are not served by this version"
+            )));
+        }
+        let given = self.gpt_model_path.text.as_deref().filter(|text| !text.is_empty());
+        match given {
+            Some(path) if Path::new(path).exists() => Ok(path.to_owned()),
+            None if version_dir.join("config.json").exists() => Ok(version_dir.to_string_lossy().into_owned()),
+            Some(path) => Err(empty_paths(&format!("gpt_model_path is {path:?}, which does not exist"))),
+            None => Err(empty_paths(&format!(
+                "gpt_model_path is not given and there is no config.json in the version folder {:?}",
+                version_dir.file_name().unwrap_or_default()
+            ))),
+        }
+    }
+
+    /// The rules that span several parameters.
+    ///
+    /// # Errors
+    /// `InvalidArg` that names the keys.
+    pub fn check(&self) -> Result<()> {
+        let lookahead =
+            [&self.lookahead_window_size, &self.lookahead_ngram_size, &self.lookahead_verification_set_size];
+        if self.decoding_mode.value == Some(DecodingMode::Lookahead) && lookahead.iter().any(|s| s.value.is_none()) {
+            return Err(Error::invalid(
+                "decoding_mode is lookahead, which needs lookahead_window_size, lookahead_ngram_size and lookahead_verification_set_size",
+            ));
+        }
+        if let Some(block) = self.tokens_per_block.value.filter(|block| block.count_ones() != 1) {
+            return Err(Error::invalid(format!("tokens_per_block is {block}, expected a power of two")));
+        }
+        Ok(())
+    }
+
+    /// One line per value in effect, for the log at load.
+    pub fn effective_values(&self) -> String {
+        let mut text = String::from("parameters in effect:");
+        for row in PARAMETERS.iter().filter(|row| row.effect == Effect::Applied || (row.source)(self) == Source::Given)
+        {
+            let source = match (row.source)(self) {
+                Source::Given => "given",
+                Source::Default => "default",
+                Source::Unparsable => "default: the given text is not a value",
+                Source::Placeholder => "default: the placeholder was not substituted",
+            };
+            text.push_str(&format!("\n  {} = {} ({source})", row.key, (row.show)(self)));
+        }
+        text
+    }
+}
+
+fn empty_paths(reason: &str) -> Error {
+    Error::invalid(format!("Both encoder and decoder model paths are empty: {reason}"))
+}
+
+/// The texts of the configuration's parameters. A parameter without `string_value` is the empty text.
+fn given_texts(model_config: &Value) -> BTreeMap<String, String> {
+    let Some(parameters) = model_config.get("parameters").and_then(Value::as_object) else { return BTreeMap::new() };
+    let text = |value: &Value| value.get("string_value").and_then(Value::as_str).unwrap_or_default().to_owned();
+    parameters.iter().map(|(key, value)| (key.clone(), text(value))).collect()
+}
+
+fn check_range(row: &ParameterRow, parameters: &Parameters) -> Result<()> {
+    let (Range::Numbers(min, max), Source::Given) = (row.range, (row.source)(parameters)) else { return Ok(()) };
+    match (row.number)(parameters) {
+        Some(number) if !(min..=max).contains(&number) => {
+            Err(Error::invalid(format!("{} is {number}, expected {min} to {max}", row.key)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn notes(parameters: &Parameters, given: &BTreeMap<String, String>) -> Vec<Note> {
+    let mut notes = Vec::new();
+    let keys = |source: Source| keys_where(|row| (row.source)(parameters) == source);
+    for row in PARAMETERS.iter().filter(|row| (row.source)(parameters) == Source::Unparsable) {
+        let text = given.get(row.key).map_or("", String::as_str);
+        notes.push(warning(format!(
+            "{} is {text:?}, which is not a value of type {}: it is not specified, will use the default ({})",
+            row.key, row.type_name, row.default
+        )));
+    }
+    let placeholders = keys(Source::Placeholder);
+    if !placeholders.is_empty() {
+        notes.push(warning(format!(
+            "{placeholders} still hold a ${{…}} placeholder: not specified, will use the defaults"
+        )));
+    }
+    for key in given.keys().filter(|key| !PARAMETERS.iter().any(|row| row.key == **key)) {
+        notes.push(warning(match closest_key(key) {
+            Some(known) => format!("parameter {key:?} is unknown and ignored; did you mean {known:?}?"),
+            None => format!("parameter {key:?} is unknown and ignored"),
+        }));
+    }
+    let without_effect =
+        keys_where(|row| row.effect != Effect::Applied && matches!((row.source)(parameters), Source::Given));
+    if !without_effect.is_empty() {
+        notes.push(info(format!("accepted without effect in this version: {without_effect}")));
+    }
+    if parameters.enable_chunked_context.source == Source::Given && parameters.enable_chunked_context.value {
+        notes.push(info(
+            "enable_chunked_context is set to true, will use context chunking; the paged context attention that it \
+             needs is always there, no engine has to be built for it"
+                .to_owned(),
+        ));
+    }
+    notes
+}
+
+fn keys_where(condition: impl Fn(&ParameterRow) -> bool) -> String {
+    PARAMETERS.iter().filter(|row| condition(row)).map(|row| row.key).collect::<Vec<_>>().join(", ")
+}
+
+fn info(text: String) -> Note {
+    Note { level: Level::Info, text }
+}
+
+fn warning(text: String) -> Note {
+    Note { level: Level::Warning, text }
+}
+
+/// The known key that `key` is most likely a misspelling of.
+fn closest_key(key: &str) -> Option<&'static str> {
+    let distances = PARAMETERS.iter().map(|row| (edit_distance(key, row.key), row.key));
+    distances.min().filter(|&(distance, _)| distance <= 1 + key.len() / 5).map(|(_, known)| known)
+}
+
+fn edit_distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, &x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(!x.eq_ignore_ascii_case(&y));
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::BatchSchedulerPolicy;
+
+    fn config(pairs: &[(&str, &str)]) -> Value {
+        let parameters: serde_json::Map<_, _> =
+            pairs.iter().map(|(key, text)| ((*key).to_owned(), json!({ "string_value": text }))).collect();
+        json!({ "parameters": parameters })
+    }
+
+    fn load(pairs: &[(&str, &str)]) -> Loaded {
+        Parameters::load(&config(pairs)).unwrap()
+    }
+
+    #[test]
+    fn every_key_is_a_row_once() {
+        let mut keys: Vec<_> = PARAMETERS.iter().map(|row| row.key).collect();
+        keys.sort_unstable();
+        let count = keys.len();
+        keys.dedup();
+        assert_eq!(keys.len(), count);
+    }
+
+    #[test]
+    fn a_configuration_full_of_placeholders_loads_with_the_defaults() {
+        let pairs: Vec<_> = PARAMETERS.iter().map(|row| (row.key, "${anything}")).collect();
+        let loaded = load(&pairs);
+        let defaults = Parameters::default();
+        for row in PARAMETERS {
+            assert_eq!((row.show)(&loaded.parameters), (row.show)(&defaults), "{}", row.key);
+            assert_eq!((row.source)(&loaded.parameters), Source::Placeholder, "{}", row.key);
+        }
+        assert_eq!(loaded.notes.len(), 1, "{:?}", loaded.notes);
+    }
+
+    #[test]
+    fn no_parameters_section_means_all_defaults() {
+        let loaded = Parameters::load(&json!({ "name": "tensorrt_llm" })).unwrap();
+        assert!(loaded.notes.is_empty());
+        assert!(PARAMETERS.iter().all(|row| (row.source)(&loaded.parameters) == Source::Default));
+    }
+
+    #[test]
+    fn given_values_are_parsed_and_marked_as_given() {
+        let loaded = load(&[
+            ("batch_scheduler_policy", "max_utilization"),
+            ("kv_cache_free_gpu_mem_fraction", "0.5"),
+            ("max_tokens_in_paged_kv_cache", "2560 tokens"),
+            ("enable_kv_cache_reuse", "False"),
+        ]);
+        let parameters = &loaded.parameters;
+        assert_eq!(parameters.batch_scheduler_policy.value, BatchSchedulerPolicy::MaxUtilization);
+        assert_eq!(parameters.kv_cache_free_gpu_mem_fraction.value, Some(0.5));
+        assert_eq!(parameters.max_tokens_in_paged_kv_cache.value, Some(2560));
+        assert!(!parameters.enable_kv_cache_reuse.value);
+        assert_eq!(parameters.enable_kv_cache_reuse.source, Source::Given);
+        assert!(parameters.effective_values().contains("kv_cache_free_gpu_mem_fraction = 0.5 (given)"));
+    }
+
+    #[test]
+    fn an_unparsable_value_is_the_default_with_a_warning_that_names_it() {
+        let loaded = load(&[("enable_kv_cache_reuse", "yes"), ("batch_scheduler_policy", "MAX_UTILIZATION")]);
+        assert!(loaded.parameters.enable_kv_cache_reuse.value);
+        assert_eq!(loaded.parameters.batch_scheduler_policy.value, BatchSchedulerPolicy::GuaranteedNoEvict);
+        let warnings: Vec<_> = loaded.notes.iter().filter(|note| note.level == Level::Warning).collect();
+        assert_eq!(warnings.len(), 2);
+        assert!(warnings.iter().any(|note| note.text.contains("enable_kv_cache_reuse") && note.text.contains("yes")));
+    }
+
+    #[test]
+    fn a_number_outside_its_range_does_not_load() {
+        let error = Parameters::load(&config(&[("kv_cache_free_gpu_mem_fraction", "90")])).unwrap_err();
+        assert!(error.message().contains("kv_cache_free_gpu_mem_fraction is 90, expected 0 to 1"), "{error}");
+        let error = Parameters::load(&config(&[("max_seq_len", "0")])).unwrap_err();
+        assert!(error.message().contains("max_seq_len is 0"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_one_that_was_meant() {
+        let notes = load(&[("kv_cache_free_gpu_memory_fraction", "0.5"), ("zzz", "1")]).notes;
+        assert!(
+            notes.iter().any(|note| note.text.contains("did you mean \"kv_cache_free_gpu_mem_fraction\"")),
+            "{notes:?}"
+        );
+        assert!(notes.iter().any(|note| note.text.contains("\"zzz\" is unknown and ignored")), "{notes:?}");
+    }
+
+    #[test]
+    fn keys_without_effect_are_named_once() {
+        let notes = load(&[("sink_token_length", "4"), ("cuda_graph_mode", "true")]).notes;
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        assert!(notes[0].text.contains("sink_token_length, cuda_graph_mode"), "{notes:?}");
+    }
+
+    #[test]
+    fn gpt_model_type_has_four_words() {
+        let batching = |text| load(&[("gpt_model_type", text)]).parameters.batching();
+        assert_eq!(batching("V1"), Ok(BatchingType::Static));
+        assert_eq!(batching("inflight_fused_batching"), Ok(BatchingType::Inflight));
+        for text in ["${batching_strategy}", "Inflight_batching", ""] {
+            assert!(batching(text).unwrap_err().message().contains("Invalid gpt_model_type"), "{text:?}");
+        }
+        assert_eq!(Parameters::default().batching(), Ok(BatchingType::Inflight));
+    }
+
+    #[test]
+    fn a_wrong_model_path_names_the_path_and_says_that_both_are_empty() {
+        let error =
+            load(&[("gpt_model_path", "/no/such/engine")]).parameters.model_dir(Path::new("/nowhere/1")).unwrap_err();
+        assert!(error.message().contains("Both encoder and decoder model paths are empty"), "{error}");
+        assert!(error.message().contains("/no/such/engine"), "{error}");
+        let error =
+            load(&[("gpt_model_path", "${engine_dir}")]).parameters.model_dir(Path::new("/nowhere/1")).unwrap_err();
+        assert!(error.message().contains("${engine_dir}"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_model_path_is_the_version_folder_with_a_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let found = Parameters::default().model_dir(folder.path()).unwrap();
+        assert_eq!(Path::new(&found), folder.path());
+    }
+
+    #[test]
+    fn lookahead_needs_its_three_keys() {
+        let parameters = load(&[("decoding_mode", "lookahead"), ("lookahead_window_size", "4")]).parameters;
+        assert!(parameters.check().unwrap_err().message().contains("lookahead_ngram_size"));
+        assert!(Parameters::default().check().is_ok());
+    }
+
+    #[test]
+    fn an_unknown_role_lists_the_roles() {
+        let error = load(&[("model_role", "bls")]).parameters.role().unwrap_err();
+        assert!(error.message().contains("llm, preprocessing, postprocessing"), "{error}");
+    }
+}

@@ -1,0 +1,264 @@
+//! The table of parameters.
+
+use super::choices::{BatchSchedulerPolicy, DecodingMode, DeviceKind, GptModelType, ModelRole};
+use super::value::{BraceLists, FromParameter, InstanceLists, Switch, is_placeholder};
+
+/// Where the value of a parameter comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The configuration.
+    Given,
+    /// The parameter is missing or empty: the default.
+    Default,
+    /// The parameter's text is none of its type: the default.
+    Unparsable,
+    /// The parameter is an unsubstituted `${…}`: the default.
+    Placeholder,
+}
+
+/// The value of one parameter.
+#[derive(Clone, Debug)]
+pub struct Setting<T> {
+    /// What is in effect.
+    pub value: T,
+    /// Where it comes from.
+    pub source: Source,
+    /// The text of the configuration.
+    pub text: Option<String>,
+}
+
+impl<T> Setting<T> {
+    fn of_default(value: T) -> Self {
+        Self { value, source: Source::Default, text: None }
+    }
+}
+
+impl<T: FromParameter> Setting<T> {
+    fn set(&mut self, text: &str) -> Source {
+        self.text = Some(text.to_owned());
+        self.source = match T::from_parameter(text) {
+            Some(value) => {
+                self.value = value;
+                Source::Given
+            }
+            None if text.is_empty() => Source::Default,
+            None if is_placeholder(text) => Source::Placeholder,
+            None => Source::Unparsable,
+        };
+        self.source
+    }
+}
+
+/// What a parameter does in this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It does what its documentation says.
+    Applied,
+    /// It is parsed and checked; the feature that it configures is not there yet.
+    NotYet,
+    /// It configures something that this engine does not have; accepted so that existing repositories load.
+    Never,
+}
+
+/// What values a parameter may have beyond its type.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Range {
+    Any,
+    /// Both ends included. Outside: the model does not load.
+    Numbers(f64, f64),
+    /// One of these words.
+    Words(&'static [&'static str]),
+}
+
+/// One parameter.
+pub struct ParameterRow {
+    /// Key in `parameters { key: … }`.
+    pub key: &'static str,
+    pub type_name: &'static str,
+    /// The default in words.
+    pub default: &'static str,
+    pub range: Range,
+    pub effect: Effect,
+    pub doc: &'static str,
+    /// Parses the text of the configuration into the field.
+    pub set: fn(&mut Parameters, &str) -> Source,
+    /// The value in effect, for the log.
+    pub show: fn(&Parameters) -> String,
+    /// The value in effect as a number, for the range.
+    pub number: fn(&Parameters) -> Option<f64>,
+    /// Where the value in effect comes from.
+    pub source: fn(&Parameters) -> Source,
+    /// The text of the configuration.
+    pub text: fn(&Parameters) -> Option<&str>,
+}
+
+macro_rules! parameters {
+    ($($field:ident $key:literal : $type:ty = $default:expr, $default_text:literal, $range:expr, $effect:ident, $doc:literal;)+) => {
+        /// The parameters of one model, each with its source.
+        #[derive(Clone, Debug)]
+        pub struct Parameters {
+            $(#[doc = $doc] pub $field: Setting<$type>,)+
+        }
+
+        impl Default for Parameters {
+            fn default() -> Self {
+                Self { $($field: Setting::of_default($default),)+ }
+            }
+        }
+
+        /// Every parameter key, in the order of the documentation.
+        pub const PARAMETERS: &[ParameterRow] = &[$(
+            ParameterRow {
+                key: $key,
+                type_name: <$type as FromParameter>::TYPE,
+                default: $default_text,
+                range: $range,
+                effect: Effect::$effect,
+                doc: $doc,
+                set: |parameters, text| parameters.$field.set(text),
+                show: |parameters| parameters.$field.value.show(),
+                number: |parameters| parameters.$field.value.number(),
+                source: |parameters| parameters.$field.source,
+                text: |parameters| parameters.$field.text.as_deref(),
+            },
+        )+];
+    };
+}
+
+const ANY: Range = Range::Any;
+const POSITIVE: Range = Range::Numbers(1.0, i32::MAX as f64);
+const COUNT: Range = Range::Numbers(0.0, i32::MAX as f64);
+const FRACTION: Range = Range::Numbers(0.0, 1.0);
+
+parameters! {
+    model_role "model_role": Option<String> = None, "`llm`", Range::Words(ModelRole::WORDS), Applied,
+        "What this model does. `llm`: tokens or text in, tokens or text out; `preprocessing`: text to tokens; `postprocessing`: tokens to text. Any other word: the model does not load.";
+    gpt_model_type "gpt_model_type": Option<String> = None, "`inflight_fused_batching`", Range::Words(GptModelType::WORDS), Applied,
+        "How requests share steps: in-flight (both words mean the same) or static batching (`V1`, without streaming). Any other text, an unsubstituted placeholder included: the model does not load.";
+    gpt_model_path "gpt_model_path": Option<String> = None, "the version folder of the model, if it holds a `config.json`", ANY, Applied,
+        "Folder of the model: a Hugging Face checkpoint (`config.json`, `*.safetensors`).";
+    encoder_model_path "encoder_model_path": Option<String> = None, "unset", ANY, NotYet,
+        "Folder of the encoder of an encoder-decoder model. A folder that exists is refused: such models are not served yet.";
+    tokenizer_dir "tokenizer_dir": Option<String> = None, "the model's folder, if it holds a `tokenizer.json`", ANY, Applied,
+        "Folder of the tokenizer. Mandatory for the roles `preprocessing` and `postprocessing`; with one the LLM also takes `text_input` and answers `text_output`.";
+    device "device": DeviceKind = DeviceKind::Auto, "`auto`", Range::Words(DeviceKind::WORDS), Applied,
+        "Where the model runs. `auto`: the GPU where there is one, else the CPU.";
+    cpu_threads "cpu_threads": i32 = 0, "0 = all cores", COUNT, Applied,
+        "Threads of the CPU device.";
+    max_batch_size "max_batch_size": Option<i32> = None, "64", POSITIVE, Applied,
+        "Most sequences that run together in the engine. Not the setting of the same name outside `parameters`, which bounds the client's batch dimension.";
+    max_num_tokens "max_num_tokens": Option<i32> = None, "by device", POSITIVE, Applied,
+        "Most tokens in one step of the engine.";
+    max_seq_len "max_seq_len": Option<i32> = None, "the model's", POSITIVE, Applied,
+        "Longest sequence, prompt and output together.";
+    tokens_per_block "tokens_per_block": Option<i32> = None, "64", Range::Numbers(1.0, 1024.0), Applied,
+        "Tokens in one block of the KV cache, a power of two.";
+    max_beam_width "max_beam_width": i32 = 1, "1", POSITIVE, NotYet,
+        "Largest `beam_width` of a request. Beam search is not served yet: requests with a beam width above 1 are refused.";
+    batch_scheduler_policy "batch_scheduler_policy": BatchSchedulerPolicy = BatchSchedulerPolicy::GuaranteedNoEvict, "`guaranteed_no_evict`", Range::Words(BatchSchedulerPolicy::WORDS), Applied,
+        "`guaranteed_no_evict`: a request starts when memory for its longest possible output is there. `max_utilization`: it starts as soon as its tokens fit and may be paused and computed again. Another word: a warning and the default.";
+    enable_chunked_context "enable_chunked_context": bool = true, "true (the C++ backend: false)", ANY, Applied,
+        "Whether a prompt may be computed over several steps. Off, a prompt longer than `max_num_tokens` is refused.";
+    exclude_input_in_output "exclude_input_in_output": bool = false, "false", ANY, Applied,
+        "Default of the request tensor of this name. Affects non-streaming replies only.";
+    normalize_log_probs "normalize_log_probs": bool = true, "true", ANY, Applied,
+        "Whether `output_log_probs` of sampled tokens are relative to the candidates that top-k and top-p left. `cum_log_probs` never is, and greedy requests always get the plain values.";
+    enable_trt_overlap "enable_trt_overlap": bool = false, "false", ANY, Never,
+        "Steps always overlap as far as the device allows.";
+    gpu_weights_percent "gpu_weights_percent": f32 = 1.0, "1.0", FRACTION, NotYet,
+        "Share of the weights that stays on the GPU.";
+    max_tokens_in_paged_kv_cache "max_tokens_in_paged_kv_cache": Option<i32> = None, "unset", POSITIVE, Applied,
+        "Most tokens in the KV cache. With the fraction, the smaller wins.";
+    kv_cache_free_gpu_mem_fraction "kv_cache_free_gpu_mem_fraction": Option<f32> = None, "0.9, or unset beside `max_tokens_in_paged_kv_cache`", FRACTION, Applied,
+        "Share of the memory that is free after loading the weights and that the KV cache takes.";
+    cross_kv_cache_fraction "cross_kv_cache_fraction": Option<f32> = None, "unset", FRACTION, NotYet,
+        "Share of the KV cache for cross attention, encoder-decoder models only.";
+    kv_cache_host_memory_bytes "kv_cache_host_memory_bytes": Option<u64> = None, "0", ANY, NotYet,
+        "Host memory to which KV blocks are offloaded.";
+    kv_cache_onboard_blocks "kv_cache_onboard_blocks": bool = true, "true", ANY, NotYet,
+        "Whether offloaded blocks are brought back before they are used again.";
+    max_attention_window_size "max_attention_window_size": Option<Vec<i32>> = None, "unset = the longest sequence", ANY, NotYet,
+        "Attention window, one value for each layer, repeated cyclically. The window of the model's own configuration is always honoured.";
+    sink_token_length "sink_token_length": Option<i32> = None, "unset", COUNT, NotYet,
+        "Sink tokens that stay in a sliding window.";
+    enable_kv_cache_reuse "enable_kv_cache_reuse": bool = true, "true", ANY, Applied,
+        "Whether requests with the same prefix share KV blocks.";
+    multi_block_mode "multi_block_mode": bool = true, "true", ANY, Never,
+        "Decode attention splits long sequences by itself.";
+    enable_context_fmha_fp32_acc "enable_context_fmha_fp32_acc": bool = false, "false", ANY, Never,
+        "Attention always accumulates in 32 bits.";
+    cuda_graph_mode "cuda_graph_mode": bool = false, "false", ANY, NotYet,
+        "Whether decode steps run as CUDA graphs.";
+    cuda_graph_cache_size "cuda_graph_cache_size": i32 = 0, "0", COUNT, NotYet,
+        "Number of CUDA graphs that are kept.";
+    recv_poll_period_ms "recv_poll_period_ms": i32 = 0, "0", COUNT, Never,
+        "The engine's threads sleep until there is work; nothing is polled.";
+    iter_stats_max_iterations "iter_stats_max_iterations": i32 = 1000, "1000", COUNT, Applied,
+        "0 switches the updates of the gauges off; any other value leaves them on.";
+    request_stats_max_iterations "request_stats_max_iterations": i32 = 0, "0", COUNT, NotYet,
+        "Needed for the counters of disaggregated serving.";
+    stats_check_period_ms "stats_check_period_ms": i32 = 100, "100", POSITIVE, Applied,
+        "Period in which the gauges are updated.";
+    cancellation_check_period_ms "cancellation_check_period_ms": i32 = 100, "100", COUNT, Never,
+        "Cancelled requests are noticed in every step of the engine.";
+    gpu_device_ids "gpu_device_ids": Option<InstanceLists> = None, "unset = GPU 0", ANY, NotYet,
+        "GPUs of each model instance: instance i uses list i modulo the number of lists. A list of several GPUs is refused: such models are not served yet.";
+    participant_ids "participant_ids": Option<InstanceLists> = None, "unset", ANY, NotYet,
+        "Ranks of each model instance.";
+    num_nodes "num_nodes": i32 = 1, "1", POSITIVE, NotYet,
+        "Number of nodes that a model spans.";
+    executor_worker_path "executor_worker_path": Option<String> = None, "beside the library", ANY, NotYet,
+        "Executable of one rank of a multi-GPU model.";
+    worker_path "worker_path": Option<String> = None, "unset", ANY, Never,
+        "Old name of `executor_worker_path`; ignored.";
+    lora_cache_optimal_adapter_size "lora_cache_optimal_adapter_size": i32 = 8, "8", COUNT, NotYet,
+        "Adapter size that the LoRA cache is laid out for.";
+    lora_cache_max_adapter_size "lora_cache_max_adapter_size": i32 = 64, "64", COUNT, NotYet,
+        "Largest adapter of the LoRA cache.";
+    lora_cache_gpu_memory_fraction "lora_cache_gpu_memory_fraction": f32 = 0.05, "0.05", FRACTION, NotYet,
+        "Share of the memory left after the KV cache that the LoRA cache takes.";
+    lora_cache_host_memory_bytes "lora_cache_host_memory_bytes": u64 = 1 << 30, "1073741824", ANY, NotYet,
+        "Host memory of the LoRA cache.";
+    lora_prefetch_dir "lora_prefetch_dir": Option<String> = None, "unset", ANY, NotYet,
+        "Folder with one adapter per numeric sub-folder that is loaded at start.";
+    decoding_mode "decoding_mode": Option<DecodingMode> = None, "auto", Range::Words(DecodingMode::WORDS), NotYet,
+        "How tokens are chosen. Sampling always honours top-k and top-p; the other modes are not served yet. Another word: a warning and auto.";
+    medusa_choices "medusa_choices": Option<BraceLists> = None, "built-in tree", ANY, NotYet,
+        "Tree of the Medusa heads.";
+    eagle_choices "eagle_choices": Option<BraceLists> = None, "built-in tree", ANY, NotYet,
+        "Tree of the Eagle drafts.";
+    lookahead_window_size "lookahead_window_size": Option<u32> = None, "unset", ANY, NotYet,
+        "Lookahead decoding. Mandatory with `decoding_mode: lookahead`.";
+    lookahead_ngram_size "lookahead_ngram_size": Option<u32> = None, "unset", ANY, NotYet,
+        "Lookahead decoding. Mandatory with `decoding_mode: lookahead`.";
+    lookahead_verification_set_size "lookahead_verification_set_size": Option<u32> = None, "unset", ANY, NotYet,
+        "Lookahead decoding. Mandatory with `decoding_mode: lookahead`.";
+    speculative_decoding_fast_logits "speculative_decoding_fast_logits": bool = false, "false", ANY, NotYet,
+        "Draft logits that bypass the client.";
+    xgrammar_tokenizer_info_path "xgrammar_tokenizer_info_path": Option<String> = None, "unset = guided decoding off", ANY, NotYet,
+        "File with the vocabulary for guided decoding.";
+    guided_decoding_backend "guided_decoding_backend": Option<String> = None, "unset = guided decoding off", ANY, NotYet,
+        "`xgrammar` switches guided decoding on.";
+    max_num_sequences "max_num_sequences": Option<i32> = None, "unset", ANY, Never,
+        "Legacy; see `max_batch_size`.";
+    max_kv_cache_length "max_kv_cache_length": Option<i32> = None, "unset", ANY, Never,
+        "Legacy name of `max_attention_window_size`.";
+    multi_block_mode_legacy "multiBlockMode": Option<bool> = None, "unset", ANY, Never,
+        "Legacy name of `multi_block_mode`.";
+    enable_context_fmha_fp32_acc_legacy "enableContextFMHAFP32Acc": Option<bool> = None, "unset", ANY, Never,
+        "Legacy name of `enable_context_fmha_fp32_acc`.";
+    force_cpu_only_input_tensors "FORCE_CPU_ONLY_INPUT_TENSORS": Option<String> = None, "unset", ANY, Never,
+        "For the Python backend.";
+    add_special_tokens "add_special_tokens": Switch = Switch(true), "true", ANY, Applied,
+        "Whether the tokenizer adds its special tokens to a prompt. `true false 1 0 t f y n yes no`.";
+    skip_special_tokens "skip_special_tokens": Switch = Switch(true), "true", ANY, Applied,
+        "Whether special tokens are left out of the text of an answer. Words as above.";
+    tokenizer_type "tokenizer_type": Option<String> = None, "unset", ANY, Never,
+        "Legacy; the kind of tokenizer is found in its files.";
+    multimodal_model_path "multimodal_model_path": Option<String> = None, "unset = text only", ANY, NotYet,
+        "Folder of the vision encoder.";
+    visual_model_path "visual_model_path": Option<String> = None, "unset = text only", ANY, NotYet,
+        "Old name of `multimodal_model_path`.";
+    max_num_images "max_num_images": Option<i32> = None, "unset", ANY, NotYet,
+        "Most images in one prompt.";
+}
