@@ -1,1 +1,309 @@
+//! The metric families of the C++ backend: names, labels, HELP texts and the JSON line of one iteration, in one table.
+//!
+//! A row's series reads one number of a [`Snapshot`]. The same rows give the gauges and the keys of the JSON line, so
+//! that both always have the same count. Histograms are observed once per request, not per iteration.
 
+use crate::config::BatchingType;
+
+/// How a family's values move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// A metric family.
+pub struct Family {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub kind: Kind,
+    /// Key of the category label, beside `model` and `version`.
+    pub label: &'static str,
+    /// The batching type that has this family; `None`: both.
+    pub batching: Option<BatchingType>,
+    pub series: &'static [Series],
+}
+
+/// One series of a family.
+pub struct Series {
+    /// Value of the category label.
+    pub label_value: &'static str,
+    /// Key in the JSON line.
+    pub json_key: &'static str,
+    pub value: Value,
+}
+
+/// Where a series' number comes from.
+pub enum Value {
+    /// A whole number of the iteration.
+    Count(fn(&Snapshot) -> u64),
+    /// A share, written with 6 decimals.
+    Fraction(fn(&Snapshot) -> f64),
+    /// The iteration's time: microseconds since the epoch as a metric, a text in the JSON line.
+    Timestamp,
+    /// Observed per request.
+    Observed,
+}
+
+/// One iteration as the metrics see it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    pub active_requests: u64,
+    pub max_requests: u64,
+    pub scheduled_requests: u64,
+    pub context_requests: u64,
+    pub generation_requests: u64,
+    pub waiting_requests: u64,
+    pub paused_requests: u64,
+    pub total_context_tokens: u64,
+    pub total_generation_tokens: u64,
+    pub empty_generation_slots: u64,
+    pub micro_batch_id: u64,
+    pub cpu_bytes: u64,
+    pub gpu_bytes: u64,
+    pub pinned_bytes: u64,
+    pub max_blocks: u64,
+    pub free_blocks: u64,
+    pub used_blocks: u64,
+    pub tokens_per_block: u64,
+    pub reused_blocks: u64,
+    pub iteration: u64,
+    /// Microseconds since the epoch.
+    pub timestamp_us: u64,
+}
+
+/// Upper bounds of the histograms' buckets.
+pub const BUCKETS: [f64; 5] = [10.0, 50.0, 100.0, 500.0, 1000.0];
+
+/// Every family, in the order of the JSON line's keys.
+pub const FAMILIES: &[Family] = &[
+    Family {
+        name: "nv_trt_llm_request_metrics",
+        help: "TRT LLM request metrics",
+        kind: Kind::Gauge,
+        label: "request_type",
+        batching: None,
+        series: &[
+            count("active", "Active Request Count", |s| s.active_requests),
+            count("max", "Max Request Count", |s| s.max_requests),
+            count("scheduled", "Scheduled Requests", |s| s.scheduled_requests),
+            count("context", "Context Requests", |s| s.context_requests),
+            count("waiting", "Waiting Requests", |s| s.waiting_requests),
+        ],
+    },
+    Family {
+        name: "nv_trt_llm_runtime_memory_metrics",
+        help: "TRT LLM runtime memory metrics",
+        kind: Kind::Gauge,
+        label: "memory_type",
+        batching: None,
+        series: &[
+            count("cpu", "Runtime CPU Memory Usage", |s| s.cpu_bytes),
+            count("gpu", "Runtime GPU Memory Usage", |s| s.gpu_bytes),
+            count("pinned", "Runtime Pinned Memory Usage", |s| s.pinned_bytes),
+        ],
+    },
+    Family {
+        name: "nv_trt_llm_kv_cache_block_metrics",
+        help: "TRT LLM KV cache block metrics",
+        kind: Kind::Gauge,
+        label: "kv_cache_block_type",
+        batching: None,
+        series: &[
+            count("max", "Max KV cache blocks", |s| s.max_blocks),
+            count("free", "Free KV cache blocks", |s| s.free_blocks),
+            count("used", "Used KV cache blocks", |s| s.used_blocks),
+            count("tokens_per", "Tokens per KV cache block", |s| s.tokens_per_block),
+            count("reused", "Reused KV cache blocks", |s| s.reused_blocks),
+            Series {
+                label_value: "fraction",
+                json_key: "Fraction used KV cache blocks",
+                value: Value::Fraction(used_fraction),
+            },
+        ],
+    },
+    Family {
+        name: "nv_trt_llm_disaggregated_serving_metrics",
+        help: "TRT LLM disaggregated serving metrics",
+        kind: Kind::Counter,
+        label: "disaggregated_serving_type",
+        batching: None,
+        series: &[
+            count("kv_cache_transfer_ms", "KV cache transfer time", |_| 0),
+            count("request_count", "Request count", |_| 0),
+        ],
+    },
+    Family {
+        name: "nv_trt_llm_inflight_batcher_metrics",
+        help: "TRT LLM inflight_batcher-specific metrics",
+        kind: Kind::Gauge,
+        label: "inflight_batcher_specific_metric",
+        batching: Some(BatchingType::Inflight),
+        series: &[
+            count("total_context_tokens", "Total Context Tokens", |s| s.total_context_tokens),
+            count("generation_requests", "Generation Requests", |s| s.generation_requests),
+            count("micro_batch_id", "MicroBatch ID", |s| s.micro_batch_id),
+            count("paused_requests", "Paused Requests", |s| s.paused_requests),
+        ],
+    },
+    Family {
+        name: "nv_trt_llm_v1_metrics",
+        help: "TRT LLM v1-specific metrics",
+        kind: Kind::Gauge,
+        label: "v1_specific_metric",
+        batching: Some(BatchingType::Static),
+        series: &[
+            count("total_context_tokens", "Total Context Tokens", |s| s.total_context_tokens),
+            count("total_generation_tokens", "Total Generation Tokens", |s| s.total_generation_tokens),
+            count("empty_generation_slots", "Empty Generation Slots", |s| s.empty_generation_slots),
+        ],
+    },
+    Family {
+        name: "nv_trt_llm_general_metrics",
+        help: "General TRT LLM metrics",
+        kind: Kind::Gauge,
+        label: "general_type",
+        batching: None,
+        series: &[
+            Series { label_value: "timestamp", json_key: "Timestamp", value: Value::Timestamp },
+            count("iteration_counter", "Iteration Counter", |s| s.iteration),
+        ],
+    },
+    Family {
+        name: OUTPUT_TOKENS,
+        help: "TRT LLM response metrics",
+        kind: Kind::Histogram,
+        label: "response_metric_type",
+        batching: None,
+        series: &[observed("total_output_tokens", "Total Output Tokens")],
+    },
+    Family {
+        name: INPUT_TOKENS,
+        help: "TRT LLM response metrics",
+        kind: Kind::Histogram,
+        label: "response_metric_type",
+        batching: None,
+        series: &[observed("total_input_tokens", "Total Input Tokens")],
+    },
+];
+
+/// Histogram of the generated tokens of a request.
+pub const OUTPUT_TOKENS: &str = "nv_llm_output_token_len";
+/// Histogram of the prompt tokens of a request.
+pub const INPUT_TOKENS: &str = "nv_llm_input_token_len";
+
+impl Family {
+    /// The families of a model with this batching type.
+    pub fn of(batching: BatchingType) -> impl Iterator<Item = &'static Family> {
+        FAMILIES.iter().filter(move |family| family.batching.is_none_or(|only| only == batching))
+    }
+}
+
+impl Value {
+    /// The number that the metric is set to; `None` where it is not read from an iteration.
+    pub fn read(&self, snapshot: &Snapshot) -> Option<f64> {
+        match self {
+            Value::Count(read) => Some(read(snapshot) as f64),
+            Value::Fraction(read) => Some(read(snapshot)),
+            Value::Timestamp => Some(snapshot.timestamp_us as f64),
+            Value::Observed => None,
+        }
+    }
+
+    fn json(&self, snapshot: &Snapshot) -> Option<String> {
+        match self {
+            Value::Count(read) => Some(read(snapshot).to_string()),
+            Value::Fraction(read) => Some(format!("{:.6}", read(snapshot))),
+            Value::Timestamp => Some(format!("\"{}\"", calendar(snapshot.timestamp_us))),
+            Value::Observed => None,
+        }
+    }
+}
+
+/// One iteration as a JSON object on one line, one key for each gauge and counter.
+pub fn iteration_json(snapshot: &Snapshot, batching: BatchingType) -> String {
+    let pairs = Family::of(batching)
+        .flat_map(|family| family.series)
+        .filter_map(|series| Some(format!("\"{}\":{}", series.json_key, series.value.json(snapshot)?)));
+    format!("{{{}}}", pairs.collect::<Vec<_>>().join(","))
+}
+
+const fn count(label_value: &'static str, json_key: &'static str, read: fn(&Snapshot) -> u64) -> Series {
+    Series { label_value, json_key, value: Value::Count(read) }
+}
+
+const fn observed(label_value: &'static str, json_key: &'static str) -> Series {
+    Series { label_value, json_key, value: Value::Observed }
+}
+
+fn used_fraction(snapshot: &Snapshot) -> f64 {
+    if snapshot.max_blocks == 0 { 0.0 } else { snapshot.used_blocks as f64 / snapshot.max_blocks as f64 }
+}
+
+/// `MM-DD-YYYY HH:MM:SS.ffffff` in UTC.
+fn calendar(timestamp_us: u64) -> String {
+    let (seconds, micros) = (timestamp_us / 1_000_000, timestamp_us % 1_000_000);
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil_from_days(days);
+    let (hours, minutes) = (second / 3600, second / 60 % 60);
+    format!("{month:02}-{day:02}-{year:04} {hours:02}:{minutes:02}:{:02}.{micros:06}", second % 60)
+}
+
+/// Year, month and day of a day count since 1970-01-01, by eras of 400 years that start on March 1.
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gauges(batching: BatchingType) -> usize {
+        Family::of(batching).filter(|family| family.kind != Kind::Histogram).map(|family| family.series.len()).sum()
+    }
+
+    #[test]
+    fn the_json_line_has_one_key_for_each_series() {
+        for (batching, series) in [(BatchingType::Inflight, 22), (BatchingType::Static, 21)] {
+            assert_eq!(gauges(batching), series);
+            let line = iteration_json(&Snapshot::default(), batching);
+            let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(json.as_object().unwrap().len(), series);
+            assert!(!line.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn static_models_have_no_inflight_family_and_the_reverse() {
+        let names = |batching| Family::of(batching).map(|family| family.name).collect::<Vec<_>>();
+        assert!(!names(BatchingType::Static).contains(&"nv_trt_llm_inflight_batcher_metrics"));
+        assert!(!names(BatchingType::Inflight).contains(&"nv_trt_llm_v1_metrics"));
+    }
+
+    #[test]
+    fn the_timestamp_is_month_day_year_and_time_with_microseconds() {
+        let snapshot = Snapshot { timestamp_us: 1_709_210_096_000_042, ..Snapshot::default() };
+        let json: serde_json::Value = serde_json::from_str(&iteration_json(&snapshot, BatchingType::Inflight)).unwrap();
+        assert_eq!(json["Timestamp"], "02-29-2024 12:34:56.000042");
+    }
+
+    #[test]
+    fn the_fraction_is_used_over_max_and_zero_without_blocks() {
+        let fraction = |used_blocks, max_blocks| {
+            let snapshot = Snapshot { used_blocks, max_blocks, ..Snapshot::default() };
+            let json: serde_json::Value =
+                serde_json::from_str(&iteration_json(&snapshot, BatchingType::Inflight)).unwrap();
+            json["Fraction used KV cache blocks"].as_f64().unwrap()
+        };
+        assert_eq!(fraction(1, 4), 0.25);
+        assert_eq!(fraction(0, 0), 0.0);
+    }
+}

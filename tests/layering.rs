@@ -10,7 +10,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("ids", &[]),
     ("config", &[]),
-    ("metrics", &[]),
+    ("metrics", &["config"]),
     ("text", &[]),
     ("decode", &["step"]),
     ("step", &["decode"]),
