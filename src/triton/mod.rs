@@ -33,7 +33,7 @@ pub use metrics::{Metric, MetricFamily, MetricKind};
 pub use model::{Backend, Model};
 pub use request::{CorrelationId, Request};
 pub use response::{OutputTensor, ParameterValue, Response};
-pub use sink::{ResponseSink, Timings};
+pub use sink::{CancelProbe, ResponseSink, Timings};
 pub use tensor::{DataType, Input, decode_strings, encode_strings};
 
 use serde_json::Value;

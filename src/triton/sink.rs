@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ptr;
+use std::sync::Arc;
 
 use super::error::ServerError;
 use super::ffi::{check, read};
@@ -42,13 +43,23 @@ pub struct ResponseSink {
 /// which keeps the instance alive.
 struct Open {
     request: RequestHandle,
-    factory: FactoryHandle,
+    factory: Arc<FactoryHandle>,
     instance: Instance,
     received_ns: u64,
 }
 
 struct RequestHandle(*mut sys::TRITONBACKEND_Request);
 struct FactoryHandle(*mut sys::TRITONBACKEND_ResponseFactory);
+
+/// Tells any thread whether the client of a request has gone away. It keeps the instance alive, not the request.
+#[derive(Clone)]
+pub struct CancelProbe(Arc<FactoryHandle>);
+
+// SAFETY: a factory is used by the thread that sends and, through probes, for a question that the server answers from
+// an atomic; deleting it is allowed on any thread.
+unsafe impl Send for FactoryHandle {}
+// SAFETY: as for Send.
+unsafe impl Sync for FactoryHandle {}
 
 // SAFETY: the server lets any thread read a request, make responses and send them, as long as this happens one after
 // another for one request; `&mut self` and ownership see to that.
@@ -68,7 +79,7 @@ impl ResponseSink {
         // SAFETY: the request is ours and alive; the factory written is ours.
         match unsafe { read(ptr::null_mut(), |out| sys::TRITONBACKEND_ResponseFactoryNew(out, raw)) } {
             Ok(factory) => {
-                let factory = FactoryHandle(factory);
+                let factory = Arc::new(FactoryHandle(factory));
                 Some(Self { open: Some(Open { request, factory, instance: instance.clone(), received_ns }) })
             }
             Err(error) => {
@@ -106,10 +117,12 @@ impl ResponseSink {
 
     /// Whether the client has gone away.
     pub fn is_cancelled(&self) -> bool {
-        let Some(open) = &self.open else { return false };
-        // SAFETY: the factory is alive.
-        unsafe { read(false, |out| sys::TRITONBACKEND_ResponseFactoryIsCancelled(open.factory.0, out)) }
-            .unwrap_or(false)
+        self.open.as_ref().is_some_and(|open| open.factory.is_cancelled())
+    }
+
+    /// A view of [`ResponseSink::is_cancelled`] for another thread.
+    pub fn cancel_probe(&self) -> Option<CancelProbe> {
+        self.open.as_ref().map(|open| CancelProbe(open.factory.clone()))
     }
 
     /// When the server handed the request over, in CLOCK_MONOTONIC nanoseconds.
@@ -176,6 +189,20 @@ impl Open {
     fn send_flags(&self, flags: u32) -> Result<()> {
         // SAFETY: as for `build`.
         unsafe { check(sys::TRITONBACKEND_ResponseFactorySendFlags(self.factory.0, flags)) }
+    }
+}
+
+impl CancelProbe {
+    /// Whether the client has gone away.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.is_cancelled()
+    }
+}
+
+impl FactoryHandle {
+    fn is_cancelled(&self) -> bool {
+        // SAFETY: the factory is alive until `self` is dropped.
+        unsafe { read(false, |out| sys::TRITONBACKEND_ResponseFactoryIsCancelled(self.0, out)) }.unwrap_or(false)
     }
 }
 
