@@ -1,5 +1,6 @@
 //! Composition root: tensors to requests, outputs to tensors, config to an engine.
 
+pub mod llm;
 pub mod roles;
 pub mod tensor;
 
@@ -7,22 +8,47 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::config::{Level, Loaded, ModelRole, Parameters};
+use crate::error::Result;
 use crate::triton::{Model, ModelHandler};
+use llm::{ExecutorSource, LlmModel};
+use roles::RoleModel;
 
 /// Loads a model for the role that its parameter `model_role` names.
 ///
 /// # Errors
-/// Unsupported for a role that this build does not serve.
+/// Parameters that do not load, files that are missing or wrong, an unknown role.
 pub fn load_model(model: &Model) -> Result<Arc<dyn ModelHandler>> {
-    let role = model.config["parameters"]["model_role"]["string_value"].as_str().unwrap_or("tensorrt_llm");
-    Err(Error::unsupported(format!("model role `{role}` is not served by this build")))
+    load_model_from(model, Arc::new(llm::load_checkpoint))
+}
+
+/// [`load_model`] with executors of another source.
+///
+/// # Errors
+/// As for [`load_model`].
+pub fn load_model_from(model: &Model, source: ExecutorSource) -> Result<Arc<dyn ModelHandler>> {
+    let Loaded { parameters, notes } = Parameters::load(&model.config)?;
+    for note in notes {
+        match note.level {
+            Level::Info => tracing::info!("{}: {}", model.name, note.text),
+            Level::Warning => tracing::warn!("{}: {}", model.name, note.text),
+        }
+    }
+    parameters.check()?;
+    match parameters.role()? {
+        ModelRole::Llm => Ok(Arc::new(LlmModel::load(model, parameters, source)?)),
+        role => Ok(Arc::new(RoleModel::load(role, &parameters)?)),
+    }
 }
 
 /// The model's config with what is missing filled in, or none where nothing is missing.
 ///
 /// # Errors
-/// The model's files contradict the config.
-pub fn auto_complete(_model: &Model) -> Result<Option<Value>> {
-    Ok(None)
+/// Parameters that do not load, an unknown role.
+pub fn auto_complete(model: &Model) -> Result<Option<Value>> {
+    let Loaded { parameters, .. } = Parameters::load(&model.config)?;
+    Ok(match parameters.role()? {
+        ModelRole::Llm => llm::complete(&model.config, llm::has_tokenizer(&parameters, model)),
+        role => roles::complete(&model.config, role),
+    })
 }

@@ -1,5 +1,6 @@
 //! What the models around the LLM compute: plain functions from named tensors to named tensors.
 
+mod model;
 mod postprocessing;
 mod preprocessing;
 
@@ -7,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use model::{RoleModel, complete};
 pub use postprocessing::Postprocessor;
 pub use preprocessing::Preprocessor;
 

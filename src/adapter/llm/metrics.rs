@@ -1,0 +1,164 @@
+//! The metrics of one model: registered at load, set from the engine's statistics, observed per request.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::config::BatchingType;
+use crate::engine::{Engine, EngineStats, IterationStats};
+use crate::error::{Error, Result};
+use crate::metrics::{BUCKETS, Family, INPUT_TOKENS, Kind, Series, Snapshot, iteration_json};
+use crate::triton::{Metric, MetricFamily, MetricKind};
+
+/// The series of one model and version.
+pub struct ModelMetrics {
+    batching: BatchingType,
+    gauges: Vec<(Metric, &'static Series)>,
+    /// Kept so that the series exist; they count what this engine does not do.
+    _counters: Vec<Metric>,
+    histograms: Vec<(&'static str, Metric)>,
+}
+
+impl ModelMetrics {
+    /// Registers every family with its series at zero.
+    ///
+    /// # Errors
+    /// Those of the server; histograms that an old server does not have are left out.
+    pub fn register(model: &str, version: u64, batching: BatchingType) -> Result<Self> {
+        let version = version.to_string();
+        let mut metrics = Self { batching, gauges: Vec::new(), _counters: Vec::new(), histograms: Vec::new() };
+        for family in Family::of(batching) {
+            metrics.add(family, model, &version)?;
+        }
+        metrics.update(&Snapshot::default());
+        Ok(metrics)
+    }
+
+    /// Sets the gauges.
+    pub fn update(&self, snapshot: &Snapshot) {
+        for (metric, series) in &self.gauges {
+            if let Some(value) = series.value.read(snapshot)
+                && let Err(error) = metric.set(value)
+            {
+                tracing::warn!("metric {:?} could not be set: {error}", series.json_key);
+            }
+        }
+    }
+
+    /// Observes the lengths of a request that has ended well.
+    pub fn observe_request(&self, prompt_tokens: usize, generated_tokens: usize) {
+        for (name, metric) in &self.histograms {
+            let value = if *name == INPUT_TOKENS { prompt_tokens } else { generated_tokens };
+            if let Err(error) = metric.observe(value as f64) {
+                tracing::warn!("metric {name} could not be observed: {error}");
+            }
+        }
+    }
+
+    fn add(&mut self, family: &'static Family, model: &str, version: &str) -> Result<()> {
+        let kind = match family.kind {
+            Kind::Counter => MetricKind::Counter,
+            Kind::Gauge => MetricKind::Gauge,
+            Kind::Histogram => MetricKind::Histogram,
+        };
+        let handle = MetricFamily::shared(kind, family.name, family.help)?;
+        for series in family.series {
+            let labels = [("model", model), ("version", version), (family.label, series.label_value)];
+            match family.kind {
+                Kind::Gauge => self.gauges.push((handle.metric(&labels)?, series)),
+                Kind::Counter => self._counters.push(handle.metric(&labels)?),
+                Kind::Histogram => match handle.histogram(&labels, &BUCKETS) {
+                    Ok(metric) => self.histograms.push((family.name, metric)),
+                    Err(error) => tracing::warn!("{} is not exported: {error}", family.name),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The thread that brings the gauges up to date.
+pub struct Updater {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Updater {
+    /// Looks at the engine every `period`; the last iteration wins. Each change is logged as JSON at verbose level 1.
+    ///
+    /// # Errors
+    /// `Internal` when there is no thread.
+    pub fn start(metrics: Arc<ModelMetrics>, engine: Engine, period: Duration) -> Result<Self> {
+        let (stop, stopped) = channel();
+        let work = move || {
+            let mut last = IterationStats::default();
+            loop {
+                let ended = stopped.recv_timeout(period) != Err(RecvTimeoutError::Timeout);
+                let stats = engine.stats();
+                if stats.last_iteration != last {
+                    last = stats.last_iteration;
+                    let snapshot = snapshot(&stats, now_us());
+                    metrics.update(&snapshot);
+                    tracing::debug!("{}", iteration_json(&snapshot, metrics.batching));
+                }
+                if ended {
+                    return;
+                }
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("metrics".into())
+            .spawn(work)
+            .map_err(|error| Error::internal(format!("cannot start the metrics thread: {error}")))?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Updater {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the metrics thread panicked");
+        }
+    }
+}
+
+/// What an engine that has not run yet looks like.
+pub fn idle_snapshot(engine: &Engine) -> Snapshot {
+    snapshot(&engine.stats(), now_us())
+}
+
+fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+}
+
+fn snapshot(stats: &EngineStats, timestamp_us: u64) -> Snapshot {
+    let step = &stats.last_iteration;
+    let count = |value: usize| value as u64;
+    Snapshot {
+        active_requests: count(step.active_requests),
+        max_requests: count(step.max_requests),
+        scheduled_requests: count(step.scheduled_requests),
+        context_requests: count(step.context_requests),
+        generation_requests: count(step.generation_requests),
+        waiting_requests: count(step.waiting_requests),
+        paused_requests: count(step.paused_requests),
+        total_context_tokens: count(step.total_context_tokens),
+        total_generation_tokens: count(step.total_generation_tokens),
+        empty_generation_slots: count(step.empty_generation_slots),
+        micro_batch_id: count(step.micro_batch_id),
+        cpu_bytes: step.memory.cpu_bytes,
+        gpu_bytes: step.memory.gpu_bytes,
+        pinned_bytes: step.memory.pinned_bytes,
+        max_blocks: count(step.kv.max_blocks),
+        free_blocks: count(step.kv.free_blocks),
+        used_blocks: count(step.kv.used_blocks),
+        tokens_per_block: count(step.kv.tokens_per_block),
+        reused_blocks: step.kv.reused_blocks,
+        iteration: step.iteration,
+        timestamp_us,
+    }
+}

@@ -1,0 +1,142 @@
+//! The LLM: tokens or text in, tokens or text out.
+
+mod active;
+mod checkpoint;
+mod complete;
+mod inputs;
+mod instance;
+mod metrics;
+mod open;
+mod request;
+mod responder;
+mod response;
+mod template;
+mod tensors;
+mod wanted;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use checkpoint::load_checkpoint;
+pub use complete::complete;
+pub use instance::LlmInstance;
+pub use open::{ExecutorSource, ModelExecutor};
+pub use template::config_template;
+pub use tensors::{INPUTS, InputRow, OUTPUTS, OutputRow, tensors_markdown};
+
+use metrics::ModelMetrics;
+use open::Opened;
+use request::{Rules, TextRules};
+
+use crate::config::{BatchingType, Parameters};
+use crate::error::{Result, ResultExt};
+use crate::text::Tokenizer;
+use crate::triton::{Instance, InstanceHandler, Model, ModelHandler};
+
+/// A loaded model of the role `llm`. Each of its instances has an engine of its own.
+pub struct LlmModel {
+    name: String,
+    config: serde_json::Value,
+    parameters: Parameters,
+    batching: BatchingType,
+    model_dir: PathBuf,
+    tokenizer: Option<Arc<Tokenizer>>,
+    metrics: Arc<ModelMetrics>,
+    source: ExecutorSource,
+}
+
+impl LlmModel {
+    /// Checks what can be checked without the weights, and registers the metrics, so that they exist while the engine
+    /// loads. `source` gives each instance its executor.
+    ///
+    /// # Errors
+    /// Parameters and paths that do not fit, a tokenizer that does not load.
+    pub fn load(model: &Model, parameters: Parameters, source: ExecutorSource) -> Result<Self> {
+        let batching = parameters.batching()?;
+        let model_dir = PathBuf::from(parameters.model_dir(&version_dir(model))?);
+        tracing::info!("{}: {}", model.name, parameters.effective_values());
+        let tokenizer = load_tokenizer(&parameters, &model_dir)?;
+        let metrics = Arc::new(ModelMetrics::register(&model.name, model.version, batching)?);
+        let config = model.config.clone();
+        Ok(Self { name: model.name.clone(), config, parameters, batching, model_dir, tokenizer, metrics, source })
+    }
+
+    fn rules(&self, opened: &Opened) -> Rules {
+        let parameters = &self.parameters;
+        let vocab_size = opened.vocab_size;
+        let text = self.tokenizer.clone().map(|tokenizer| {
+            let mut end_ids = tokenizer.eos_ids().to_vec();
+            end_ids.extend(opened.end_ids.iter().filter(|id| !tokenizer.eos_ids().contains(id)));
+            end_ids.retain(|&id| usize::try_from(id).is_ok_and(|id| id < vocab_size));
+            TextRules {
+                tokenizer,
+                add_special_tokens: parameters.add_special_tokens.value.0,
+                skip_special_tokens: parameters.skip_special_tokens.value.0,
+                end_ids,
+            }
+        });
+        let outputs = self.config["output"].as_array().into_iter().flatten();
+        Rules {
+            decoupled: self.config["model_transaction_policy"]["decoupled"].as_bool().unwrap_or(false),
+            batched: self.config["max_batch_size"].as_i64().unwrap_or(0) > 0,
+            batching: self.batching,
+            exclude_input: parameters.exclude_input_in_output.value,
+            normalize_log_probs: parameters.normalize_log_probs.value,
+            vocab_size,
+            text,
+            declared_outputs: outputs.filter_map(|output| output["name"].as_str().map(str::to_owned)).collect(),
+        }
+    }
+
+    /// `dynamic_batching.default_queue_policy.max_queue_size`; 0 is no limit.
+    fn max_queue_requests(&self) -> Option<usize> {
+        let size = self.config["dynamic_batching"]["default_queue_policy"]["max_queue_size"].as_u64()?;
+        (size > 0).then_some(size as usize)
+    }
+}
+
+impl ModelHandler for LlmModel {
+    fn instance(self: Arc<Self>, instance: Instance) -> Result<Arc<dyn InstanceHandler>> {
+        let executor = (self.source)(&self.parameters, &self.model_dir)?;
+        let opened = Opened::start(executor, &self.parameters, self.batching, self.max_queue_requests())?;
+        let rules = Arc::new(self.rules(&opened));
+        let period_ms = self.parameters.stats_check_period_ms.value.max(1) as u64;
+        let period = (self.parameters.iter_stats_max_iterations.value > 0).then(|| Duration::from_millis(period_ms));
+        tracing::info!("{}: instance {} is ready", self.name, instance.name());
+        Ok(Arc::new(LlmInstance::start(rules, opened.engine, self.metrics.clone(), period)?))
+    }
+}
+
+/// Whether the model will take text.
+pub fn has_tokenizer(parameters: &Parameters, model: &Model) -> bool {
+    let given = parameters.tokenizer_dir.value.as_deref().map(Path::new);
+    let model_dir = parameters.model_dir(&version_dir(model)).ok();
+    let in_model = model_dir.as_deref().map(Path::new);
+    given.or(in_model).is_some_and(|dir| dir.join("tokenizer.json").exists())
+}
+
+fn version_dir(model: &Model) -> PathBuf {
+    model.repository.join(model.version.to_string())
+}
+
+/// A tokenizer that was asked for must load. One that merely lies beside the model may be of an unknown kind.
+fn load_tokenizer(parameters: &Parameters, model_dir: &Path) -> Result<Option<Arc<Tokenizer>>> {
+    if let Some(dir) = parameters.tokenizer_dir.value.as_deref() {
+        if Path::new(dir).exists() {
+            return Tokenizer::load(Path::new(dir)).map(|tokenizer| Some(Arc::new(tokenizer))).context("tokenizer_dir");
+        }
+        tracing::warn!("tokenizer_dir is {dir:?}, which does not exist: the model takes tokens only");
+        return Ok(None);
+    }
+    if !model_dir.join("tokenizer.json").exists() {
+        return Ok(None);
+    }
+    match Tokenizer::load(model_dir) {
+        Ok(tokenizer) => Ok(Some(Arc::new(tokenizer))),
+        Err(error) => {
+            tracing::warn!("the model takes tokens only: {error}");
+            Ok(None)
+        }
+    }
+}

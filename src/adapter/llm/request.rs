@@ -1,0 +1,341 @@
+//! From the tensors of a Triton request to requests of the engine: parse, don't validate.
+
+use std::sync::Arc;
+
+use super::inputs::Inputs;
+use super::wanted::Wanted;
+use crate::config::BatchingType;
+use crate::decode::{SamplingParams, StopCriteria};
+use crate::engine;
+use crate::error::{Error, Result, ResultExt};
+use crate::ids::TokenId;
+use crate::text::{StopStrings, Tokenizer, encode_words, unpack_words};
+use crate::triton::Input;
+
+/// Most sequences per prompt.
+const MAX_RETURN_SEQUENCES: i32 = 256;
+
+/// What does not change from request to request.
+pub struct Rules {
+    /// Whether a request may have several responses.
+    pub decoupled: bool,
+    /// Whether tensors have a batch dimension.
+    pub batched: bool,
+    pub batching: BatchingType,
+    /// Default of `exclude_input_in_output`.
+    pub exclude_input: bool,
+    /// Whether log-probabilities of sampled tokens are relative to the candidates of top-k and top-p.
+    pub normalize_log_probs: bool,
+    /// Token ids are `0..vocab_size`.
+    pub vocab_size: usize,
+    pub text: Option<TextRules>,
+    /// Names of the outputs that the model's configuration declares.
+    pub declared_outputs: Vec<String>,
+}
+
+/// What a tokenizer adds.
+pub struct TextRules {
+    pub tokenizer: Arc<Tokenizer>,
+    pub add_special_tokens: bool,
+    pub skip_special_tokens: bool,
+    /// Tokens that end a sequence whose request gives text and no `end_id`.
+    pub end_ids: Vec<TokenId>,
+}
+
+/// What a Triton request asks for.
+pub enum Call {
+    /// Stop the request with the same id.
+    Stop,
+    Generate(Generate),
+}
+
+/// Sequences to generate.
+pub struct Generate {
+    pub plan: Plan,
+    /// One for each prompt and return sequence.
+    pub items: Vec<Item>,
+}
+
+/// How all responses of a request are made.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    pub streaming: bool,
+    pub batched: bool,
+    pub wanted: Wanted,
+    /// Whether special tokens are left out of `text_output`.
+    pub skip_special_tokens: bool,
+}
+
+/// One sequence.
+pub struct Item {
+    pub request: engine::Request,
+    pub batch_index: i32,
+    pub sequence_index: i32,
+    /// Whether the prompt precedes the answer.
+    pub echo: bool,
+    pub log_probs: Option<LogProbs>,
+    /// Texts that end the sequence.
+    pub stop_texts: Option<Arc<StopStrings>>,
+}
+
+/// Which log-probability a token is reported with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogProbs {
+    /// Within the whole vocabulary.
+    Full,
+    /// Within the candidates that top-k and top-p left.
+    Candidates,
+}
+
+impl Call {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// `InvalidArg` for what the client did wrong, naming input, value and bound; `Unsupported` for a tensor that is
+    /// not served.
+    pub fn parse(rules: &Rules, tensors: &[Input<'_>], requested: &[&str]) -> Result<Self> {
+        let inputs = Inputs::new(tensors, rules.batched)?;
+        if inputs.flag("stop") {
+            return Ok(Self::Stop);
+        }
+        let batch = inputs.batch();
+        if batch > 1 && !rules.decoupled {
+            return Err(Error::invalid(format!(
+                "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy (got {batch})"
+            )));
+        }
+        let streaming = inputs.flag("streaming");
+        if streaming && !rules.decoupled {
+            return Err(Error::invalid(
+                "Streaming is only supported if model is deployed using decoupled mode: set \
+                 model_transaction_policy { decoupled: true }",
+            ));
+        }
+        inputs.refuse_unsupported()?;
+        // Static batches end together, so their streams would have nothing to stream.
+        let streaming = streaming && rules.batching == BatchingType::Inflight;
+        let reader = Reader { rules, inputs: &inputs, streaming };
+        let mut items = Vec::with_capacity(batch);
+        for row in 0..batch {
+            let item = reader.items(row);
+            items.extend(if batch > 1 { item.context(format!("batch item {row}"))? } else { item? });
+        }
+        let sequences = items.len() / batch;
+        let wanted = Wanted::new(rules, &inputs, requested, batch > 1, sequences > 1)?;
+        let skip_special_tokens = rules.text.as_ref().is_none_or(|text| text.skip_special_tokens);
+        Ok(Self::Generate(Generate {
+            plan: Plan { streaming, batched: rules.batched, wanted, skip_special_tokens },
+            items,
+        }))
+    }
+}
+
+/// Reads the items of one request.
+struct Reader<'a> {
+    rules: &'a Rules,
+    inputs: &'a Inputs<'a>,
+    streaming: bool,
+}
+
+impl Reader<'_> {
+    /// The sequences of one batch item.
+    fn items(&self, row: usize) -> Result<Vec<Item>> {
+        let prompt = self.prompt(row)?;
+        let mut sampling = self.sampling(row)?;
+        let stop = self.stop(row, &sampling)?;
+        sampling.bad_words = self.bad_words(row)?;
+        let log_probs = self.log_probs(row, &mut sampling)?;
+        let stop_texts = self.stop_texts(row)?;
+        let exclude = self.inputs.flag_of("exclude_input_in_output", row)?.unwrap_or(self.rules.exclude_input)
+            || self.rules.batching == BatchingType::Static;
+        let sequences = self.return_sequences(row)?;
+        let seed = sampling.seed;
+        let item = |sequence: i32| Item {
+            request: engine::Request {
+                prompt: prompt.clone(),
+                sampling: SamplingParams { seed: seed.wrapping_add(sequence as u64), ..sampling.clone() },
+                stop: stop.clone(),
+                priority: 0,
+                deadline_ns: None,
+                cache_salt: 0,
+            },
+            batch_index: row as i32,
+            sequence_index: sequence,
+            echo: !self.streaming && !exclude,
+            log_probs,
+            stop_texts: stop_texts.clone(),
+        };
+        Ok((0..sequences).map(item).collect())
+    }
+
+    fn prompt(&self, row: usize) -> Result<Vec<TokenId>> {
+        if self.inputs.has("text_input") {
+            return self.text_prompt(row);
+        }
+        if !self.inputs.has("input_ids") {
+            return Err(Error::invalid("the prompt is not provided: expected input_ids with at least one token"));
+        }
+        let mut ids = self.inputs.ints("input_ids", row)?;
+        if self.inputs.batch() > 1 {
+            let Some(length) = self.inputs.int("input_lengths", row)? else {
+                return Err(Error::invalid("input_lengths is not present: it is required for a batch size > 1"));
+            };
+            if length < 1 || length as usize > ids.len() {
+                return Err(out_of_range("input_lengths", length, &format!("1 to {}", ids.len())));
+            }
+            ids.truncate(length as usize);
+        }
+        self.check_vocab("input_ids", &ids)?;
+        Ok(ids)
+    }
+
+    fn text_prompt(&self, row: usize) -> Result<Vec<TokenId>> {
+        let rules = self.text_rules("text_input")?;
+        let texts = self.inputs.texts("text_input", row)?;
+        let [text] = texts[..] else {
+            return Err(Error::invalid("Invalid size for tensor text_input: expected one text for each batch item"));
+        };
+        let ids = rules.tokenizer.encode(text, rules.add_special_tokens).context("text_input")?;
+        if ids.is_empty() {
+            return Err(Error::invalid("text_input has no tokens, expected at least 1"));
+        }
+        self.check_vocab("text_input", &ids)?;
+        Ok(ids)
+    }
+
+    fn text_rules(&self, name: &str) -> Result<&TextRules> {
+        self.rules.text.as_ref().ok_or_else(|| {
+            Error::invalid(format!("{name} needs a tokenizer, but the model has none: set the parameter tokenizer_dir"))
+        })
+    }
+
+    fn sampling(&self, row: usize) -> Result<SamplingParams> {
+        let default = SamplingParams::default();
+        Ok(SamplingParams {
+            temperature: self.float("temperature", row, "0 or more", |t| t >= 0.0)?.unwrap_or(default.temperature),
+            top_k: self.int("runtime_top_k", row, 0)?.unwrap_or(0),
+            // Upstream's clients send 0 for "not set".
+            top_p: self.float("runtime_top_p", row, "at most 1", |p| p <= 1.0)?.filter(|&p| p > 0.0),
+            repetition_penalty: self
+                .float("repetition_penalty", row, "more than 0", |penalty| penalty > 0.0)?
+                .unwrap_or(default.repetition_penalty),
+            presence_penalty: self.inputs.float("presence_penalty", row)?.unwrap_or(default.presence_penalty),
+            frequency_penalty: self.inputs.float("frequency_penalty", row)?.unwrap_or(default.frequency_penalty),
+            min_tokens: self.int("min_tokens", row, 0)?.unwrap_or(1),
+            seed: self.inputs.uint64("seed", row)?.unwrap_or(0),
+            end_ids: self.end_ids(row)?,
+            ..default
+        })
+    }
+
+    fn end_ids(&self, row: usize) -> Result<Vec<TokenId>> {
+        match self.inputs.int("end_id", row)? {
+            Some(-1) => Ok(Vec::new()),
+            Some(id) => {
+                if usize::try_from(id).is_ok_and(|id| id < self.rules.vocab_size) {
+                    return Ok(vec![id]);
+                }
+                Err(out_of_range("end_id", id, &format!("-1 (none) to {}", self.rules.vocab_size - 1)))
+            }
+            None if self.inputs.has("text_input") => {
+                Ok(self.rules.text.as_ref().map_or_else(Vec::new, |text| text.end_ids.clone()))
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn stop(&self, row: usize, sampling: &SamplingParams) -> Result<StopCriteria> {
+        let Some(max_tokens) = self.int("request_output_len", row, 1)? else {
+            return Err(Error::invalid("request_output_len is not present: expected the number of tokens to generate"));
+        };
+        Ok(StopCriteria {
+            max_tokens: max_tokens as usize,
+            end_ids: sampling.end_ids.clone(),
+            stop_words: self.words("stop_words_list", row)?,
+        })
+    }
+
+    fn bad_words(&self, row: usize) -> Result<Vec<Vec<TokenId>>> {
+        let mut words = self.words("bad_words_list", row)?;
+        let texts = self.word_texts("bad_words", row)?;
+        if !texts.is_empty() {
+            let rules = self.text_rules("bad_words")?;
+            words.extend(encode_words(&rules.tokenizer, &texts).context("bad_words")?);
+        }
+        Ok(words)
+    }
+
+    fn stop_texts(&self, row: usize) -> Result<Option<Arc<StopStrings>>> {
+        let texts = self.word_texts("stop_words", row)?;
+        if texts.is_empty() {
+            return Ok(None);
+        }
+        self.text_rules("stop_words")?;
+        Ok(Some(StopStrings::new(&texts)))
+    }
+
+    /// Empty texts are what `""` of an HTTP client becomes.
+    fn word_texts(&self, name: &str, row: usize) -> Result<Vec<&str>> {
+        let mut texts = self.inputs.texts(name, row)?;
+        texts.retain(|text| !text.is_empty());
+        Ok(texts)
+    }
+
+    fn words(&self, name: &str, row: usize) -> Result<Vec<Vec<TokenId>>> {
+        let words = unpack_words(&self.inputs.ints(name, row)?).context(name)?;
+        words.iter().try_for_each(|word| self.check_vocab(name, word))?;
+        Ok(words)
+    }
+
+    fn log_probs(&self, row: usize, sampling: &mut SamplingParams) -> Result<Option<LogProbs>> {
+        if !self.inputs.flag_of("return_log_probs", row)?.unwrap_or(false) {
+            return Ok(None);
+        }
+        sampling.log_probs = true;
+        let greedy =
+            sampling.top_k == 1 || sampling.temperature == 0.0 || (sampling.top_k == 0 && sampling.top_p.is_none());
+        let relative = self.rules.normalize_log_probs && !greedy;
+        Ok(Some(if relative { LogProbs::Candidates } else { LogProbs::Full }))
+    }
+
+    fn return_sequences(&self, row: usize) -> Result<i32> {
+        let Some(count) = self.inputs.int("num_return_sequences", row)? else { return Ok(1) };
+        if !(1..=MAX_RETURN_SEQUENCES).contains(&count) {
+            return Err(out_of_range("num_return_sequences", count, &format!("1 to {MAX_RETURN_SEQUENCES}")));
+        }
+        if count > 1 && !self.rules.decoupled {
+            return Err(Error::invalid(format!(
+                "num_return_sequences is {count}: more than 1 requires the decoupled transaction policy"
+            )));
+        }
+        Ok(count)
+    }
+
+    fn check_vocab(&self, name: &str, ids: &[TokenId]) -> Result<()> {
+        let vocab_size = self.rules.vocab_size;
+        match ids.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= vocab_size)) {
+            Some(&id) => Err(out_of_range(name, id, &format!("token ids of 0 to {}", vocab_size - 1))),
+            None => Ok(()),
+        }
+    }
+
+    fn int(&self, name: &str, row: usize, min: i32) -> Result<Option<u32>> {
+        match self.inputs.int(name, row)? {
+            Some(value) if value < min => {
+                Err(out_of_range(self.inputs.given_name(name), value, &format!("{min} or more")))
+            }
+            value => Ok(value.map(|value| value as u32)),
+        }
+    }
+
+    fn float(&self, name: &str, row: usize, range: &str, inside: impl Fn(f32) -> bool) -> Result<Option<f32>> {
+        match self.inputs.float(name, row)? {
+            Some(value) if !inside(value) => Err(out_of_range(self.inputs.given_name(name), value, range)),
+            value => Ok(value),
+        }
+    }
+}
+
+fn out_of_range(name: &str, value: impl std::fmt::Display, range: &str) -> Error {
+    Error::invalid(format!("{name} is {value}, expected {range}"))
+}

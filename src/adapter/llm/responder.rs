@@ -1,0 +1,258 @@
+//! The thread that sends responses: the server's frontend runs in the caller of a send, which must not be the engine.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::active::{Active, Control};
+use super::metrics::ModelMetrics;
+use super::request::Plan;
+use super::response::{Row, Step};
+use crate::engine::{Delta, RequestSink};
+use crate::error::{Error, Result};
+use crate::triton::{CancelProbe, Response, ResponseSink, Timings, monotonic_ns};
+
+/// How long the FINAL of a request whose client has gone away is held back: a gRPC frontend of known servers crashes
+/// when it comes soon after the cancellation.
+const CANCELLED_HOLD: Duration = Duration::from_millis(100);
+
+/// A Triton request that is being answered.
+pub struct OpenCall {
+    pub sink: ResponseSink,
+    pub plan: Plan,
+    /// One for each sequence.
+    pub rows: Vec<Row>,
+    pub control: Arc<Control>,
+    /// Entry of the execute call.
+    pub exec_start_ns: u64,
+    /// The sequences go to the engine.
+    pub compute_start_ns: u64,
+    pub prompt_tokens: usize,
+}
+
+enum Event {
+    Open(u64, Box<OpenCall>),
+    /// The engine refused the sequences: all or none are accepted.
+    Refused(u64, Error),
+    Delta(u64, usize, Delta),
+}
+
+/// Handle to the thread. Dropping it ends the thread after the last sequence has ended.
+pub struct Responder {
+    events: Option<Sender<Event>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Where the engine puts the tokens of one sequence.
+pub struct RowSink {
+    call: u64,
+    row: usize,
+    halt: Arc<AtomicBool>,
+    probe: CancelProbe,
+    events: Sender<Event>,
+}
+
+impl RequestSink for RowSink {
+    fn delta(&mut self, delta: Delta) {
+        // The thread outlives every sink; without it there is nobody to tell.
+        let _ = self.events.send(Event::Delta(self.call, self.row, delta));
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.halt.load(Ordering::Relaxed) || self.probe.is_cancelled()
+    }
+}
+
+impl Responder {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// `Internal` when there is no thread.
+    pub fn start(active: Arc<Active>, metrics: Arc<ModelMetrics>) -> Result<Self> {
+        let (events, inbox) = channel();
+        let worker = Worker { calls: HashMap::new(), held: VecDeque::new(), active, metrics };
+        let thread = thread::Builder::new()
+            .name("responder".into())
+            .spawn(move || worker.run(&inbox))
+            .map_err(|error| Error::internal(format!("cannot start the responder thread: {error}")))?;
+        Ok(Self { events: Some(events), thread: Some(thread) })
+    }
+
+    /// Takes over a request and gives the sinks of its sequences.
+    pub fn open(&self, call: u64, open: OpenCall) -> Vec<RowSink> {
+        let (Some(events), Some(probe)) = (&self.events, open.sink.cancel_probe()) else { return Vec::new() };
+        let row_sink = |(row, halt): (usize, &Arc<AtomicBool>)| RowSink {
+            call,
+            row,
+            halt: halt.clone(),
+            probe: probe.clone(),
+            events: events.clone(),
+        };
+        let sinks = open.control.rows().iter().enumerate().map(row_sink).collect();
+        // A thread that is gone drops the call, which answers.
+        let _ = events.send(Event::Open(call, Box::new(open)));
+        sinks
+    }
+
+    /// Answers a request whose sequences the engine refused.
+    pub fn refuse(&self, call: u64, error: Error) {
+        if let Some(events) = &self.events {
+            let _ = events.send(Event::Refused(call, error));
+        }
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        self.events = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the responder thread panicked");
+        }
+    }
+}
+
+/// What the thread owns.
+struct Worker {
+    calls: HashMap<u64, State>,
+    /// Finals that are held back, by time.
+    held: VecDeque<(Instant, Final)>,
+    active: Arc<Active>,
+    metrics: Arc<ModelMetrics>,
+}
+
+struct State {
+    call: Box<OpenCall>,
+    /// Sequences that have not ended.
+    pending: usize,
+    generated_tokens: Vec<usize>,
+    failed: bool,
+}
+
+struct Final {
+    sink: ResponseSink,
+    outcome: Result<Response>,
+    timings: Timings,
+}
+
+impl Worker {
+    fn run(mut self, inbox: &Receiver<Event>) {
+        loop {
+            let received = match self.held.front() {
+                Some(&(due, _)) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match received {
+                Ok(event) => self.guarded(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.release_due();
+        }
+        while let Some((due, held)) = self.held.pop_front() {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            held.send();
+        }
+    }
+
+    /// A panic ends the request that it happened in: its sink answers when it is dropped.
+    fn guarded(&mut self, event: Event) {
+        let (Event::Open(id, _) | Event::Refused(id, _) | Event::Delta(id, _, _)) = event;
+        let handled = catch_unwind(AssertUnwindSafe(|| self.handle(event)));
+        if handled.is_err() {
+            tracing::error!("answering a request panicked; the request is ended");
+            if let Some(state) = self.calls.remove(&id) {
+                state.call.control.halt();
+                self.active.remove(&state.call.control);
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Open(id, call) => {
+                let rows = call.rows.len();
+                self.calls.insert(id, State { call, pending: rows, generated_tokens: vec![0; rows], failed: false });
+            }
+            Event::Refused(id, error) => {
+                if let Some(state) = self.calls.remove(&id) {
+                    self.finish(state, Err(error));
+                }
+            }
+            Event::Delta(id, row, delta) => self.delta(id, row, delta),
+        }
+    }
+
+    fn delta(&mut self, id: u64, row: usize, delta: Delta) {
+        let Some(state) = self.calls.get_mut(&id) else { return };
+        state.generated_tokens[row] = delta.stats.generated_tokens;
+        let OpenCall { sink, plan, rows, control, .. } = &mut *state.call;
+        let outcome = match rows[row].push(plan, delta) {
+            Step::Nothing => return,
+            Step::More(response) => {
+                if let Err(error) = sink.send(&response) {
+                    // The client cannot be told about a response that it has not seen; the sequence is given up.
+                    tracing::warn!("a response could not be sent, its request is stopped: {error}");
+                    control.halt();
+                }
+                return;
+            }
+            Step::Last(response) => {
+                control.halt_row(row);
+                Ok(response)
+            }
+            Step::Failed(error) => Err(error),
+        };
+        state.failed |= outcome.is_err();
+        state.pending -= 1;
+        if state.pending == 0 {
+            if let Some(state) = self.calls.remove(&id) {
+                self.finish(state, outcome);
+            }
+            return;
+        }
+        let sent = match &outcome {
+            Ok(response) => sink.send(response),
+            Err(error) => sink.send_error(error),
+        };
+        if let Err(error) = sent {
+            tracing::warn!("a response could not be sent: {error}");
+        }
+    }
+
+    fn finish(&mut self, state: State, outcome: Result<Response>) {
+        let compute_end_ns = monotonic_ns();
+        let State { call, generated_tokens, failed, .. } = state;
+        if outcome.is_ok() && !failed {
+            self.metrics.observe_request(call.prompt_tokens, generated_tokens.iter().sum());
+        }
+        self.active.remove(&call.control);
+        let OpenCall { sink, exec_start_ns, compute_start_ns, .. } = *call;
+        let timings = Timings { exec_start_ns, compute_start_ns, compute_end_ns };
+        let answer = Final { sink, outcome, timings };
+        if answer.sink.is_cancelled() {
+            self.held.push_back((Instant::now() + CANCELLED_HOLD, answer));
+        } else {
+            answer.send();
+        }
+    }
+
+    fn release_due(&mut self) {
+        while self.held.front().is_some_and(|&(due, _)| due <= Instant::now()) {
+            if let Some((_, answer)) = self.held.pop_front() {
+                answer.send();
+            }
+        }
+    }
+}
+
+impl Final {
+    fn send(self) {
+        self.sink.finish(self.outcome, Some(self.timings));
+    }
+}

@@ -1,0 +1,226 @@
+//! From what the engine generates for one sequence to the tensors of its responses.
+
+use std::sync::Arc;
+
+use super::request::{Item, LogProbs, Plan};
+use crate::engine::{Delta, RequestStats};
+use crate::error::Error;
+use crate::ids::TokenId;
+use crate::step::TokenLogProb;
+use crate::text::{Detokenizer, StopMatcher, StopStrings, Tokenizer};
+use crate::triton::{DataType, OutputTensor, Response};
+
+/// One sequence on its way to the client.
+pub struct Row {
+    batch_index: i32,
+    sequence_index: i32,
+    prompt_len: usize,
+    /// Tokens of the next response; a non-streaming one starts with the prompt unless that is excluded.
+    tokens: Vec<TokenId>,
+    log_probs: Option<LogProbs>,
+    /// Of every generated token.
+    token_log_probs: Vec<f32>,
+    cum_log_prob: f64,
+    text: Option<RowText>,
+    ended: bool,
+}
+
+/// What a delta of the engine means for the client.
+pub enum Step {
+    /// Nothing to send.
+    Nothing,
+    /// A response, and more will follow.
+    More(Response),
+    /// The last response of the sequence.
+    Last(Response),
+    /// The sequence failed.
+    Failed(Error),
+}
+
+struct RowText {
+    detokenizer: Detokenizer,
+    matcher: StopMatcher,
+    /// Text of the next response.
+    pending: String,
+}
+
+impl Row {
+    /// The state of a sequence at its start. `tokenizer` is there where text is wanted or stops the sequence.
+    pub fn new(plan: &Plan, item: &Item, tokenizer: Option<&Arc<Tokenizer>>) -> Self {
+        let prompt = &item.request.prompt;
+        let wants_text = plan.wanted.has("text_output") || item.stop_texts.is_some();
+        let text = tokenizer.filter(|_| wants_text).map(|tokenizer| RowText::new(plan, item, tokenizer));
+        Self {
+            batch_index: item.batch_index,
+            sequence_index: item.sequence_index,
+            prompt_len: prompt.len(),
+            tokens: if item.echo { prompt.clone() } else { Vec::new() },
+            log_probs: item.log_probs,
+            token_log_probs: Vec::new(),
+            cum_log_prob: 0.0,
+            text,
+            ended: false,
+        }
+    }
+
+    /// Takes what one step added. After the end, which a stop text can bring before the engine does, nothing follows.
+    pub fn push(&mut self, plan: &Plan, delta: Delta) -> Step {
+        if self.ended {
+            return Step::Nothing;
+        }
+        let error = delta.finish.as_ref().and_then(|finish| finish.error.clone());
+        if let Some(error) = error {
+            self.ended = true;
+            return Step::Failed(error);
+        }
+        let stopped = self.take(&delta.tokens, &delta.log_probs);
+        let last = stopped || delta.finish.is_some();
+        if let Some(text) = self.text.as_mut().filter(|_| last) {
+            text.finish(stopped);
+        }
+        self.ended = last;
+        let something = last || plan.streaming && !delta.tokens.is_empty() && self.has_news(plan);
+        if !something {
+            return Step::Nothing;
+        }
+        let response = self.response(plan, &delta.stats);
+        if last { Step::Last(response) } else { Step::More(response) }
+    }
+
+    /// Appends tokens up to the one that completes a stop text; says whether there was one.
+    fn take(&mut self, tokens: &[TokenId], log_probs: &[TokenLogProb]) -> bool {
+        for (index, &token) in tokens.iter().enumerate() {
+            self.tokens.push(token);
+            if let (Some(kind), Some(log_prob)) = (self.log_probs, log_probs.get(index)) {
+                self.cum_log_prob += f64::from(log_prob.full);
+                self.token_log_probs.push(match kind {
+                    LogProbs::Full => log_prob.full,
+                    LogProbs::Candidates => log_prob.candidates,
+                });
+            }
+            if self.text.as_mut().is_some_and(|text| text.push(token)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A response with nothing but an empty text would tell the client nothing.
+    fn has_news(&self, plan: &Plan) -> bool {
+        plan.wanted.tokens() || self.text.as_ref().is_none_or(|text| !text.pending.is_empty())
+    }
+
+    fn response(&mut self, plan: &Plan, stats: &RequestStats) -> Response {
+        let tokens = std::mem::take(&mut self.tokens);
+        let text = self.text.as_mut().map(|text| std::mem::take(&mut text.pending)).unwrap_or_default();
+        let mut out = Outputs { plan, tensors: Vec::new() };
+        let length = tokens.len() as i32;
+        out.ints("output_ids", &[1, i64::from(length)], &tokens);
+        out.ints("sequence_length", &[1], &[length]);
+        let log_probs = &self.token_log_probs;
+        out.floats("output_log_probs", &[1, log_probs.len() as i64], log_probs);
+        out.floats("cum_log_probs", &[1], &[self.cum_log_prob as f32]);
+        out.ints("batch_index", &[1], &[self.batch_index]);
+        out.ints("sequence_index", &[1], &[self.sequence_index]);
+        out.ints("kv_cache_alloc_new_blocks", &[1], &[stats.new_blocks as i32]);
+        out.ints("kv_cache_reused_blocks", &[1], &[stats.reused_blocks as i32]);
+        out.ints("kv_cache_alloc_total_blocks", &[1], &[stats.allocated_blocks as i32]);
+        out.time("arrival_time_ns", stats.arrival_ns);
+        out.time("first_scheduled_time_ns", stats.first_scheduled_ns);
+        out.time("first_token_time_ns", stats.first_token_ns);
+        out.time("last_token_time_ns", stats.last_token_ns);
+        out.floats("acceptance_rate", &[1], &[0.0]);
+        out.ints("total_accepted_draft_tokens", &[1], &[0]);
+        out.ints("total_draft_tokens", &[1], &[0]);
+        out.ints("num_input_tokens", &[1], &[self.prompt_len as i32]);
+        out.ints("num_output_tokens", &[1], &[length]);
+        out.text("text_output", &text);
+        Response { outputs: out.tensors, parameters: Vec::new() }
+    }
+}
+
+impl RowText {
+    fn new(plan: &Plan, item: &Item, tokenizer: &Arc<Tokenizer>) -> Self {
+        let prompt = &item.request.prompt;
+        let skip = plan.skip_special_tokens;
+        let mut detokenizer = Detokenizer::new(tokenizer.clone(), skip);
+        let prompt_text = detokenizer.push_all(prompt);
+        // The answer continues the prompt's text, so that its leading blank stays. Where the prompt's last bytes are not
+        // certain yet, they would come out with the answer: then the answer is a text of its own.
+        let whole = tokenizer.decode(prompt, skip);
+        if whole != prompt_text {
+            detokenizer = Detokenizer::new(tokenizer.clone(), skip);
+        }
+        let stops = item.stop_texts.clone().unwrap_or_else(|| StopStrings::new::<&str>(&[]));
+        let pending = if item.echo { whole } else { String::new() };
+        Self { detokenizer, matcher: StopMatcher::new(stops, true), pending }
+    }
+
+    /// Says whether a stop text is complete.
+    fn push(&mut self, token: TokenId) -> bool {
+        let text = self.detokenizer.push(token);
+        self.append(&text)
+    }
+
+    fn append(&mut self, text: &str) -> bool {
+        let chunk = self.matcher.push(text);
+        self.pending.push_str(&chunk.text);
+        chunk.stop.is_some()
+    }
+
+    fn finish(&mut self, stopped: bool) {
+        let rest = self.detokenizer.finish();
+        if !stopped && !self.append(&rest) {
+            let held = self.matcher.flush();
+            self.pending.push_str(&held);
+        }
+    }
+}
+
+/// Collects the wanted tensors, in the order of the calls.
+struct Outputs<'a> {
+    plan: &'a Plan,
+    tensors: Vec<OutputTensor>,
+}
+
+impl Outputs<'_> {
+    fn ints(&mut self, name: &'static str, shape: &[i64], values: &[i32]) {
+        if self.plan.wanted.has(name) {
+            let shape = self.shape(shape);
+            self.tensors.push(OutputTensor::int32(name, &shape, values));
+        }
+    }
+
+    fn floats(&mut self, name: &'static str, shape: &[i64], values: &[f32]) {
+        if self.plan.wanted.has(name) {
+            let shape = self.shape(shape);
+            self.tensors.push(OutputTensor::fp32(name, &shape, values));
+        }
+    }
+
+    fn time(&mut self, name: &'static str, value_ns: u64) {
+        if self.plan.wanted.has(name) {
+            let bytes = (value_ns as i64).to_le_bytes().to_vec();
+            self.tensors.push(OutputTensor {
+                name: name.into(),
+                dtype: DataType::Int64,
+                shape: self.shape(&[1]),
+                bytes,
+            });
+        }
+    }
+
+    /// A text request without token outputs gets its text first: clients that read the first output expect the answer.
+    fn text(&mut self, name: &'static str, text: &str) {
+        if self.plan.wanted.has(name) {
+            let place = if self.plan.wanted.tokens() { self.tensors.len() } else { 0 };
+            let shape = self.shape(&[1]);
+            self.tensors.insert(place, OutputTensor::strings(name, &shape, &[text]));
+        }
+    }
+
+    fn shape(&self, shape: &[i64]) -> Vec<i64> {
+        let batch: &[i64] = if self.plan.batched { &[1] } else { &[] };
+        [batch, shape].concat()
+    }
+}

@@ -1,0 +1,256 @@
+//! The tensors of the LLM role, one table for inputs and one for outputs: names, types, shapes, what is served.
+//!
+//! The tables feed the reading of requests, the auto-completed model configuration, the check of the template and
+//! `docs/tensors.md`.
+
+use crate::triton::DataType;
+use crate::triton::DataType::{Bool, Bytes, Fp16, Fp32, Int32, Int64, Uint8, Uint64};
+
+/// How the server is told that an input has one number per batch item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// `dims: [1] reshape: { shape: [] }`.
+    Scalar,
+    /// `dims: [1]`, no reshape.
+    One,
+    /// These dims; -1 where any size goes.
+    Dims(&'static [i64]),
+    /// These dims, `allow_ragged_batch: true`.
+    Ragged(&'static [i64]),
+}
+
+/// What is done with an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// It does what its documentation says.
+    Served,
+    /// Refused unless it has no element.
+    OnlyEmpty,
+    /// Refused unless every element is this number (or it has no element).
+    OnlyNumber(i32),
+    /// Accepted and ignored: it has no meaning for a decoder-only model without beams.
+    Ignored,
+}
+
+/// Where the input is declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declared {
+    /// In upstream's template and in an auto-completed configuration.
+    Template,
+    /// Only with a tokenizer, in an auto-completed configuration.
+    WithText,
+    /// In no template: users may add it to the inputs of their configuration.
+    ByUser,
+}
+
+/// One input.
+pub struct InputRow {
+    pub name: &'static str,
+    /// Other names of the same input: of older repositories, and of the ensemble.
+    pub aliases: &'static [&'static str],
+    pub dtype: DataType,
+    pub shape: Shape,
+    pub declared: Declared,
+    pub usage: Use,
+    pub default: &'static str,
+    pub doc: &'static str,
+}
+
+/// One output.
+pub struct OutputRow {
+    pub name: &'static str,
+    pub dtype: DataType,
+    pub dims: &'static [i64],
+    pub served: bool,
+    pub doc: &'static str,
+}
+
+const ANY1: &[i64] = &[-1];
+const ANY2: &[i64] = &[-1, -1];
+const WORDS: &[i64] = &[2, -1];
+
+const fn row(
+    name: &'static str,
+    dtype: DataType,
+    shape: Shape,
+    usage: Use,
+    default: &'static str,
+    doc: &'static str,
+) -> InputRow {
+    InputRow { name, aliases: &[], dtype, shape, declared: Declared::Template, usage, default, doc }
+}
+
+impl InputRow {
+    const fn or(mut self, aliases: &'static [&'static str]) -> Self {
+        self.aliases = aliases;
+        self
+    }
+
+    const fn declared(mut self, declared: Declared) -> Self {
+        self.declared = declared;
+        self
+    }
+
+    /// The row of an input or of one of its aliases.
+    pub fn find(name: &str) -> Option<&'static Self> {
+        INPUTS.iter().find(|row| row.name == name || row.aliases.contains(&name))
+    }
+}
+
+/// Inputs that sequence batching adds; skipped.
+pub const SEQUENCE_CONTROLS: [&str; 3] = ["START", "CORRID", "END"];
+
+use Declared::{ByUser, WithText};
+use Shape::{Dims, One, Ragged, Scalar};
+use Use::{Ignored, OnlyEmpty, OnlyNumber, Served};
+
+/// Every input, in the template's order.
+#[rustfmt::skip]
+pub const INPUTS: &[InputRow] = &[
+    row("input_ids", Int32, Ragged(ANY1), Served, "none", "Prompt tokens, padded on the right when the batch is larger than 1."),
+    row("encoder_input_features", Fp16, Ragged(ANY2), OnlyEmpty, "none", "Features for an encoder."),
+    row("encoder_output_lengths", Int32, Scalar, Ignored, "none", "Length of the encoder's output."),
+    row("input_lengths", Int32, Scalar, Served, "none", "Length of each prompt; used only when the batch is larger than 1."),
+    row("request_output_len", Int32, Scalar, Served, "mandatory", "Most tokens to generate, at least 1; cut to what the longest sequence leaves.").or(&["max_tokens"]),
+    row("num_return_sequences", Int32, Scalar, Served, "1", "Sequences per prompt, sampled independently: sequence k has the seed plus k."),
+    row("draft_input_ids", Int32, Ragged(ANY1), OnlyEmpty, "none", "External draft tokens."),
+    row("decoder_input_ids", Int32, Ragged(ANY1), Ignored, "none", "For encoder-decoder models."),
+    row("decoder_input_lengths", Int32, Scalar, Ignored, "none", "For encoder-decoder models."),
+    row("draft_logits", Fp32, Ragged(ANY2), OnlyEmpty, "none", "Logits of the external draft tokens."),
+    row("draft_acceptance_threshold", Fp32, Scalar, Ignored, "none", "Only with draft_input_ids."),
+    row("end_id", Int32, Scalar, Served, "none; with text_input the tokenizer's", "Token that ends a sequence and is not returned; -1 for none."),
+    row("pad_id", Int32, Scalar, Ignored, "none", "The engine pads nothing."),
+    row("stop_words_list", Int32, Ragged(WORDS), Served, "none", "Token sequences that end a sequence and are returned: row 0 all words back to back, row 1 their cumulative ends, padded with -1."),
+    row("bad_words_list", Int32, Ragged(WORDS), Served, "none", "Token sequences that are never completed, in the same format."),
+    row("embedding_bias", Fp32, Ragged(ANY1), OnlyEmpty, "none", "Added to the logits."),
+    row("beam_width", Int32, Scalar, OnlyNumber(1), "1", "Beam search."),
+    row("temperature", Fp32, Scalar, Served, "1.0", "At least 0; 0 is greedy. Without effect unless top-k or top-p is set."),
+    row("runtime_top_k", Int32, Scalar, Served, "0", "Only the k most likely tokens; 0: no limit, 1: greedy.").or(&["top_k"]),
+    row("runtime_top_p", Fp32, Scalar, Served, "unset", "Smallest set of tokens with this mass, at most 1; 0 and less: unset.").or(&["top_p"]),
+    row("runtime_top_p_min", Fp32, Scalar, Ignored, "unset", "Only with runtime_top_p_decay."),
+    row("runtime_top_p_decay", Fp32, Scalar, OnlyNumber(1), "1", "Decay of top-p."),
+    row("runtime_top_p_reset_ids", Int32, Scalar, Ignored, "unset", "Only with runtime_top_p_decay."),
+    row("len_penalty", Fp32, Scalar, Ignored, "0", "For beam search.").or(&["length_penalty"]),
+    row("early_stopping", Bool, Scalar, Ignored, "1", "For beam search."),
+    row("repetition_penalty", Fp32, Scalar, Served, "1.0", "More than 0. Logits of seen tokens are divided by it, or multiplied where they are negative."),
+    row("min_tokens", Int32, Scalar, Served, "1", "The end token is not sampled before this many tokens.").or(&["min_length"]),
+    row("beam_search_diversity_rate", Fp32, Scalar, Ignored, "0", "For beam search."),
+    row("presence_penalty", Fp32, Scalar, Served, "0", "Subtracted from the logits of seen tokens."),
+    row("frequency_penalty", Fp32, Scalar, Served, "0", "Subtracted from the logits of seen tokens, times their count."),
+    row("prompt_ignore_length", Int32, Scalar, OnlyNumber(0), "0", "Leading prompt tokens without penalties."),
+    row("no_repeat_ngram_size", Int32, Scalar, OnlyNumber(0), "0", "Length of token sequences that do not occur twice.").declared(ByUser),
+    row("seed", Uint64, Scalar, Served, "0", "The same seed gives the same tokens.").or(&["random_seed"]),
+    row("return_log_probs", Bool, Scalar, Served, "false", "Whether cum_log_probs and output_log_probs are returned."),
+    row("return_context_logits", Bool, Scalar, OnlyNumber(0), "false", "Logits of the prompt."),
+    row("return_generation_logits", Bool, Scalar, OnlyNumber(0), "false", "Logits of the generated tokens."),
+    row("return_perf_metrics", Bool, Scalar, Served, "false", "Whether the ten performance outputs are returned."),
+    row("return_kv_cache_reuse_stats", Bool, Scalar, Served, "false", "Whether the three kv_cache outputs are returned.").declared(ByUser),
+    row("return_num_input_tokens", Bool, Scalar, Served, "false", "Whether num_input_tokens is returned."),
+    row("return_num_output_tokens", Bool, Scalar, Served, "false", "Whether num_output_tokens is returned."),
+    row("exclude_input_in_output", Bool, Scalar, Served, "the parameter of this name", "Whether the prompt is left out of output_ids. Non-streaming only."),
+    row("stop", Bool, Scalar, Served, "false", "Makes this a command that stops the request with the same id."),
+    row("streaming", Bool, Scalar, Served, "false", "One response for each step; needs the decoupled policy.").or(&["stream"]),
+    row("prompt_embedding_table", Fp16, Ragged(ANY2), OnlyEmpty, "none", "Rows for prompt tuning and multimodal models."),
+    row("prompt_table_extra_ids", Uint64, Ragged(ANY1), OnlyNumber(0), "none", "Tells prompts with the same tokens apart."),
+    row("prompt_vocab_size", Int32, Scalar, Ignored, "none", "Not used by any version."),
+    row("cross_attention_mask", Bool, Ragged(ANY2), Ignored, "none", "For models with cross attention."),
+    row("skip_cross_attn_blocks", Bool, Shape::Ragged(&[1]), Ignored, "none", "For models with cross attention."),
+    row("mrope_rotary_cos_sin", Fp32, Dims(ANY1), OnlyEmpty, "none", "Rotary table of multimodal models."),
+    row("mrope_position_deltas", Int64, One, Ignored, "none", "Only with mrope_rotary_cos_sin."),
+    row("multimodal_embedding", Fp16, Dims(ANY2), OnlyEmpty, "none", "Embeddings of multimodal models.").declared(ByUser),
+    row("multimodal_hashes", Int32, Dims(ANY2), OnlyEmpty, "none", "Identity of multimodal items.").declared(ByUser),
+    row("multimodal_positions", Int32, Dims(ANY1), OnlyEmpty, "none", "Place of multimodal items.").declared(ByUser),
+    row("multimodal_lengths", Int32, Dims(ANY1), OnlyEmpty, "none", "Length of multimodal items.").declared(ByUser),
+    row("multimodal_item_runs", Int32, Dims(&[-1, -1, 2]), OnlyEmpty, "none", "Place of multimodal items.").declared(ByUser),
+    row("lora_task_id", Uint64, Scalar, OnlyNumber(0), "none", "Adapter of the request; 0 is none."),
+    row("lora_weights", Fp16, Ragged(ANY2), Ignored, "none", "Only with lora_task_id."),
+    row("lora_config", Int32, Ragged(&[-1, 3]), Ignored, "none", "Only with lora_task_id."),
+    row("context_phase_params", Uint8, Ragged(ANY1), OnlyEmpty, "none", "Result of a context-only request."),
+    row("retention_token_range_starts", Int32, Ragged(ANY1), OnlyEmpty, "none", "Retention of KV blocks."),
+    row("retention_token_range_ends", Int32, Ragged(ANY1), Ignored, "none", "Only with retention_token_range_starts."),
+    row("retention_token_range_priorities", Int32, Ragged(ANY1), Ignored, "none", "Only with retention_token_range_starts."),
+    row("retention_token_range_durations_ms", Int32, Ragged(ANY1), Ignored, "none", "Only with retention_token_range_starts."),
+    row("retention_decode_priority", Int32, Shape::Ragged(&[1]), Ignored, "none", "Only with retention_token_range_starts."),
+    row("retention_decode_duration_ms", Int32, Shape::Ragged(&[1]), Ignored, "none", "Only with retention_token_range_starts."),
+    row("guided_decoding_guide_type", Bytes, Shape::Ragged(&[1]), OnlyEmpty, "none", "Guided decoding."),
+    row("guided_decoding_guide", Bytes, Shape::Ragged(&[1]), Ignored, "none", "Only with guided_decoding_guide_type."),
+    row("lookahead_window_size", Int32, Shape::Ragged(&[1]), OnlyEmpty, "none", "Lookahead decoding."),
+    row("lookahead_ngram_size", Int32, Shape::Ragged(&[1]), Ignored, "none", "Only with lookahead_window_size."),
+    row("lookahead_verification_set_size", Int32, Shape::Ragged(&[1]), Ignored, "none", "Only with lookahead_window_size."),
+    row("text_input", Bytes, One, Served, "none", "Prompt as text, in place of input_ids; needs a tokenizer.").declared(WithText),
+    row("stop_words", Bytes, Dims(ANY1), Served, "none", "Texts that end a sequence, wherever token borders are; the text ends with them.").declared(WithText),
+    row("bad_words", Bytes, Dims(ANY1), Served, "none", "Texts whose tokens are never completed.").declared(WithText),
+];
+
+#[rustfmt::skip]
+const fn out(name: &'static str, dtype: DataType, dims: &'static [i64], served: bool, doc: &'static str) -> OutputRow {
+    OutputRow { name, dtype, dims, served, doc }
+}
+
+/// Every output, in the order in which a response carries them.
+#[rustfmt::skip]
+pub const OUTPUTS: &[OutputRow] = &[
+    out("output_ids", Int32, ANY2, true, "Tokens: the prompt (unless excluded) and the answer, or when streaming the new ones. Never the end token."),
+    out("sequence_length", Int32, ANY1, true, "Length of each row of output_ids."),
+    out("context_logits", Fp32, ANY2, false, "Logits of the prompt."),
+    out("generation_logits", Fp32, &[-1, -1, -1], false, "Logits of the generated tokens."),
+    out("output_log_probs", Fp32, ANY2, true, "Log-probability of each generated token so far."),
+    out("cum_log_probs", Fp32, ANY1, true, "Sum of the log-probabilities so far."),
+    out("batch_index", Int32, &[1], true, "Which prompt of the batch this answers, when there are several."),
+    out("sequence_index", Int32, &[1], true, "Which of num_return_sequences this is, when there are several."),
+    out("context_phase_params", Uint8, ANY1, false, "Result of a context-only request."),
+    out("kv_cache_alloc_new_blocks", Int32, &[1], true, "Of the allocated blocks, those that took no reusable content away."),
+    out("kv_cache_reused_blocks", Int32, &[1], true, "Blocks found in the prefix cache."),
+    out("kv_cache_alloc_total_blocks", Int32, &[1], true, "Blocks allocated for the request."),
+    out("arrival_time_ns", Int64, &[1], true, "Monotonic time: only differences mean something."),
+    out("first_scheduled_time_ns", Int64, &[1], true, "First time in a batch."),
+    out("first_token_time_ns", Int64, &[1], true, "Time of the first token."),
+    out("last_token_time_ns", Int64, &[1], true, "Time of the last token; 0 before it."),
+    out("acceptance_rate", Fp32, &[1], true, "Accepted share of draft tokens; 0 without speculation."),
+    out("total_accepted_draft_tokens", Int32, &[1], true, "0 without speculation."),
+    out("total_draft_tokens", Int32, &[1], true, "0 without speculation."),
+    out("num_input_tokens", Int32, &[1], true, "Tokens of the prompt."),
+    out("num_output_tokens", Int32, &[1], true, "Tokens of this response."),
+    out("text_output", Bytes, ANY1, true, "The answer as text; needs a tokenizer."),
+];
+
+/// `docs/tensors.md`.
+pub fn tensors_markdown() -> String {
+    let mut text = String::from(
+        "# Tensors of the LLM\n\nShapes are without the batch dimension. \"refused\" inputs get an UNSUPPORTED error unless they hold what is named.\n\n\
+         ## Inputs\n\n| Name | Also | Type | Dims | Default | Served | Meaning |\n|---|---|---|---|---|---|---|\n",
+    );
+    for row in INPUTS {
+        let dims = match row.shape {
+            Scalar | One => "[1]".to_owned(),
+            Dims(dims) | Ragged(dims) => format!("{dims:?}"),
+        };
+        let aliases: Vec<_> = row.aliases.iter().map(|alias| format!("`{alias}`")).collect();
+        let served = match row.usage {
+            Served => "yes".to_owned(),
+            Ignored => "accepted, no effect".to_owned(),
+            OnlyEmpty => "refused unless empty".to_owned(),
+            OnlyNumber(number) => format!("refused unless {number}"),
+        };
+        text.push_str(&format!(
+            "| `{}` | {} | {} | {dims} | {} | {served} | {} |\n",
+            row.name,
+            aliases.join(" "),
+            config_type(row.dtype),
+            row.default,
+            row.doc
+        ));
+    }
+    text.push_str("\n## Outputs\n\n| Name | Type | Dims | Served | Meaning |\n|---|---|---|---|---|\n");
+    for row in OUTPUTS {
+        let served = if row.served { "yes" } else { "not yet" };
+        let dtype = config_type(row.dtype);
+        text.push_str(&format!("| `{}` | {dtype} | {:?} | {served} | {} |\n", row.name, row.dims, row.doc));
+    }
+    text
+}
+
+/// The type as `config.pbtxt` spells it.
+pub fn config_type(dtype: DataType) -> String {
+    if dtype == Bytes { "TYPE_STRING".to_owned() } else { format!("TYPE_{}", dtype.name()) }
+}

@@ -1,0 +1,85 @@
+//! Which outputs a response carries.
+
+use super::inputs::Inputs;
+use super::request::Rules;
+use super::tensors::OUTPUTS;
+use crate::error::{Error, Result};
+
+/// A set of outputs of the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted(u32);
+
+const PERF: [&str; 10] = [
+    "kv_cache_alloc_new_blocks",
+    "kv_cache_reused_blocks",
+    "kv_cache_alloc_total_blocks",
+    "arrival_time_ns",
+    "first_scheduled_time_ns",
+    "first_token_time_ns",
+    "last_token_time_ns",
+    "acceptance_rate",
+    "total_accepted_draft_tokens",
+    "total_draft_tokens",
+];
+
+impl Wanted {
+    /// The outputs that a request gets: those that it lists, as far as its flags and its batch give them contents. A
+    /// request that lists none asks for all that the configuration declares; it then gets its answer in the form of its
+    /// prompt, text for text and tokens for tokens. The outputs of the performance flags need not be listed.
+    ///
+    /// # Errors
+    /// `InvalidArg` where neither the tokens nor the text of the answer is listed.
+    pub fn new(rules: &Rules, inputs: &Inputs<'_>, requested: &[&str], batch: bool, sequences: bool) -> Result<Self> {
+        let lists = |name: &str| requested.contains(&name);
+        let by_text = inputs.has("text_input");
+        let all = rules.declared_outputs.iter().all(|name| lists(name));
+        let text = rules.text.is_some() && lists("text_output") && (by_text || !all);
+        let tokens = !(by_text && all && text);
+        if !text {
+            for name in ["output_ids", "sequence_length"] {
+                if !lists(name) {
+                    return Err(Error::invalid(format!(
+                        "Error encountered while populating response: {name} must be in the list of requested outputs"
+                    )));
+                }
+            }
+        }
+        let log_probs = inputs.flag("return_log_probs");
+        let mut wanted = Self::default();
+        wanted.add("output_ids", tokens && lists("output_ids"));
+        wanted.add("sequence_length", tokens && lists("sequence_length"));
+        wanted.add("output_log_probs", log_probs && lists("output_log_probs"));
+        wanted.add("cum_log_probs", log_probs && lists("cum_log_probs"));
+        wanted.add("batch_index", batch && lists("batch_index"));
+        wanted.add("sequence_index", sequences && lists("sequence_index"));
+        wanted.add("text_output", text);
+        let perf = inputs.flag("return_perf_metrics");
+        let blocks = inputs.flag("return_kv_cache_reuse_stats");
+        for (index, name) in PERF.iter().enumerate() {
+            wanted.add(name, perf || (blocks && index < 3));
+        }
+        wanted.add("num_input_tokens", inputs.flag("return_num_input_tokens"));
+        wanted.add("num_output_tokens", inputs.flag("return_num_output_tokens"));
+        Ok(wanted)
+    }
+
+    /// Whether the output is in the set.
+    pub fn has(self, name: &str) -> bool {
+        self.0 & bit(name) != 0
+    }
+
+    /// Whether every response has something for a client even without new text.
+    pub fn tokens(self) -> bool {
+        self.has("output_ids")
+    }
+
+    fn add(&mut self, name: &str, condition: bool) {
+        if condition {
+            self.0 |= bit(name);
+        }
+    }
+}
+
+fn bit(name: &str) -> u32 {
+    OUTPUTS.iter().position(|row| row.name == name).map_or(0, |index| 1 << index)
+}

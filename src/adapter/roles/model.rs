@@ -1,0 +1,208 @@
+//! Serves the pure roles: a few threads take requests, compute and answer, so that the server's caller never waits.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::{Postprocessor, Preprocessor};
+use crate::adapter::tensor::NamedTensor;
+use crate::config::{ModelRole, PARAMETERS, Parameters, Source};
+use crate::error::{Error, Result};
+use crate::triton::{Instance, InstanceHandler, ModelHandler, Request, Response, Timings, monotonic_ns};
+
+/// Threads of one instance: requests are short, and the LLM needs the cores.
+const WORKERS: usize = 2;
+
+/// A loaded model of a pure role.
+pub struct RoleModel {
+    role: Arc<Role>,
+}
+
+enum Role {
+    Preprocessing(Preprocessor),
+    Postprocessing(Postprocessor),
+}
+
+impl RoleModel {
+    /// Loads the tokenizer.
+    ///
+    /// # Errors
+    /// Says what is wrong with `tokenizer_dir` or its files.
+    pub fn load(role: ModelRole, parameters: &Parameters) -> Result<Self> {
+        let texts = texts(parameters);
+        let role = match role {
+            ModelRole::Preprocessing => Role::Preprocessing(Preprocessor::new(&texts)?),
+            ModelRole::Postprocessing => Role::Postprocessing(Postprocessor::new(&texts)?),
+            ModelRole::Llm => return Err(Error::internal("the role llm is no pure role")),
+        };
+        Ok(Self { role: Arc::new(role) })
+    }
+}
+
+impl ModelHandler for RoleModel {
+    fn instance(self: Arc<Self>, _instance: Instance) -> Result<Arc<dyn InstanceHandler>> {
+        Ok(Arc::new(RoleInstance::start(&self.role)?))
+    }
+}
+
+impl Role {
+    fn run(&self, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>> {
+        match self {
+            Self::Preprocessing(preprocessor) => preprocessor.run(inputs),
+            Self::Postprocessing(postprocessor) => postprocessor.run(inputs),
+        }
+    }
+
+    fn answer(&self, request: &Request) -> Result<Response> {
+        let inputs = request.inputs()?;
+        let inputs = inputs.iter().map(NamedTensor::try_from).collect::<Result<Vec<_>>>()?;
+        let requested = request.requested_outputs()?;
+        let outputs = self.run(&inputs)?.into_iter().filter(|output| requested.contains(&output.name.as_str()));
+        Ok(Response { outputs: outputs.map(Into::into).collect(), parameters: Vec::new() })
+    }
+
+    fn serve(&self, request: Request) {
+        let (exec_start_ns, compute_start_ns) = (request.received_ns(), monotonic_ns());
+        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(&request)))
+            .unwrap_or_else(|_| Err(Error::internal("computing the answer panicked")));
+        let timings = Timings { exec_start_ns, compute_start_ns, compute_end_ns: monotonic_ns() };
+        request.into_sink().finish(answer, Some(timings));
+    }
+}
+
+/// Workers around one queue.
+struct RoleInstance {
+    queue: Mutex<Option<Sender<Request>>>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl RoleInstance {
+    fn start(role: &Arc<Role>) -> Result<Self> {
+        let (queue, inbox) = channel();
+        let inbox = Arc::new(Mutex::new(inbox));
+        let worker = |_| {
+            let (role, inbox) = (role.clone(), inbox.clone());
+            thread::Builder::new()
+                .name("text".into())
+                .spawn(move || work(&role, &inbox))
+                .map_err(|error| Error::internal(format!("cannot start a worker thread: {error}")))
+        };
+        let workers = (0..WORKERS).map(worker).collect::<Result<Vec<_>>>()?;
+        Ok(Self { queue: Mutex::new(Some(queue)), workers: Mutex::new(workers) })
+    }
+}
+
+fn work(role: &Role, inbox: &Mutex<Receiver<Request>>) {
+    loop {
+        // The lock is held while waiting: whoever has it takes the next request.
+        let received = inbox.lock().recv();
+        let Ok(request) = received else { return };
+        role.serve(request);
+    }
+}
+
+impl InstanceHandler for RoleInstance {
+    fn execute(&self, requests: Vec<Request>) {
+        let queue = self.queue.lock();
+        for request in requests {
+            match &*queue {
+                // A request that no worker takes any more answers when it is dropped.
+                Some(queue) => drop(queue.send(request)),
+                None => request.fail(Error::unavailable("the model is being unloaded"), None),
+            }
+        }
+    }
+
+    fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn shutdown(&self) {
+        drop(self.queue.lock().take());
+        for worker in self.workers.lock().drain(..) {
+            if worker.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+    }
+}
+
+/// The given texts by key, as the pure functions take them.
+fn texts(parameters: &Parameters) -> super::Parameters {
+    let given = PARAMETERS.iter().filter(|row| (row.source)(parameters) != Source::Default);
+    given.filter_map(|row| Some((row.key.to_owned(), (row.text)(parameters)?.to_owned()))).collect()
+}
+
+type Tensor = (&'static str, &'static str, &'static [i64], bool);
+
+#[rustfmt::skip]
+const PREPROCESSING_INPUTS: &[Tensor] = &[
+    ("QUERY", "TYPE_STRING", &[1], false),
+    ("DECODER_QUERY", "TYPE_STRING", &[1], true),
+    ("REQUEST_OUTPUT_LEN", "TYPE_INT32", &[1], false),
+    ("BAD_WORDS_DICT", "TYPE_STRING", &[-1], true),
+    ("STOP_WORDS_DICT", "TYPE_STRING", &[-1], true),
+    ("EMBEDDING_BIAS_WORDS", "TYPE_STRING", &[-1], true),
+    ("EMBEDDING_BIAS_WEIGHTS", "TYPE_FP32", &[-1], true),
+    ("END_ID", "TYPE_INT32", &[1], true),
+    ("PAD_ID", "TYPE_INT32", &[1], true),
+    ("PROMPT_TABLE_EXTRA_ID", "TYPE_UINT64", &[1], true),
+];
+
+#[rustfmt::skip]
+const PREPROCESSING_OUTPUTS: &[Tensor] = &[
+    ("INPUT_ID", "TYPE_INT32", &[-1], false),
+    ("DECODER_INPUT_ID", "TYPE_INT32", &[-1], false),
+    ("REQUEST_INPUT_LEN", "TYPE_INT32", &[1], false),
+    ("REQUEST_DECODER_INPUT_LEN", "TYPE_INT32", &[1], false),
+    ("BAD_WORDS_IDS", "TYPE_INT32", &[2, -1], false),
+    ("STOP_WORDS_IDS", "TYPE_INT32", &[2, -1], false),
+    ("EMBEDDING_BIAS", "TYPE_FP32", &[-1], false),
+    ("REQUEST_OUTPUT_LEN", "TYPE_INT32", &[-1], false),
+    ("OUT_END_ID", "TYPE_INT32", &[1], false),
+    ("OUT_PAD_ID", "TYPE_INT32", &[1], false),
+    ("OUT_PROMPT_TABLE_EXTRA_IDS", "TYPE_UINT64", &[-1], false),
+];
+
+#[rustfmt::skip]
+const POSTPROCESSING_INPUTS: &[Tensor] = &[
+    ("TOKENS_BATCH", "TYPE_INT32", &[-1, -1], false),
+    ("SEQUENCE_LENGTH", "TYPE_INT32", &[-1], false),
+];
+
+const POSTPROCESSING_OUTPUTS: &[Tensor] = &[("OUTPUT", "TYPE_STRING", &[-1], false)];
+
+/// Client batches of up to this many prompts, where the configuration says nothing.
+const MAX_BATCH_SIZE: i64 = 128;
+
+/// Adds inputs, outputs and the batch size where they are missing. `None` where nothing is missing.
+pub fn complete(config: &Value, role: ModelRole) -> Option<Value> {
+    let (inputs, outputs) = match role {
+        ModelRole::Preprocessing => (PREPROCESSING_INPUTS, PREPROCESSING_OUTPUTS),
+        ModelRole::Postprocessing => (POSTPROCESSING_INPUTS, POSTPROCESSING_OUTPUTS),
+        ModelRole::Llm => return None,
+    };
+    let mut completed = config.clone();
+    let object = completed.as_object_mut()?;
+    for (key, tensors) in [("input", inputs), ("output", outputs)] {
+        if object.get(key).and_then(Value::as_array).is_none_or(Vec::is_empty) {
+            object.insert(key.to_owned(), tensors.iter().map(tensor).collect());
+            if object.get("max_batch_size").and_then(Value::as_i64).unwrap_or(0) == 0 {
+                object.insert("max_batch_size".to_owned(), json!(MAX_BATCH_SIZE));
+            }
+        }
+    }
+    (completed != *config).then_some(completed)
+}
+
+fn tensor(&(name, data_type, dims, optional): &Tensor) -> Value {
+    let mut entry = json!({ "name": name, "data_type": data_type, "dims": dims });
+    if optional {
+        entry["optional"] = json!(true);
+    }
+    entry
+}

@@ -1,0 +1,14 @@
+//! Whole requests through the entry points: tensors in, tensors out, with an executor whose tokens a test writes down.
+
+#[path = "adapter/docs.rs"]
+mod docs;
+#[path = "abi/fake.rs"]
+mod fake;
+#[path = "adapter/llm.rs"]
+mod llm;
+#[path = "adapter/operation.rs"]
+mod operation;
+#[path = "adapter/script.rs"]
+mod script;
+#[path = "adapter/text.rs"]
+mod text;

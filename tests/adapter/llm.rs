@@ -1,0 +1,306 @@
+//! The LLM's contract: shapes, order, flags and errors, request by request.
+
+use crate::fake::{RequestSpec, Tensor};
+use crate::script::{EOS, VOCAB, error, flag, int, model, outputs, request, start, tokens, with_id};
+
+const INVALID_ARG: u32 = 3;
+const UNAVAILABLE: u32 = 4;
+const UNSUPPORTED: u32 = 5;
+
+const PROMPT: [i32; 3] = [5, 6, 7];
+
+fn one(shape: [i64; 3], ids: &[i32], is_final: bool) -> (Vec<i64>, Vec<i32>, Vec<i32>, bool) {
+    (shape.to_vec(), ids.to_vec(), vec![ids.len() as i32], is_final)
+}
+
+#[test]
+fn non_streaming_returns_prompt_and_answer_in_one_response() {
+    let server = start();
+    let model = server.load(model("llm", false, &[])).unwrap();
+    let cases = [
+        (request(&PROMPT, 2), vec![5, 6, 7, 20, 21]),
+        (request(&PROMPT, 2).input(flag("exclude_input_in_output")), vec![20, 21]),
+        (request(&PROMPT, 8).input(int("end_id", EOS)), vec![5, 6, 7, 20, 21]),
+        (request(&PROMPT, 4).input(int("end_id", -1)), vec![5, 6, 7, 20, 21, EOS, 103]),
+    ];
+    for (request, expected) in cases {
+        let replies = model.infer(request);
+        assert_eq!(tokens(&replies), [one([1, 1, expected.len() as i64], &expected, true)]);
+        assert_eq!(replies[0].outputs.len(), 2, "only what has contents");
+    }
+}
+
+#[test]
+fn the_parameter_excludes_the_input_unless_the_request_says_otherwise() {
+    let server = start();
+    let model = server.load(model("llm", false, &[("exclude_input_in_output", "true")])).unwrap();
+    assert_eq!(tokens(&model.infer(request(&PROMPT, 1)))[0].1, [20]);
+    let included = request(&PROMPT, 1).input(Tensor::bools("exclude_input_in_output", &[1], &[false]));
+    assert_eq!(tokens(&model.infer(included))[0].1, [5, 6, 7, 20]);
+}
+
+#[test]
+fn streaming_returns_each_token_alone_and_flags_the_last() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let replies = model.infer(request(&PROMPT, 2).input(flag("streaming")));
+    assert_eq!(tokens(&replies), [one([1, 1, 1], &[20], false), one([1, 1, 1], &[21], true)]);
+}
+
+#[test]
+fn a_stream_that_ends_at_the_end_token_ends_without_tokens() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let replies = model.infer(request(&PROMPT, 8).input(flag("streaming")).input(int("end_id", EOS)));
+    let expected = [one([1, 1, 1], &[20], false), one([1, 1, 1], &[21], false), one([1, 1, 0], &[], true)];
+    assert_eq!(tokens(&replies), expected);
+}
+
+#[test]
+fn log_probs_are_cumulative_while_tokens_are_not() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let replies = model.infer(request(&PROMPT, 3).input(flag("streaming")).input(flag("return_log_probs")));
+    let last = replies.last().unwrap();
+    let shapes: Vec<_> = replies.iter().map(|reply| reply.output("output_log_probs").unwrap().shape.clone()).collect();
+    assert_eq!(shapes, [[1, 1, 1], [1, 1, 2], [1, 1, 3]]);
+    assert_eq!(last.output("output_log_probs").unwrap().to_fp32(), [-0.5; 3], "greedy: within the whole vocabulary");
+    assert_eq!(last.output("cum_log_probs").unwrap().to_fp32(), [-1.5]);
+    assert_eq!(last.output("cum_log_probs").unwrap().shape, [1, 1]);
+    let names: Vec<_> = last.outputs.iter().map(|output| output.name.as_str()).collect();
+    assert_eq!(names, ["output_ids", "sequence_length", "output_log_probs", "cum_log_probs"]);
+}
+
+#[test]
+fn sampled_log_probs_are_relative_to_the_candidates_unless_switched_off() {
+    let server = start();
+    for (normalize, expected) in [("true", -0.25), ("false", -0.5)] {
+        let model = server.load(model("llm", false, &[("normalize_log_probs", normalize)])).unwrap();
+        let sampled = request(&PROMPT, 2).input(flag("return_log_probs")).input(int("runtime_top_k", 5));
+        let replies = model.infer(sampled);
+        assert_eq!(replies[0].output("output_log_probs").unwrap().to_fp32(), [expected; 2]);
+        assert_eq!(replies[0].output("cum_log_probs").unwrap().to_fp32(), [-1.0]);
+    }
+}
+
+fn batch_of_two(output_len: i32) -> RequestSpec {
+    outputs(RequestSpec::new(""))
+        .input(Tensor::int32("input_ids", &[2, 3], &[5, 6, 7, 7, 0, 0]))
+        .input(Tensor::int32("input_lengths", &[2], &[3, 1]))
+        .input(Tensor::int32("request_output_len", &[2, 1], &[output_len, output_len]))
+}
+
+#[test]
+fn a_batch_is_answered_item_by_item_with_one_final() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let replies = model.infer(batch_of_two(2));
+    assert_eq!(replies.len(), 2);
+    assert_eq!(replies.iter().filter(|reply| reply.is_final).count(), 1);
+    for reply in &replies {
+        let index = reply.output("batch_index").unwrap();
+        assert_eq!(index.shape, [1, 1]);
+        let expected: &[i32] = if index.to_int32() == [0] { &[5, 6, 7, 20, 21] } else { &[7, 20, 21] };
+        assert_eq!(reply.outputs[0].to_int32(), expected, "cut to input_lengths");
+    }
+    let replies = model.infer(batch_of_two(3).input(flag("streaming")));
+    assert_eq!(replies.len(), 6);
+    assert_eq!(replies.iter().filter(|reply| reply.is_final).count(), 1);
+    assert!(replies[5].is_final);
+}
+
+#[test]
+fn a_batch_of_one_ignores_its_input_length() {
+    let server = start();
+    let model = server.load(model("llm", false, &[])).unwrap();
+    let mut request = request(&PROMPT, 1);
+    request.inputs[1].tensor = int("input_lengths", 0);
+    assert_eq!(tokens(&model.infer(request))[0].1, [5, 6, 7, 20]);
+}
+
+#[test]
+fn return_sequences_are_series_of_their_own() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let replies = model.infer(request(&PROMPT, 2).input(int("num_return_sequences", 2)));
+    let mut indices: Vec<_> =
+        replies.iter().map(|reply| reply.output("sequence_index").unwrap().to_int32()[0]).collect();
+    indices.sort_unstable();
+    assert_eq!(indices, [0, 1]);
+    assert!(replies.iter().all(|reply| reply.outputs[0].to_int32() == [5, 6, 7, 20, 21]));
+    assert_eq!(replies.iter().filter(|reply| reply.is_final).count(), 1);
+}
+
+#[test]
+fn a_stop_word_is_part_of_the_answer() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let words = Tensor::int32("stop_words_list", &[1, 2, 3], &[20, 21, 99, 2, 3, -1]);
+    let replies = model.infer(request(&PROMPT, 9).input(words).input(flag("streaming")));
+    assert_eq!(tokens(&replies), [one([1, 1, 1], &[20], false), one([1, 1, 1], &[21], true)]);
+}
+
+#[test]
+fn performance_outputs_need_not_be_listed() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let long: Vec<i32> = (0..100).map(|i| 100 + i % 9).collect();
+    // The second request finds a whole block and, of the other, what both prompts have in common.
+    for (reused, allocated) in [(0, 2), (2, 1)] {
+        let mut spec = request(&long, 2)
+            .input(flag("return_perf_metrics"))
+            .input(flag("return_num_input_tokens"))
+            .input(flag("return_num_output_tokens"));
+        spec.outputs = vec!["output_ids".into(), "sequence_length".into()];
+        let replies = model.infer(spec);
+        let number = |name: &str| replies[0].output(name).unwrap_or_else(|| panic!("{name}")).to_int32()[0];
+        assert_eq!(number("kv_cache_reused_blocks"), reused);
+        assert_eq!(number("kv_cache_alloc_total_blocks"), allocated);
+        assert_eq!(number("num_input_tokens"), 100);
+        assert_eq!(number("num_output_tokens"), 102);
+        assert_eq!(replies[0].output("acceptance_rate").unwrap().to_fp32(), [0.0]);
+        let time = |name: &str| {
+            let bytes = &replies[0].output(name).unwrap().bytes;
+            i64::from_le_bytes(bytes[..].try_into().unwrap())
+        };
+        assert!(time("arrival_time_ns") <= time("first_scheduled_time_ns"));
+        assert!(time("first_token_time_ns") <= time("last_token_time_ns"));
+        assert!(time("arrival_time_ns") > 0);
+    }
+}
+
+/// Bad requests: code and a fragment of the text, which names the input and its bound.
+#[test]
+fn bad_requests_are_refused_and_the_next_one_is_served() {
+    let server = start();
+    let model = server.load(model("llm", false, &[("max_seq_len", "100")])).unwrap();
+    let base = || request(&PROMPT, 2);
+    let without = |name: &str| {
+        let mut request = base();
+        request.inputs.retain(|input| input.tensor.name != name);
+        request
+    };
+    let float = |name: &str, value: f32| base().input(Tensor::fp32(name, &[1], &[value]));
+    let words =
+        |values: &[i32]| base().input(Tensor::int32("stop_words_list", &[1, 2, values.len() as i64 / 2], values));
+    let unlisted = |name: &str| {
+        let mut request = base();
+        request.outputs.retain(|output| output != name);
+        request
+    };
+    let cases = [
+        (
+            base().input(flag("streaming")),
+            INVALID_ARG,
+            "Streaming is only supported if model is deployed using decoupled mode",
+        ),
+        (batch_of_two(1), INVALID_ARG, "Batch size > 1 requires the tensorrt_llm backend to be using decoupled"),
+        (without("request_output_len"), INVALID_ARG, "request_output_len is not present"),
+        (without("input_ids"), INVALID_ARG, "not provided"),
+        (request(&[], 2), INVALID_ARG, "the prompt is not provided"),
+        (request(&PROMPT, 0), INVALID_ARG, "request_output_len is 0, expected 1 or more"),
+        (request(&[5, VOCAB as i32], 1), INVALID_ARG, "input_ids is 300, expected token ids of 0 to 299"),
+        (request(&[-1], 1), INVALID_ARG, "input_ids is -1"),
+        (base().input(int("end_id", 300)), INVALID_ARG, "end_id is 300, expected -1 (none) to 299"),
+        (float("temperature", -0.5), INVALID_ARG, "temperature is -0.5, expected 0 or more"),
+        (float("temperature", f32::NAN), INVALID_ARG, "temperature is NaN, expected a finite number"),
+        (float("runtime_top_p", 1.5), INVALID_ARG, "runtime_top_p is 1.5, expected at most 1"),
+        (float("repetition_penalty", 0.0), INVALID_ARG, "repetition_penalty is 0, expected more than 0"),
+        (float("presence_penalty", f32::INFINITY), INVALID_ARG, "presence_penalty is inf"),
+        (base().input(int("runtime_top_k", -1)), INVALID_ARG, "runtime_top_k is -1, expected 0 or more"),
+        (base().input(int("min_length", -2)), INVALID_ARG, "min_length is -2, expected 0 or more"),
+        (
+            base().input(Tensor::int32("runtime_top_k", &[2], &[1, 2])),
+            INVALID_ARG,
+            "Invalid size for tensor runtime_top_k",
+        ),
+        (base().input(Tensor::fp32("seed", &[1], &[1.0])), INVALID_ARG, "\"seed\" has type FP32, expected UINT64"),
+        (base().input(int("seed2", 1)), INVALID_ARG, "input \"seed2\" is unknown"),
+        (base().input(int("min_tokens", 1)).input(int("min_length", 1)), INVALID_ARG, "mean the same"),
+        (words(&[10, 11, 5, -1]), INVALID_ARG, "out-of-bound offsets"),
+        (words(&[10, 11, -1, 2]), INVALID_ARG, "additional -1s"),
+        (words(&[10, 11, 2, 1]), INVALID_ARG, "non-increasing offsets"),
+        (base().input(Tensor::int32("stop_words_list", &[1, 3], &[1, 2, 3])), INVALID_ARG, "odd length"),
+        (words(&[999, 11, 1, -1]), INVALID_ARG, "stop_words_list is 999"),
+        (base().input(int("num_return_sequences", 2)), INVALID_ARG, "num_return_sequences is 2"),
+        (
+            base().input(int("beam_width", 2)),
+            UNSUPPORTED,
+            "\"beam_width\" is not supported by this version: it must be 1",
+        ),
+        (
+            base().input(Tensor::fp32("embedding_bias", &[1, 2], &[0.0, 1.0])),
+            UNSUPPORTED,
+            "\"embedding_bias\" is not supported",
+        ),
+        (base().input(Tensor::uint64("lora_task_id", &[1], &[7])), UNSUPPORTED, "\"lora_task_id\" is not supported"),
+        (base().input(flag("return_context_logits")), UNSUPPORTED, "\"return_context_logits\""),
+        (unlisted("output_ids"), INVALID_ARG, "output_ids must be in the list"),
+        (unlisted("sequence_length"), INVALID_ARG, "sequence_length must be in the list"),
+        (request(&[5; 100], 1), INVALID_ARG, "Prompt length (100) exceeds maximum input length (99)"),
+        (request(&[5; 99], 1).input(flag("stop")), INVALID_ARG, "request ID is not provided"),
+    ];
+    let count = cases.len();
+    for (request, code, fragment) in cases {
+        let (got, text) = error(&model.infer(request));
+        assert!(text.contains(fragment), "{text:?} lacks {fragment:?}");
+        assert_eq!(got, code, "{text}");
+        assert_eq!(tokens(&model.infer(base()))[0].1, [5, 6, 7, 20, 21]);
+    }
+    assert!(count > 30);
+}
+
+#[test]
+fn neutral_values_of_what_is_not_served_are_accepted() {
+    let server = start();
+    let model = server.load(model("llm", false, &[])).unwrap();
+    let ensemble = request(&PROMPT, 2)
+        .input(Tensor::int32("decoder_input_ids", &[1, 1], &[0]))
+        .input(int("decoder_input_lengths", 1))
+        .input(Tensor::fp32("embedding_bias", &[1, 0], &[]))
+        .input(Tensor::int32("stop_words_list", &[1, 2, 0], &[]))
+        .input(Tensor::int32("bad_words_list", &[1, 2, 1], &[0, -1]))
+        .input(int("beam_width", 1))
+        .input(int("pad_id", 0))
+        .input(Tensor::fp32("len_penalty", &[1], &[1.0]))
+        .input(Tensor::fp32("runtime_top_p", &[1], &[0.0]))
+        .input(Tensor::bools("return_context_logits", &[1], &[false]))
+        .input(Tensor::uint64("random_seed", &[1, 1], &[3]))
+        .input(int("START", 1));
+    assert_eq!(tokens(&model.infer(ensemble))[0].1, [5, 6, 7, 20, 21]);
+}
+
+#[test]
+fn static_batching_neither_streams_nor_returns_the_prompt() {
+    let server = start();
+    let model = server.load(model("llm", true, &[("gpt_model_type", "V1")])).unwrap();
+    let replies = model.infer(request(&PROMPT, 2).input(flag("streaming")));
+    assert_eq!(tokens(&replies), [one([1, 1, 2], &[20, 21], true)]);
+}
+
+#[test]
+fn a_model_without_batch_dimension_takes_plain_rows() {
+    let server = start();
+    let mut spec = model("llm", false, &[]);
+    spec.config["input"] = serde_json::json!([{ "name": "input_ids" }]);
+    spec.config["max_batch_size"] = 0.into();
+    let model = server.load(spec).unwrap();
+    let request = outputs(RequestSpec::new(""))
+        .input(Tensor::int32("input_ids", &[3], &PROMPT))
+        .input(int("request_output_len", 2));
+    let replies = model.infer(request);
+    assert_eq!(replies[0].outputs[0].shape, [1, 5]);
+    assert_eq!(replies[0].outputs[1].shape, [1]);
+}
+
+#[test]
+fn a_full_queue_refuses_all_or_nothing() {
+    let server = start();
+    let mut spec = model("llm", true, &[("max_batch_size", "1")]);
+    spec.config["dynamic_batching"] = serde_json::json!({ "default_queue_policy": { "max_queue_size": 1 } });
+    let model = server.load(spec).unwrap();
+    let (code, text) = error(&model.infer(batch_of_two(1)));
+    assert_eq!(code, UNAVAILABLE);
+    assert!(text.contains("Maximum queue size of 1 has been reached, please try again later"), "{text}");
+    assert_eq!(tokens(&model.infer(with_id(request(&PROMPT, 2), "x")))[0].1, [5, 6, 7, 20, 21]);
+}

@@ -1,0 +1,231 @@
+//! Stop, disconnect, statistics, metrics, health, loading.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fake::{ModelSpec, RequestSpec, Tensor};
+use crate::script::{POISON, error, flag, model, request, start, tokens, with_id};
+
+const PROMPT: [i32; 3] = [5, 6, 7];
+/// Longer than any test waits for.
+const ENDLESS: i32 = 1_000_000;
+
+fn endless(id: &str) -> RequestSpec {
+    with_id(request(&[100], ENDLESS), id).input(flag("streaming"))
+}
+
+fn stop(id: &str) -> RequestSpec {
+    let mut stop = with_id(request(&[0], 0), id).input(flag("stop"));
+    stop.inputs[1].tensor = Tensor::int32("input_lengths", &[1], &[0]);
+    stop
+}
+
+#[test]
+fn stop_ends_the_request_of_its_id_with_what_it_has() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let victim = model.execute(vec![endless("a")])[0];
+    victim.wait_for(3);
+    let reply = model.execute(vec![stop("a")])[0];
+    let answer = reply.wait();
+    assert_eq!(answer.len(), 1);
+    assert!(answer[0].is_final && answer[0].error.is_none() && answer[0].outputs.is_empty());
+    assert!(reply.statistics().is_empty(), "a stop command is in no statistics");
+    let replies = victim.wait();
+    assert!(replies.len() >= 3 && replies.iter().all(|reply| reply.error.is_none()));
+    assert!(victim.statistics()[0].success);
+}
+
+#[test]
+fn stop_of_an_unknown_id_is_no_error() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let answer = model.infer(stop("nobody"));
+    assert!(answer[0].is_final && answer[0].error.is_none() && answer[0].outputs.is_empty());
+}
+
+#[test]
+fn stop_reaches_the_newest_of_several_requests_with_one_id() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let old = model.execute(vec![endless("a")])[0];
+    let new = model.execute(vec![endless("a")])[0];
+    (old.wait_for(2), new.wait_for(2));
+    model.infer(stop("a"));
+    new.wait();
+    let before = old.replies().len();
+    assert!(old.wait_for(before + 2).iter().all(|reply| !reply.is_final));
+    old.cancel();
+    old.wait();
+}
+
+#[test]
+fn a_client_that_goes_away_frees_its_memory() {
+    let server = start();
+    let model = server.load(model("llm", true, &[("stats_check_period_ms", "1")])).unwrap();
+    let request = model.execute(vec![endless("")])[0];
+    request.wait_for(2);
+    request.cancel();
+    assert!(request.wait().last().unwrap().is_final);
+    let used = || server.metric("nv_trt_llm_kv_cache_block_metrics", &[("kv_cache_block_type", "used")]).unwrap().value;
+    let active = || server.metric("nv_trt_llm_request_metrics", &[("request_type", "active")]).unwrap().value;
+    until(|| used() == 0.0 && active() == 0.0);
+}
+
+#[test]
+fn a_request_that_was_cancelled_in_the_queue_does_not_run() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let mut spec = endless("");
+    spec.cancelled = true;
+    let (code, _) = error(&model.infer(spec));
+    assert_eq!(code, 7);
+}
+
+#[test]
+fn each_request_is_reported_once_and_failures_too() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let good = model.execute(vec![request(&PROMPT, 2).input(flag("streaming"))])[0];
+    good.wait();
+    let bad = model.execute(vec![request(&[-5], 2)])[0];
+    bad.wait();
+    let (good, bad) = (good.statistics(), bad.statistics());
+    assert_eq!((good.len(), bad.len()), (1, 1));
+    assert!(good[0].success && !bad[0].success);
+    let [start, compute_start, compute_end, end] = good[0].times_ns;
+    assert!(start < compute_start && compute_start < compute_end && compute_end < end, "{good:?}");
+    assert!(bad[0].times_ns.is_sorted());
+    assert_eq!(model.execution_count(), 2);
+}
+
+#[test]
+fn lengths_are_observed_once_per_request() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    model.infer(request(&PROMPT, 2));
+    model.infer(request(&PROMPT, 8).input(flag("streaming")).input(Tensor::int32("end_id", &[1], &[2])));
+    model.infer(request(&[-5], 2));
+    let observed = |family, label| {
+        let series =
+            server.metric(family, &[("response_metric_type", label), ("model", "llm"), ("version", "1")]).unwrap();
+        assert_eq!(series.bounds, [10.0, 50.0, 100.0, 500.0, 1000.0]);
+        assert_eq!(series.help, "TRT LLM response metrics");
+        series.observations
+    };
+    assert_eq!(observed("nv_llm_output_token_len", "total_output_tokens"), [2.0, 2.0]);
+    assert_eq!(observed("nv_llm_input_token_len", "total_input_tokens"), [3.0, 3.0]);
+}
+
+#[test]
+fn gauges_follow_the_engine_and_the_json_line_has_their_keys() {
+    let server = start();
+    server.set_verbose(true);
+    let model = server.load(model("llm", true, &[("stats_check_period_ms", "1")])).unwrap();
+    let gauge = |family: &str, label: &str, value: &str| {
+        server.metric(family, &[(label, value), ("model", "llm"), ("version", "1")]).unwrap().value
+    };
+    let tokens_per = || gauge("nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", "tokens_per");
+    model.infer(request(&PROMPT, 2));
+    until(|| tokens_per() == 64.0);
+    until(|| gauge("nv_trt_llm_general_metrics", "general_type", "iteration_counter") >= 2.0);
+    assert_eq!(gauge("nv_trt_llm_request_metrics", "request_type", "max"), 16.0);
+    let line = || {
+        let log = server.log();
+        let line = log.iter().rev().find(|(_, _, text)| text.contains("Active Request Count"))?;
+        Some(line.2.clone())
+    };
+    until(|| line().is_some());
+    let line: Value = serde_json::from_str(&line().unwrap()).expect("one JSON object");
+    let series = server.metrics().iter().filter(|series| series.family.starts_with("nv_trt_llm_")).count();
+    assert_eq!(line.as_object().unwrap().len(), series);
+    assert_eq!(series, 22);
+    assert_eq!(line["Active Request Count"], 0);
+    assert_eq!(line["Used KV cache blocks"], 0);
+}
+
+#[test]
+fn a_failed_device_answers_everybody_and_turns_readiness_off() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    assert!(model.ready().is_ok());
+    let bystander = model.execute(vec![endless("a")])[0];
+    bystander.wait_for(1);
+    let (_, text) = error(&model.infer(request(&[POISON], 2)));
+    assert!(text.contains("the device fell off the bus"), "{text}");
+    assert!(bystander.wait().last().unwrap().error.is_some());
+    assert!(model.ready().unwrap_err().message.contains("the device fell off the bus"));
+    let (code, _) = error(&model.infer(request(&PROMPT, 2)));
+    assert_eq!(code, 4);
+}
+
+#[test]
+fn many_mixed_requests_at_once_all_end() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    let mixed = |index: i32| match index % 4 {
+        0 => request(&PROMPT, 2),
+        1 => request(&PROMPT, 2).input(flag("streaming")),
+        2 => request(&[-1], 2),
+        _ => endless(&format!("{index}")),
+    };
+    let tickets = model.execute((0..64).map(mixed).collect());
+    for (index, ticket) in tickets.iter().enumerate() {
+        match index % 4 {
+            0 => assert_eq!(tokens(&ticket.wait())[0].1, [5, 6, 7, 20, 21]),
+            1 => assert_eq!(ticket.wait().len(), 2),
+            2 => assert!(ticket.wait()[0].error.is_some()),
+            _ if index % 8 == 3 => drop(model.infer(stop(&index.to_string()))),
+            _ => ticket.cancel(),
+        }
+    }
+    tickets.iter().for_each(|ticket| assert!(ticket.wait().last().unwrap().is_final));
+}
+
+#[test]
+fn a_wrong_path_or_type_says_so_at_load() {
+    let server = start();
+    let load = |parameters: &[(&str, &str)]| {
+        let spec = ModelSpec::with_parameters("llm", parameters);
+        server.load(spec).err().expect("must not load").message
+    };
+    let message = load(&[("gpt_model_path", "/no/such/engine")]);
+    assert!(message.contains("Both encoder and decoder model paths are empty"), "{message}");
+    assert!(message.contains("/no/such/engine"), "{message}");
+    assert!(load(&[("gpt_model_type", "${batching_strategy}")]).contains("Invalid gpt_model_type"));
+    assert!(load(&[("model_role", "bls")]).contains("llm, preprocessing, postprocessing"));
+}
+
+#[test]
+fn a_minimal_configuration_is_completed_for_generate_and_generate_stream() {
+    let server = start();
+    let mut spec = model("llm", true, &[]);
+    spec.config.as_object_mut().unwrap().remove("model_transaction_policy");
+    let model = server.load(spec).unwrap();
+    let config = model.config();
+    assert_eq!(config["model_transaction_policy"], json!({ "decoupled": true }));
+    assert!(config["input"].as_array().unwrap().iter().any(|input| input["name"] == "streaming"));
+    assert_eq!(model.infer(request(&PROMPT, 2)).len(), 1);
+    assert_eq!(model.infer(request(&PROMPT, 2).input(flag("streaming"))).len(), 2);
+}
+
+#[test]
+fn unloading_removes_every_series() {
+    let server = start();
+    let loaded = server.load(model("llm", true, &[])).unwrap();
+    loaded.infer(request(&PROMPT, 2));
+    assert_eq!(server.family_count(), 8);
+    drop(loaded);
+    assert_eq!(server.family_count(), 0);
+}
+
+fn until(condition: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("the condition never came true");
+}

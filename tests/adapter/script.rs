@@ -1,0 +1,201 @@
+//! Models whose tokens are written down, and requests for them.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use triton_trtllm::adapter;
+use triton_trtllm::adapter::llm::ModelExecutor;
+use triton_trtllm::config::Parameters;
+use triton_trtllm::error::{Error, Result};
+use triton_trtllm::ids::{SeqId, TokenId};
+use triton_trtllm::step::{Executor, ExecutorLimits, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb};
+use triton_trtllm::text::Tokenizer;
+use triton_trtllm::triton::{Model, ModelHandler, ModelLoader, set_loader};
+
+use crate::fake::{ModelSpec, Reply, RequestSpec, Server, Tensor};
+
+pub const EOS: i32 = 2;
+/// The device fails when it is to continue this token.
+pub const POISON: i32 = 66;
+pub const VOCAB: usize = 300;
+
+/// What the text model answers to everything, over and over.
+pub const ANSWER: &str = " the end of the story — no more. ";
+
+static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+    folder
+});
+
+/// Starts a server whose LLMs run scripts instead of weights.
+pub fn start() -> Server {
+    let server = Server::start();
+    set_loader(&ScriptLoader);
+    server
+}
+
+/// A model with the whole template's inputs and outputs.
+pub fn model(name: &str, decoupled: bool, parameters: &[(&str, &str)]) -> ModelSpec {
+    let mut given: Vec<(&str, &str)> = vec![("gpt_model_path", FOLDER.path().to_str().unwrap())];
+    given.extend_from_slice(parameters);
+    let mut spec = ModelSpec::with_parameters(name, &given).auto_complete();
+    spec.config["model_transaction_policy"] = json!({ "decoupled": decoupled });
+    spec
+}
+
+/// A model that also takes text.
+pub fn text_model(name: &str, parameters: &[(&str, &str)]) -> ModelSpec {
+    let folder = tokenizer_dir();
+    let mut given = vec![("tokenizer_dir", folder.to_str().unwrap())];
+    given.extend_from_slice(parameters);
+    model(name, true, &given)
+}
+
+pub fn tokenizer_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/bytelevel")
+}
+
+/// A request of these prompt tokens for this many more, with all outputs of the template.
+pub fn request(prompt: &[i32], output_len: i32) -> RequestSpec {
+    outputs(RequestSpec::new(""))
+        .input(Tensor::int32("input_ids", &[1, prompt.len() as i64], prompt))
+        .input(Tensor::int32("input_lengths", &[1], &[prompt.len() as i32]))
+        .input(Tensor::int32("request_output_len", &[1], &[output_len]))
+}
+
+/// Asks for everything, as a client does that lists no outputs.
+pub fn outputs(request: RequestSpec) -> RequestSpec {
+    let rows = adapter::llm::OUTPUTS;
+    rows.iter().filter(|row| row.name != "text_output").fold(request, |request, row| request.output(row.name))
+}
+
+pub fn with_id(mut request: RequestSpec, id: &str) -> RequestSpec {
+    request.id = id.to_owned();
+    request
+}
+
+pub fn flag(name: &str) -> Tensor {
+    Tensor::bools(name, &[1], &[true])
+}
+
+pub fn int(name: &str, value: i32) -> Tensor {
+    Tensor::int32(name, &[1], &[value])
+}
+
+/// Names, shapes and numbers of the token outputs of each response, and whether it is the last one.
+pub fn tokens(replies: &[Reply]) -> Vec<(Vec<i64>, Vec<i32>, Vec<i32>, bool)> {
+    let row = |reply: &Reply| {
+        assert_eq!(reply.error, None);
+        assert_eq!(reply.outputs[0].name, "output_ids", "the first output");
+        let length = reply.output("sequence_length").unwrap();
+        assert_eq!(length.shape, [1, 1]);
+        (reply.outputs[0].shape.clone(), reply.outputs[0].to_int32(), length.to_int32(), reply.is_final)
+    };
+    replies.iter().map(row).collect()
+}
+
+/// Code and text of the only response, an error.
+pub fn error(replies: &[Reply]) -> (u32, String) {
+    assert_eq!(replies.len(), 1, "{replies:?}");
+    assert!(replies[0].is_final);
+    let failure = replies[0].error.clone().expect("an error");
+    (failure.code, failure.message)
+}
+
+struct ScriptLoader;
+
+impl ModelLoader for ScriptLoader {
+    fn auto_complete(&self, model: &Model) -> Result<Option<Value>> {
+        adapter::auto_complete(model)
+    }
+
+    fn load(&self, model: &Model) -> Result<Arc<dyn ModelHandler>> {
+        adapter::load_model_from(model, Arc::new(script))
+    }
+}
+
+fn script(parameters: &Parameters, _: &Path) -> Result<ModelExecutor> {
+    let answer = match parameters.tokenizer_dir.value.as_deref() {
+        Some(dir) => Tokenizer::load(Path::new(dir))?.encode(ANSWER, false)?,
+        None => Vec::new(),
+    };
+    let (vocab_size, end_ids) = if answer.is_empty() { (VOCAB, vec![EOS]) } else { (560, Vec::new()) };
+    let size = 64;
+    let kv_tokens = parameters.max_tokens_in_paged_kv_cache.value.map_or(1 << 21, |tokens| tokens as usize);
+    let limits = ExecutorLimits {
+        num_blocks: kv_tokens / size,
+        block_size_tokens: size,
+        max_step_tokens: 512,
+        max_step_sequences: parameters.max_batch_size.value.map_or(16, |size| size as usize),
+        max_seq_len_tokens: parameters.max_seq_len.value.map_or(1 << 20, |len| len as usize),
+        vocab_size,
+        pipeline_depth: 1,
+    };
+    let executor = Box::new(ScriptExecutor { limits, answer, sequences: HashMap::new(), steps: VecDeque::new() });
+    Ok(ModelExecutor { executor, end_ids })
+}
+
+/// 5 6 7 is followed by 20, 21 and the end; everything else counts on. The text model says [`ANSWER`].
+struct ScriptExecutor {
+    limits: ExecutorLimits,
+    answer: Vec<TokenId>,
+    sequences: HashMap<SeqId, Sequence>,
+    steps: VecDeque<StepOutput>,
+}
+
+struct Sequence {
+    prompt_len: usize,
+    tokens: Vec<TokenId>,
+    log_probs: bool,
+}
+
+impl ScriptExecutor {
+    fn next(&self, sequence: &Sequence, end: usize) -> Result<TokenId> {
+        if !self.answer.is_empty() {
+            return Ok(self.answer[(end - sequence.prompt_len) % self.answer.len()]);
+        }
+        match sequence.tokens[end - 1] {
+            POISON => Err(Error::internal("the device fell off the bus")),
+            7 => Ok(20),
+            20 => Ok(21),
+            21 => Ok(EOS),
+            token => Ok(100 + (token + 1) % 150),
+        }
+    }
+}
+
+impl Executor for ScriptExecutor {
+    fn limits(&self) -> ExecutorLimits {
+        self.limits.clone()
+    }
+
+    fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+        for new in &plan.new_sequences {
+            let log_probs = new.sampling.log_probs;
+            let sequence = Sequence { prompt_len: new.prompt.len(), tokens: new.prompt.clone(), log_probs };
+            self.sequences.insert(new.seq, sequence);
+        }
+        let mut rows = Vec::new();
+        for chunk in plan.chunks.iter().filter(|chunk| chunk.sample) {
+            let sequence = &self.sequences[&chunk.seq];
+            let end = chunk.start + chunk.len;
+            let id = self.next(sequence, end)?;
+            let log_prob = sequence.log_probs.then_some(TokenLogProb { full: -0.5, candidates: -0.25 });
+            let sequence = self.sequences.get_mut(&chunk.seq).unwrap();
+            sequence.tokens.truncate(end);
+            sequence.tokens.push(id);
+            rows.push(SampledRow { seq: chunk.seq, tokens: vec![SampledToken { id, log_prob }], error: None });
+        }
+        plan.retired.iter().for_each(|seq| drop(self.sequences.remove(seq)));
+        self.steps.push_back(StepOutput { step: plan.step, rows });
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput> {
+        self.steps.pop_front().ok_or_else(|| Error::internal("no step is in flight"))
+    }
+}
