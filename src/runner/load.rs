@@ -3,8 +3,7 @@
 use super::input::StepInput;
 use super::local::{LocalExecutor, Parts, largest_step};
 use super::memory::{KvLimits, KvPlan};
-use crate::device::cpu::{CpuDevice, CpuOptions};
-use crate::device::{DType, DeviceInfo, KvLayer, SharedDevice, Tensor};
+use crate::device::{self, DType, DeviceInfo, DeviceKind, DeviceOptions, KvLayer, SharedDevice, Tensor};
 use crate::error::{Error, Result, ResultExt};
 use crate::model::families::{self, Family};
 use crate::model::formats::SafetensorsFolder;
@@ -31,23 +30,14 @@ pub enum ModelSource {
     Dummy(String),
 }
 
-/// Which device runs the model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The best that is there.
-    #[default]
-    Auto,
-    Cpu,
-    Cuda,
-}
-
 /// What a model is loaded with.
 #[derive(Clone, Debug)]
 pub struct ModelOptions {
     pub source: ModelSource,
-    pub device: DeviceChoice,
-    /// Threads of the CPU device; `None`: as many as this process may use.
-    pub threads: Option<usize>,
+    pub device: DeviceKind,
+    /// Numbers of GPUs; none: the first.
+    pub gpu_ids: Vec<usize>,
+    pub device_options: DeviceOptions,
     /// Type of the matrices; `None`: the checkpoint's.
     pub dtype: Option<DType>,
     pub max_batch_size: usize,
@@ -68,8 +58,9 @@ impl ModelOptions {
     pub fn new(source: ModelSource) -> Self {
         Self {
             source,
-            device: DeviceChoice::Auto,
-            threads: None,
+            device: DeviceKind::Auto,
+            gpu_ids: Vec::new(),
+            device_options: DeviceOptions::default(),
             dtype: None,
             max_batch_size: 64,
             max_seq_len: None,
@@ -156,24 +147,13 @@ impl fmt::Display for LoadReport {
     }
 }
 
-/// The device of a choice.
-///
-/// # Errors
-/// When it is not there.
-pub fn open_device(choice: DeviceChoice, threads: Option<usize>) -> Result<SharedDevice> {
-    match choice {
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(CpuDevice::new(CpuOptions { threads, ..Default::default() })?),
-        DeviceChoice::Cuda => Err(Error::unsupported("device is cuda; this build runs models on the CPU only")),
-    }
-}
-
 /// Loads a model on the device that the options name.
 ///
 /// # Errors
 /// One sentence that names the file or option and what is wrong with it.
 pub fn load(options: &ModelOptions) -> Result<LoadedModel> {
-    let LoadedModel { executor, config, special_tokens, report } =
-        load_on(&open_device(options.device, options.threads)?, options)?;
+    let device = device::open(options.device, &options.gpu_ids, &options.device_options)?;
+    let LoadedModel { executor, config, special_tokens, report } = load_on(&device, options)?;
     Ok(LoadedModel { executor: Box::new(executor), config, special_tokens, report })
 }
 

@@ -7,6 +7,6 @@ mod memory;
 mod sequences;
 
 pub use input::{StepInput, StepShape};
-pub use load::{DeviceChoice, LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on, open_device};
+pub use load::{LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on};
 pub use local::LocalExecutor;
 pub use memory::{KvLimits, KvPlan};

@@ -3,12 +3,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use triton_trtllm::decode::SamplingParams;
-use triton_trtllm::device::DType;
-use triton_trtllm::device::SharedDevice;
+use triton_trtllm::device::cpu::{CpuDevice, CpuOptions};
+use triton_trtllm::device::{DType, SharedDevice};
 use triton_trtllm::ids::{BlockId, SeqId, TokenId};
-use triton_trtllm::runner::{
-    DeviceChoice, LoadedModel, LocalExecutor, ModelOptions, ModelSource, load_on, open_device,
-};
+use triton_trtllm::runner::{LoadedModel, LocalExecutor, ModelOptions, ModelSource, load_on};
 use triton_trtllm::step::{BlockCopy, Chunk, Executor, NewSequence, SampledRow, StepPlan};
 
 pub const BLOCK_SIZE: usize = 8;
@@ -18,7 +16,7 @@ pub fn fixtures() -> PathBuf {
 }
 
 pub fn device() -> SharedDevice {
-    open_device(DeviceChoice::Cpu, Some(2)).unwrap()
+    CpuDevice::new(CpuOptions { threads: Some(2), ..Default::default() }).unwrap()
 }
 
 /// Small blocks and few sequences, in float32.

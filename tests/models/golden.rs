@@ -172,3 +172,23 @@ fn half_precision_weights_stay_half_and_stay_close() {
         }
     }
 }
+
+#[test]
+fn the_demo_model_tells_the_same_story_as_the_reference() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("ci/demo_model/hf");
+    let text = fs::read_to_string(fixtures().join("demo_greedy.json")).unwrap();
+    let reference: Value = serde_json::from_str(&text).unwrap();
+    let ids = |value: &Value| -> Vec<TokenId> {
+        value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap() as TokenId).collect()
+    };
+    let model = load(&options(&folder, 256));
+    assert_eq!(model.special_tokens.eos, [1]);
+    let mut driver = Driver::new(model.executor);
+    let cases = reference["cases"].as_array().unwrap();
+    assert!(!cases.is_empty());
+    for case in cases {
+        let expected = ids(&case["ids"]);
+        let seq = driver.add(&ids(&case["prompt_ids"]), &SamplingParams::default());
+        assert_eq!(driver.generate(&[seq], expected.len(), 100)[0], expected, "{}", case["prompt"]);
+    }
+}
