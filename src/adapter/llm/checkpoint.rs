@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use super::open::ModelExecutor;
-use crate::config::{DeviceKind, Parameters};
+use crate::config::{self, Parameters};
+use crate::device::cpu::CpuOptions;
+use crate::device::{DeviceKind, DeviceOptions};
 use crate::error::{Error, Result};
-use crate::runner::{DeviceChoice, ModelOptions, ModelSource, load};
+use crate::runner::{ModelOptions, ModelSource, load};
 
 /// Loads the weights of `model_dir`.
 ///
@@ -20,13 +22,14 @@ pub fn load_checkpoint(parameters: &Parameters, model_dir: &Path) -> Result<Mode
 fn options(parameters: &Parameters, model_dir: &Path) -> ModelOptions {
     let default = ModelOptions::new(ModelSource::Folder(model_dir.to_owned()));
     let count = |value: Option<i32>| value.map(|value| value as usize);
+    let threads = count(Some(parameters.cpu_threads.value).filter(|&threads| threads > 0));
     ModelOptions {
         device: match parameters.device.value {
-            DeviceKind::Auto => DeviceChoice::Auto,
-            DeviceKind::Cpu => DeviceChoice::Cpu,
-            DeviceKind::Cuda => DeviceChoice::Cuda,
+            config::DeviceKind::Auto => DeviceKind::Auto,
+            config::DeviceKind::Cpu => DeviceKind::Cpu,
+            config::DeviceKind::Cuda => DeviceKind::Cuda,
         },
-        threads: count(Some(parameters.cpu_threads.value).filter(|&threads| threads > 0)),
+        device_options: DeviceOptions { cpu: CpuOptions { threads, ..Default::default() }, ..Default::default() },
         max_batch_size: count(parameters.max_batch_size.value).unwrap_or(default.max_batch_size),
         max_seq_len: count(parameters.max_seq_len.value),
         max_step_tokens: count(parameters.max_num_tokens.value),
