@@ -1,7 +1,7 @@
 //! The LLM's contract: shapes, order, flags and errors, request by request.
 
 use crate::fake::{RequestSpec, Tensor};
-use crate::script::{EOS, VOCAB, error, flag, int, model, outputs, request, start, tokens, with_id};
+use crate::script::{EOS, Tokens, VOCAB, error, flag, int, model, outputs, request, start, tokens, with_id};
 
 const INVALID_ARG: u32 = 3;
 const UNAVAILABLE: u32 = 4;
@@ -9,7 +9,7 @@ const UNSUPPORTED: u32 = 5;
 
 const PROMPT: [i32; 3] = [5, 6, 7];
 
-fn one(shape: [i64; 3], ids: &[i32], is_final: bool) -> (Vec<i64>, Vec<i32>, Vec<i32>, bool) {
+fn one(shape: [i64; 3], ids: &[i32], is_final: bool) -> Tokens {
     (shape.to_vec(), ids.to_vec(), vec![ids.len() as i32], is_final)
 }
 

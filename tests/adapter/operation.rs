@@ -51,7 +51,8 @@ fn stop_reaches_the_newest_of_several_requests_with_one_id() {
     let model = server.load(model("llm", true, &[])).unwrap();
     let old = model.execute(vec![endless("a")])[0];
     let new = model.execute(vec![endless("a")])[0];
-    (old.wait_for(2), new.wait_for(2));
+    old.wait_for(2);
+    new.wait_for(2);
     model.infer(stop("a"));
     new.wait();
     let before = old.replies().len();

@@ -86,8 +86,11 @@ pub fn int(name: &str, value: i32) -> Tensor {
     Tensor::int32(name, &[1], &[value])
 }
 
-/// Names, shapes and numbers of the token outputs of each response, and whether it is the last one.
-pub fn tokens(replies: &[Reply]) -> Vec<(Vec<i64>, Vec<i32>, Vec<i32>, bool)> {
+/// Shape and ids of `output_ids`, `sequence_length`, and whether the response is the last one.
+pub type Tokens = (Vec<i64>, Vec<i32>, Vec<i32>, bool);
+
+/// The token outputs of each response.
+pub fn tokens(replies: &[Reply]) -> Vec<Tokens> {
     let row = |reply: &Reply| {
         assert_eq!(reply.error, None);
         assert_eq!(reply.outputs[0].name, "output_ids", "the first output");

@@ -302,8 +302,9 @@ def test_queue_limit_is_refused_with_the_old_text(server):
     refused = [r for r in replies if r.status != 200]
     assert refused, "100 requests at once exceed a queue of 2"
     for reply in refused:
-        assert reply.status == 503
-        assert "Maximum queue size of 2 has been reached" in reply.error or "Exceeds maximum queue size" in reply.error
+        # The server's own queue answers 503; the generate endpoint of 2.51 makes 400 of every error of a backend.
+        ours = "Maximum queue size of 2 has been reached" in reply.error
+        assert (ours and reply.status in (400, 503)) or (reply.status == 503 and "Exceeds maximum queue size" in reply.error)
     assert server.text("queue", text_input=PROMPT, max_tokens=2)
     assert server.post("/v2/repository/models/queue/unload", {}).status == 200
     eventually(lambda: not server.ready("queue"), "unloaded")
