@@ -5,6 +5,7 @@
 //! Legend of shapes: T tokens, S sequences, R rows to sample, C hidden, H query heads, K kv heads, D head dim,
 //! V vocabulary, B block size, F feed-forward size.
 
+pub mod bench;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -77,8 +77,10 @@ fn linear_of_every_type_on_large_shapes() {
     for (name, device) in devices() {
         for dtype in FLOATS {
             for tokens in [1, 6, 50] {
-                let case = Case { tokens, features_in: 1088, features_out: 395, bias: true, gap: 8 };
-                check(&name, &device, &mut random, &case, dtype);
+                for (features_in, features_out) in [(1088, 395), (4205, 64)] {
+                    let case = Case { tokens, features_in, features_out, bias: true, gap: 8 };
+                    check(&name, &device, &mut random, &case, dtype);
+                }
             }
         }
     }

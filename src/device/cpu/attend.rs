@@ -17,6 +17,9 @@ use std::ops::Range;
 /// Keys of a chunk. Chunks begin at multiples of it, so that they are the same for every query.
 pub(super) const CHUNK_TOKENS: usize = 64;
 
+/// The longest head.
+pub(super) const MAX_HEAD_DIM: usize = 1024;
+
 /// Shapes of a tile in memory.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
@@ -276,24 +279,24 @@ impl<E: Float> Attend<'_, E> {
     #[inline(always)]
     unsafe fn load_keys<S: Simd>(&self, start: usize, seen: Range<usize>, to: *mut f32) {
         let head_dim = self.sizes.head_dim;
+        let unseen = [E::default(); MAX_HEAD_DIM];
         for first in (0..CHUNK_TOKENS).step_by(S::LANES) {
-            let mut rows = [None; MAX_LANES];
+            let mut rows = [unseen.as_ptr(); MAX_LANES];
             for (lane, row) in rows.iter_mut().enumerate().take(S::LANES) {
-                *row = seen.contains(&(first + lane)).then(|| self.row(start + first + lane, Side::Keys));
+                if seen.contains(&(first + lane)) {
+                    *row = self.row(start + first + lane, Side::Keys);
+                }
             }
-            for d in (0..head_dim).step_by(S::LANES) {
-                // SAFETY: rows of the cache are `head_dim` long; `to` has room for whole vectors.
-                unsafe {
-                    let mut square = [S::splat(0.0); MAX_LANES];
-                    for (vector, row) in square.iter_mut().zip(rows) {
-                        if let Some(row) = row {
-                            *vector = load_up_to::<S, E>(row.add(d), head_dim - d);
-                        }
-                    }
-                    S::transpose(&mut square);
-                    for (i, vector) in square.iter().enumerate().take(S::LANES) {
-                        S::store(to.add((d + i) * CHUNK_TOKENS + first), *vector);
-                    }
+            let to = to.wrapping_add(first);
+            // SAFETY: rows are `head_dim` long; `to` has room for whole vectors.
+            unsafe {
+                let whole = head_dim / S::LANES * S::LANES;
+                for d in (0..whole).step_by(S::LANES) {
+                    transpose_to::<S>(to.add(d * CHUNK_TOKENS), |lane| E::load::<S>(rows[lane].add(d)));
+                }
+                if whole < head_dim {
+                    let rest = |lane: usize| load_up_to::<S, E>(rows[lane].add(whole), head_dim - whole);
+                    transpose_to::<S>(to.add(whole * CHUNK_TOKENS), rest);
                 }
             }
         }
@@ -306,14 +309,17 @@ impl<E: Float> Attend<'_, E> {
     #[inline(always)]
     unsafe fn load_values<S: Simd>(&self, start: usize, seen: Range<usize>, to: *mut f32) {
         let Sizes { head_dim, padded_dim, .. } = self.sizes;
+        let whole = head_dim / S::LANES * S::LANES;
         for token in seen {
             let from = self.row(start + token, Side::Values);
-            for d in (0..padded_dim).step_by(S::LANES) {
-                // SAFETY: rows of the cache are `head_dim` long and nothing is read past that.
-                unsafe {
-                    let left = head_dim.saturating_sub(d);
-                    let value = load_up_to::<S, E>(from.wrapping_add(d), left);
-                    S::store(to.add(token * padded_dim + d), value);
+            let to = to.wrapping_add(token * padded_dim);
+            // SAFETY: rows of the cache are `head_dim` long and nothing is read past that; rows of `to` are padded.
+            unsafe {
+                for d in (0..whole).step_by(S::LANES) {
+                    S::store(to.add(d), E::load::<S>(from.add(d)));
+                }
+                for d in (whole..padded_dim).step_by(S::LANES) {
+                    S::store(to.add(d), load_up_to::<S, E>(from.wrapping_add(d), head_dim.saturating_sub(d)));
                 }
             }
         }
@@ -324,6 +330,25 @@ impl<E: Float> Attend<'_, E> {
     fn row(&self, token: usize, side: Side) -> *const E {
         let (block, offset) = (token / self.cache.block_size, token % self.cache.block_size);
         self.cache.data.pointer(self.cache.row(self.table[block] as usize, side, self.kv_head, offset))
+    }
+}
+
+/// Stores the transpose of `LANES` vectors, one for each key.
+///
+/// # Safety
+/// `to` is good for `LANES` vectors at a stride of a chunk; this CPU has `S`.
+#[inline(always)]
+unsafe fn transpose_to<S: Simd>(to: *mut f32, vector: impl Fn(usize) -> S::V) {
+    // SAFETY: by the contract.
+    unsafe {
+        let mut square = [S::splat(0.0); MAX_LANES];
+        for (lane, square) in square.iter_mut().enumerate().take(S::LANES) {
+            *square = vector(lane);
+        }
+        S::transpose(&mut square);
+        for (i, vector) in square.iter().enumerate().take(S::LANES) {
+            S::store(to.add(i * CHUNK_TOKENS), *vector);
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! neither on the prompt's chunks, nor on whether the context is split over threads (decoding of few sequences).
 
 use super::CpuDevice;
-use super::attend::{Attend, CHUNK_TOKENS, Merge, Queries, Sizes};
+use super::attend::{Attend, CHUNK_TOKENS, MAX_HEAD_DIM, Merge, Queries, Sizes};
 use super::scratch::Scratch;
 use super::simd::{Float, dispatch};
 use super::view::{Cache, Matrix, indices, with_element};
@@ -40,6 +40,10 @@ fn attention_as<E: Float>(device: &CpuDevice, args: &Attention<'_>) -> Result<()
     let cache = Cache::<E>::of(args.cache)?;
     let out = Matrix::<f32>::of(args.out, "attention: out")?;
     let q = Matrix::<f32>::of(args.q, "attention: q")?;
+    if cache.head_dim > MAX_HEAD_DIM {
+        let dim = cache.head_dim;
+        return Err(Error::unsupported(format!("attention with heads of {dim} elements; the bound is {MAX_HEAD_DIM}")));
+    }
     let group = args.num_heads / cache.kv_heads;
     let tiles = tiles(args, &cache, group)?;
     let sizes = Sizes::new(cache.head_dim, group, (TILE_ROWS / group).max(1));

@@ -8,8 +8,10 @@
 //! packed x: [tile of activation rows][step of 2 vectors along K][row of the tile][2 vectors], zeros past K
 //! ```
 //!
-//! Each output is one chain of additions along K and one horizontal sum, whatever the tile: its bits depend on its own
-//! row of `x` and row of the weight only, not on the batch.
+//! K is cut into blocks of fixed length. In each, an output is one chain of additions and one horizontal sum; blocks are
+//! added in order. That holds whatever the tile, so that the bits of an output depend on its own row of `x` and row of
+//! the weight only, not on the batch. Few rows stream the weights, each of which is read from memory once. Many rows
+//! keep a block of weights in the second-level cache and a block of a tile of activations in the first.
 
 use super::CpuDevice;
 use super::scratch::Scratch;
@@ -22,12 +24,18 @@ use std::ops::Range;
 
 /// Weight bytes of a task: enough that claiming it costs nothing, few enough that threads end together.
 const TASK_BYTES: usize = 256 << 10;
-/// Weight bytes that stay in the second-level cache while all activation rows pass by.
-const BLOCK_BYTES: usize = 384 << 10;
-/// Up to this many activation tiles a call is bound by reading the weights: it reads them in order, far ahead.
-const STREAMED_TILES: usize = 4;
+/// Elements of a block along K: a tile of activations fits into the first-level cache.
+const BLOCK_K: usize = 2048;
+/// Weight bytes that stay in the second-level cache while the activation rows of a task pass by.
+const BLOCK_BYTES: usize = 256 << 10;
+/// Activation rows of a task, which come from the last-level cache: a multiple of every tile's.
+const TASK_TOKENS: usize = 480;
+/// Up to this many activation rows a call is bound by reading the weights.
+const STREAMED_TOKENS: usize = 16;
 /// Weight rows of a task are a multiple of every tile's.
-const ROWS_ALIGNMENT: usize = 12;
+const ROWS_ALIGNMENT: usize = 30;
+/// Activation rows of a packing task: a multiple of every tile's.
+const PACKED_ROWS: usize = 24;
 /// Activations from this number of elements on are packed by all threads.
 const PARALLEL_PACK: usize = 1 << 16;
 
@@ -68,21 +76,41 @@ fn multiply<W: Float>(
     let mut packed = Scratch::take(x.rows * padded);
     pack::<W>(device, x, padded, &mut packed)?;
     let packed = &*packed;
-    let row_bytes = weight.cols * size_of::<W>();
-    let rows_per_task = rows_per_task(weight.rows, row_bytes, device.pool.num_threads());
-    device.pool.run(weight.rows.div_ceil(rows_per_task), &|task| {
-        let start = task * rows_per_task;
-        let range = start..(start + rows_per_task).min(weight.rows);
+    let split = Split::new(x.rows, (weight.rows, weight.cols), size_of::<W>(), device.pool.num_threads());
+    let parts = weight.rows.div_ceil(split.rows);
+    device.pool.run(parts * x.rows.div_ceil(split.tokens), &|task| {
+        let (token, row) = (task / parts * split.tokens, task % parts * split.rows);
+        let tokens = token..(token + split.tokens).min(x.rows);
+        let range = row..(row + split.rows).min(weight.rows);
         // SAFETY: the device has this instruction set; shapes were checked by the caller of the device, `packed` was
-        // made for them, and columns `range` of `out` are this task's alone.
-        unsafe { dispatch(device.isa, Rows { out, packed, padded, num_rows: x.rows, weight, bias, range }) };
+        // made for them, and these rows and columns of `out` are this task's alone.
+        unsafe { dispatch(device.isa, Rows { out, packed, padded, num_rows: x.rows, tokens, weight, bias, range }) };
     })
 }
 
-fn rows_per_task(rows: usize, row_bytes: usize, threads: usize) -> usize {
-    let of_size = TASK_BYTES / row_bytes.max(1);
-    let for_all = rows / (4 * threads);
-    of_size.min(for_all).next_multiple_of(ROWS_ALIGNMENT).max(ROWS_ALIGNMENT)
+/// Activation rows and weight rows of a task.
+struct Split {
+    tokens: usize,
+    rows: usize,
+}
+
+impl Split {
+    fn new(tokens: usize, (rows, cols): (usize, usize), element_bytes: usize, threads: usize) -> Self {
+        let block_bytes = cols.clamp(1, BLOCK_K) * element_bytes;
+        let of_size = if is_streamed(tokens) {
+            TASK_BYTES / (cols.max(1) * element_bytes)
+        } else {
+            BLOCK_BYTES / block_bytes / ROWS_ALIGNMENT * ROWS_ALIGNMENT
+        };
+        let for_all = rows / (4 * threads);
+        let rows = of_size.min(for_all).next_multiple_of(ROWS_ALIGNMENT).max(ROWS_ALIGNMENT);
+        Self { tokens: TASK_TOKENS, rows }
+    }
+}
+
+/// Whether so few rows are bound by reading the weights: those are read in order then, far ahead.
+fn is_streamed(tokens: usize) -> bool {
+    tokens <= STREAMED_TOKENS
 }
 
 fn pack<W: Float>(device: &CpuDevice, x: Matrix<'_, f32>, padded: usize, packed: &mut [f32]) -> Result<()> {
@@ -96,8 +124,9 @@ fn pack<W: Float>(device: &CpuDevice, x: Matrix<'_, f32>, padded: usize, packed:
         pack(0..x.rows);
         return Ok(());
     }
-    const ROWS: usize = 2 * ROWS_ALIGNMENT;
-    device.pool.run(x.rows.div_ceil(ROWS), &|task| pack(task * ROWS..((task + 1) * ROWS).min(x.rows)))
+    device
+        .pool
+        .run(x.rows.div_ceil(PACKED_ROWS), &|task| pack(task * PACKED_ROWS..((task + 1) * PACKED_ROWS).min(x.rows)))
 }
 
 struct Pack<'a, W> {
@@ -157,12 +186,14 @@ unsafe fn two_vectors<S: Simd>(row: *const f32, k: usize, cols: usize) -> (S::V,
     }
 }
 
-/// All activation rows by a range of weight rows.
+/// Some activation rows by a range of weight rows.
 struct Rows<'a, W> {
     out: Matrix<'a, f32>,
     packed: &'a [f32],
     padded: usize,
     num_rows: usize,
+    /// Begins with a tile.
+    tokens: Range<usize>,
     weight: Matrix<'a, W>,
     bias: Option<&'a [f32]>,
     range: Range<usize>,
@@ -173,20 +204,24 @@ impl<W: Float> Kernel for Rows<'_, W> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let tiles = self.num_rows.div_ceil(S::TILE.1);
-        let streamed = tiles <= STREAMED_TILES;
-        let row_bytes = self.weight.cols * size_of::<W>();
-        let rows_in_cache = (BLOCK_BYTES / row_bytes.max(1) / S::TILE.0 * S::TILE.0).max(S::TILE.0);
-        let block_rows = if streamed { S::TILE.0 } else { rows_in_cache };
-        let mut start = self.range.start;
-        while start < self.range.end {
-            let end = (start + block_rows).min(self.range.end);
-            for tile in 0..tiles {
-                let ahead = if streamed { self.ahead::<S>(end, tile, tiles) } else { Ahead::NOTHING };
-                // SAFETY: by the contract of `run`; the block and the tile are within bounds.
-                unsafe { self.block::<S>(start..end, tile, ahead) };
+        let tiles = self.tokens.len().div_ceil(S::TILE.1);
+        let blocks = self.weight.cols.div_ceil(BLOCK_K);
+        // SAFETY: by the contract of the kernel's user; rows, tiles and blocks are within bounds.
+        unsafe {
+            if !is_streamed(self.num_rows) {
+                for block in 0..blocks {
+                    for tile in 0..tiles {
+                        self.row_tiles::<S>(self.range.clone(), tile, block..block + 1, Ahead::NOTHING);
+                    }
+                }
+                return;
             }
-            start = end;
+            for start in self.range.clone().step_by(S::TILE.0) {
+                let end = (start + S::TILE.0).min(self.range.end);
+                for tile in 0..tiles {
+                    self.row_tiles::<S>(start..end, tile, 0..blocks, self.ahead::<S>(end, tile, tiles));
+                }
+            }
         }
     }
 }
@@ -213,105 +248,153 @@ impl<W: Float> Rows<'_, W> {
         Ahead { address, lines }
     }
 
-    /// One activation tile by a block of weight rows.
+    /// One activation tile by some weight rows, over some blocks of K.
     ///
     /// # Safety
-    /// As of the kernel; `block` lies in the weight and `tile` in the packed activations.
+    /// As of the kernel; the rows lie in the weight, `tile` in the packed activations and `blocks` in K.
     #[inline(always)]
-    unsafe fn block<S: Simd>(&self, block: Range<usize>, tile: usize, ahead: Ahead) {
-        let first = tile * S::TILE.1;
+    unsafe fn row_tiles<S: Simd>(&self, rows: Range<usize>, tile: usize, blocks: Range<usize>, ahead: Ahead) {
+        let first = self.tokens.start + tile * S::TILE.1;
         let rows_of_tile = S::TILE.1.min(self.num_rows - first);
-        let mut n = block.start;
+        let blocks = &blocks;
+        let mut n = rows.start;
         // SAFETY: by the contract.
         unsafe {
-            while n + S::TILE.0 <= block.end {
+            while n + S::TILE.0 <= rows.end {
                 match (S::TILE.0, rows_of_tile) {
-                    (6, 4) => self.tile::<S, 6, 4>(n, first, ahead),
-                    (6, 3) => self.tile::<S, 6, 3>(n, first, ahead),
-                    (6, 2) => self.tile::<S, 6, 2>(n, first, ahead),
-                    (6, _) => self.tile::<S, 6, 1>(n, first, ahead),
-                    (3, 3) => self.tile::<S, 3, 3>(n, first, ahead),
-                    (3, 2) => self.tile::<S, 3, 2>(n, first, ahead),
-                    (3, _) => self.tile::<S, 3, 1>(n, first, ahead),
-                    (_, 2) => self.tile::<S, 2, 2>(n, first, ahead),
-                    (_, _) => self.tile::<S, 2, 1>(n, first, ahead),
+                    (5, 4) => self.tile::<S, 5, 4>(n, first, blocks, ahead),
+                    (5, 3) => self.tile::<S, 5, 3>(n, first, blocks, ahead),
+                    (5, 2) => self.tile::<S, 5, 2>(n, first, blocks, ahead),
+                    (5, _) => self.tile::<S, 5, 1>(n, first, blocks, ahead),
+                    (3, 3) => self.tile::<S, 3, 3>(n, first, blocks, ahead),
+                    (3, 2) => self.tile::<S, 3, 2>(n, first, blocks, ahead),
+                    (3, _) => self.tile::<S, 3, 1>(n, first, blocks, ahead),
+                    (_, 2) => self.tile::<S, 2, 2>(n, first, blocks, ahead),
+                    (_, _) => self.tile::<S, 2, 1>(n, first, blocks, ahead),
                 }
                 n += S::TILE.0;
             }
-            for n in n..block.end {
+            for n in n..rows.end {
                 match rows_of_tile {
-                    4 => self.tile::<S, 1, 4>(n, first, ahead),
-                    3 => self.tile::<S, 1, 3>(n, first, ahead),
-                    2 => self.tile::<S, 1, 2>(n, first, ahead),
-                    _ => self.tile::<S, 1, 1>(n, first, ahead),
+                    4 => self.tile::<S, 1, 4>(n, first, blocks, ahead),
+                    3 => self.tile::<S, 1, 3>(n, first, blocks, ahead),
+                    2 => self.tile::<S, 1, 2>(n, first, blocks, ahead),
+                    _ => self.tile::<S, 1, 1>(n, first, blocks, ahead),
                 }
             }
         }
     }
 
-    /// `R` weight rows from `n` on by `T` activation rows from `first` on.
+    /// `R` weight rows from `n` on by `T` activation rows from `first` on, over some blocks of K.
     ///
     /// # Safety
-    /// As of the kernel; the rows exist, and `first` begins a tile of `T` rows.
+    /// As of the kernel; the rows and blocks exist, and `first` begins a tile of `T` rows.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const R: usize, const T: usize>(&self, n: usize, first: usize, ahead: Ahead) {
-        let step_elements = 2 * S::LANES;
-        let steps = self.weight.cols / step_elements;
-        // SAFETY: weight rows have `steps` whole steps and a rest below one, which is copied to a whole one; the packed
-        // tile has a step more than that where there is a rest. `out` has these rows and columns.
-        unsafe {
-            let mut sums = [[S::splat(0.0); T]; R];
-            let weights: [*const W; R] = std::array::from_fn(|r| self.weight.pointer(n + r).cast_const());
-            let mut x = self.packed.as_ptr().add(first * self.padded);
-            let mut address = ahead.address;
-            for step in 0..steps {
-                for _ in 0..ahead.lines {
-                    S::prefetch(address);
-                    address = address.wrapping_add(LINE_BYTES);
+    unsafe fn tile<S: Simd, const R: usize, const T: usize>(
+        &self,
+        n: usize,
+        first: usize,
+        blocks: &Range<usize>,
+        ahead: Ahead,
+    ) {
+        let mut ahead = ahead;
+        for block in blocks.clone() {
+            let is_last = (block + 1) * BLOCK_K >= self.weight.cols;
+            // SAFETY: by the contract; `out` has these rows and columns, and was written by the block before.
+            unsafe {
+                let sums = self.dot_products::<S, R, T>(n, first, block, &mut ahead);
+                // Through memory: loops over registers are not unrolled when their bodies are large.
+                let mut lanes = [[[0.0; MAX_LANES]; T]; R];
+                for (lanes, sums) in lanes.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+                    S::store(lanes.as_mut_ptr(), *sums);
                 }
-                let weights = weights.map(|row| row.add(step * step_elements));
-                accumulate::<S, W, R, T, 0>(&mut sums, weights, x);
-                accumulate::<S, W, R, T, 1>(&mut sums, weights, x);
-                x = x.add(T * step_elements);
-            }
-            let rest = self.weight.cols % step_elements;
-            if rest > 0 {
-                let mut buffers = [[W::default(); 2 * MAX_LANES]; R];
-                for (buffer, row) in buffers.iter_mut().zip(weights) {
-                    std::ptr::copy_nonoverlapping(row.add(steps * step_elements), buffer.as_mut_ptr(), rest);
-                }
-                let weights = std::array::from_fn(|r| buffers[r].as_ptr());
-                accumulate::<S, W, R, T, 0>(&mut sums, weights, x);
-                accumulate::<S, W, R, T, 1>(&mut sums, weights, x);
-            }
-            for t in 0..T {
-                let out = self.out.pointer(first + t);
-                for (r, sums) in sums.iter().enumerate() {
-                    let bias = self.bias.map_or(0.0, |bias| bias[n + r]);
-                    *out.add(n + r) = S::sum(sums[t]) + bias;
+                for (r, lanes) in lanes.iter().enumerate() {
+                    let bias = self.bias.filter(|_| is_last).map_or(0.0, |bias| bias[n + r]);
+                    for (t, lanes) in lanes.iter().enumerate() {
+                        let out = self.out.pointer(first + t).add(n + r);
+                        let before = if block == 0 { 0.0 } else { *out };
+                        *out = before + S::sum(S::load(lanes.as_ptr())) + bias;
+                    }
                 }
             }
         }
+    }
+
+    /// The sums of a tile over a block of K, not yet added across lanes.
+    ///
+    /// # Safety
+    /// As of [`Self::tile`].
+    #[inline(always)]
+    unsafe fn dot_products<S: Simd, const R: usize, const T: usize>(
+        &self,
+        n: usize,
+        first: usize,
+        block: usize,
+        ahead: &mut Ahead,
+    ) -> [[S::V; T]; R] {
+        let step_elements = 2 * S::LANES;
+        let start = block * BLOCK_K;
+        let len = BLOCK_K.min(self.weight.cols - start);
+        let (steps, rest) = (len / step_elements, len % step_elements);
+        // SAFETY: weight rows have `steps` whole steps from `start` on and a rest below one, which is copied to a whole
+        // one; the packed tile has a step more than that where there is a rest.
+        unsafe {
+            let mut sums = [[S::splat(0.0); T]; R];
+            let mut weights: [*const W; R] =
+                std::array::from_fn(|r| self.weight.pointer(n + r).cast_const().add(start));
+            let mut x = self.packed.as_ptr().add(first * self.padded + start * T);
+            for _ in 0..steps {
+                for _ in 0..ahead.lines {
+                    S::prefetch(ahead.address);
+                    ahead.address = ahead.address.wrapping_add(LINE_BYTES);
+                }
+                accumulate::<S, W, R, T>(&mut sums, weights, x);
+                weights = weights.map(|row| row.add(step_elements));
+                x = x.add(T * step_elements);
+            }
+            if rest > 0 {
+                let rest = self.rest::<R>(n, start + steps * step_elements);
+                let weights = std::array::from_fn(|r| rest[r].as_ptr());
+                accumulate::<S, W, R, T>(&mut sums, weights, x);
+            }
+            sums
+        }
+    }
+
+    /// Columns from `start` on of `R` weight rows, less than a step, with zeros after them.
+    fn rest<const R: usize>(&self, n: usize, start: usize) -> [[W; 2 * MAX_LANES]; R] {
+        let mut rest = [[W::default(); 2 * MAX_LANES]; R];
+        for (r, rest) in rest.iter_mut().enumerate() {
+            // SAFETY: the row exists; parameters are not written while a model runs.
+            let row = unsafe { self.weight.row(n + r) };
+            rest[..row.len() - start].copy_from_slice(&row[start..]);
+        }
+        rest
     }
 }
 
-/// Half a step: `R * T` fused multiply-adds.
+/// A step: `2 * R * T` fused multiply-adds.
 ///
 /// # Safety
 /// Weights are good for a step, `x` for a step of `T` rows; this CPU has `S`.
 #[inline(always)]
-unsafe fn accumulate<S: Simd, W: Float, const R: usize, const T: usize, const HALF: usize>(
+unsafe fn accumulate<S: Simd, W: Float, const R: usize, const T: usize>(
     sums: &mut [[S::V; T]; R],
     weights: [*const W; R],
     x: *const f32,
 ) {
     // SAFETY: by the contract.
     unsafe {
-        let x: [S::V; T] = std::array::from_fn(|t| S::load(x.add((2 * t + HALF) * S::LANES)));
+        let x: [[S::V; 2]; T] =
+            std::array::from_fn(|t| [S::load(x.add(2 * t * S::LANES)), S::load(x.add((2 * t + 1) * S::LANES))]);
         for (sums, weights) in sums.iter_mut().zip(weights) {
-            let weights = W::load_half::<S, HALF>(weights);
+            let low = W::load_half::<S, 0>(weights);
             for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = S::fma(weights, x, *sum);
+                *sum = S::fma(low, x[0], *sum);
+            }
+            let high = W::load_half::<S, 1>(weights);
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = S::fma(high, x[1], *sum);
             }
         }
     }

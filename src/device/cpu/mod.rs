@@ -11,6 +11,7 @@ mod linear;
 pub mod mapped_file;
 mod memory;
 mod pool;
+pub mod probe;
 mod scratch;
 mod simd;
 mod view;

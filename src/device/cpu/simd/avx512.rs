@@ -22,7 +22,7 @@ macro_rules! instructions {
 impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
-    const TILE: (usize, usize) = (6, 4);
+    const TILE: (usize, usize) = (5, 4);
     const OUTER_TILE: (usize, usize) = (6, 4);
 
     instructions! {
