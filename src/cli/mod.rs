@@ -1,0 +1,37 @@
+//! The command line tool `trtllm`.
+
+mod bench;
+
+use crate::error::Result;
+use clap::{Parser, Subcommand};
+
+/// Tools around the backend.
+#[derive(Debug, Parser)]
+#[command(name = "trtllm", version, about)]
+pub struct Cli {
+    /// What is logged to stderr: error, warn, info, debug or trace.
+    #[arg(long, global = true, default_value = "info")]
+    log_level: tracing::Level,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measures the engine in this process, without a server.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+}
+
+impl Cli {
+    /// Runs the command; its result goes to stdout.
+    ///
+    /// # Errors
+    /// One sentence for the user.
+    pub fn run(self) -> Result<()> {
+        tracing_subscriber::fmt().with_max_level(self.log_level).with_writer(std::io::stderr).with_target(false).init();
+        match self.command {
+            Command::Bench(bench) => bench.run(),
+        }
+    }
+}

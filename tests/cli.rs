@@ -1,0 +1,65 @@
+//! The command line tool as a user meets it.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn trtllm(args: &[&str]) -> Output {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Command::new(env!("CARGO_BIN_EXE_trtllm")).args(args).current_dir(root).output().unwrap()
+}
+
+const MODEL: [&str; 6] = ["--model", "tests/fixtures/models/qwen3", "--device", "cpu", "--threads", "2"];
+
+#[test]
+fn throughput_is_reported_beside_its_limit() {
+    let load = ["--isl", "20", "--osl", "10", "--requests", "6", "--concurrency", "3", "--json"];
+    let output = trtllm(&[&["bench", "throughput"], &MODEL[..], &load].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["engine"]["family"], "qwen3");
+    assert_eq!(report["engine"]["max_batch_size"], 3);
+    assert_eq!(report["request_info"]["num_requests"], 6);
+    let speed = &report["performance"];
+    for rate in ["request_throughput_req_s", "output_throughput_tok_s", "total_token_throughput_tok_s"] {
+        for field in ["value", "limit", "share"] {
+            assert!(speed[rate][field].as_f64().unwrap() > 0.0, "{rate} {field}: {speed}");
+        }
+    }
+    let ratio = speed["output_throughput_tok_s"]["value"].as_f64().unwrap()
+        / speed["request_throughput_req_s"]["value"].as_f64().unwrap();
+    assert!((ratio - 10.0).abs() < 1e-6, "{speed}");
+    for time in ["ttft_ms", "tpot_ms", "itl_ms", "request_latency_ms"] {
+        let of = |field: &str| speed[time][field].as_f64().unwrap();
+        assert!(
+            of("min") > 0.0 && of("min") <= of("p50") && of("p50") <= of("p99") && of("p99") <= of("max"),
+            "{speed}"
+        );
+        assert!(of("limit") > 0.0 && of("share") > 0.0, "{speed}");
+    }
+    let of = |time: &str, field: &str| speed[time][field].as_f64().unwrap();
+    assert!(of("ttft_ms", "avg") < of("request_latency_ms", "avg"));
+}
+
+#[test]
+fn latency_is_printed_as_a_table() {
+    let output =
+        trtllm(&[&["bench", "latency"], &MODEL[..], &["--isl", "4", "--osl", "3", "--requests", "2"]].concat());
+    let text = String::from_utf8(output.stdout).unwrap();
+    for expected in ["PERFORMANCE OVERVIEW (latency)", "TTFT", "TPOT", "ITL", "P99", "Read bandwidth", "REACHED"] {
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn mistakes_end_in_one_sentence() {
+    let fails = |args: &[&str], expected: &str| {
+        let output = trtllm(args);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success());
+        assert!(text.lines().last().unwrap().starts_with("error: ") && text.contains(expected), "{text}");
+    };
+    fails(&["bench", "throughput", "--dummy", "llama-9000b", "--device", "cpu"], "no dummy model llama-9000b");
+    fails(&[&["bench", "latency"], &MODEL[..], &["--isl", "0"]].concat(), "--isl is 0; it must be at least 1");
+    fails(&[&["bench", "latency"], &MODEL[..], &["--isl", "5000"]].concat(), "max_seq_len is 5128");
+}
