@@ -90,14 +90,17 @@ def test_statistics_count_successes_and_failures(server):
 
 
 def test_disconnect_frees_the_blocks(server):
-    connection, response = server.open_stream("tensorrt_llm", text_input=PROMPT, max_tokens=900, stream=True, temperature=1.0, top_k=40, end_id=-1)
+    connection, response = server.open_stream("tensorrt_llm", text_input=PROMPT, max_tokens=2000, stream=True, temperature=1.0, top_k=40, end_id=-1)
     events = sse_events(response)
     for _ in range(3):
         next(events)
-    eventually(lambda: used_blocks(server) > 0 or active(server) > 0, "the request shows in the gauges")
+    eventually(lambda: active(server) == 1 and used_blocks(server) > 0, "the request shows in the gauges")
+    cut_at = server.metric("nv_llm_output_token_len_sum", model="tensorrt_llm")
     response.close()
     connection.close()
     eventually(lambda: active(server) == 0 and used_blocks(server) == 0, "the cancelled request is gone")
+    eventually(lambda: server.metric("nv_llm_output_token_len_sum", model="tensorrt_llm") > cut_at, "the request is counted")
+    assert server.metric("nv_llm_output_token_len_sum", model="tensorrt_llm") - cut_at < 2000, "it ended early"
     assert server.text("tensorrt_llm", text_input=PROMPT, max_tokens=2)
 
 
@@ -191,7 +194,6 @@ def test_streaming_needs_decoupled_and_says_so(server):
 
 def test_a_config_of_ten_lines_serves(server):
     config = f'backend: "tensorrtllm"\nparameters {{ key: "gpt_model_path" value: {{ string_value: "{DEMO}" }} }}\n'
-    config += 'parameters { key: "gpt_model_type" value: { string_value: "inflight_fused_batching" } }\n'
     config += f'parameters {{ key: "tokenizer_dir" value: {{ string_value: "{DEMO}" }} }}\n'
     assert config.count("\n") <= 10
     write_model(server.repository, "short", config)
@@ -239,26 +241,29 @@ def test_a_broken_checkpoint_fails_with_the_file_in_the_message(server, tmp_path
     assert server.text("tensorrt_llm", text_input=PROMPT, max_tokens=1)
 
 
-def load_edited(server, old, new):
-    def edit(text):
-        assert old in text
-        return text.replace(old, new)
-
-    copy_template(server.repository, "tensorrt_llm", name="typed", edit=edit, engine_dir=str(DEMO), tokenizer_dir=str(DEMO), device="cpu")
-    reply = server.post("/v2/repository/models/typed/load", {})
-    shutil.rmtree(server.repository / "typed")
-    return reply
-
-
-def test_an_unknown_gpt_model_type_does_not_load(server):
+def test_an_unknown_gpt_model_type_keeps_the_model_from_loading(server):
     reply = load_edited(server, "inflight_fused_batching", "INVALID")
     assert reply.status != 200 and "Invalid gpt_model_type" in reply.error
 
 
-def test_a_misspelt_parameter_is_named_with_the_one_that_was_meant(server):
-    assert load_edited(server, '"gpt_model_type"', '"gpt_model_typo"').status == 200
-    assert "did you mean" in server.log and "gpt_model_typo" in server.log
-    assert server.post("/v2/repository/models/typed/unload", {}).status == 200
+def test_a_misspelt_parameter_is_named_with_what_was_meant(server):
+    assert load_edited(server, '"max_beam_width"', '"max_beam_widht"').status == 200
+    assert "max_beam_widht" in server.log and "did you mean" in server.log and "max_beam_width" in server.log
+
+
+def load_edited(server, old, new):
+    """Loads the LLM's template with one text replaced, unloads it again, and returns the reply to the load."""
+
+    def edit(text):
+        assert old in text
+        return text.replace(old, new)
+
+    copy_template(server.repository, "tensorrt_llm", name="edited", edit=edit, engine_dir=str(DEMO), tokenizer_dir=str(DEMO), device="cpu")
+    reply = server.post("/v2/repository/models/edited/load", {})
+    server.post("/v2/repository/models/edited/unload", {})
+    eventually(lambda: not server.ready("edited"), "unloaded")
+    shutil.rmtree(server.repository / "edited")
+    return reply
 
 
 @pytest.mark.parametrize("kind", ["KIND_CPU", "KIND_MODEL"])
