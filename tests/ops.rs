@@ -15,12 +15,39 @@ mod linear;
 #[path = "ops/small.rs"]
 mod small;
 
-use std::sync::Arc;
-use triton_trtllm::device::SharedDevice;
+use std::io::Write;
+use std::sync::{Arc, OnceLock};
 use triton_trtllm::device::cpu::{CpuDevice, CpuOptions, Isa};
+use triton_trtllm::device::{DeviceKind, DeviceOptions, SharedDevice, open};
 
-/// Every device that this machine has, by name.
+/// Every device that this machine has, by name. `OPS_DEVICE=cpu` or `cuda` leaves the others out.
 fn devices() -> Vec<(String, SharedDevice)> {
+    match std::env::var("OPS_DEVICE").as_deref() {
+        Ok("cpu") => host_devices(),
+        Ok("cuda") => vec![("CUDA".into(), cuda().expect("OPS_DEVICE=cuda needs a GPU"))],
+        Ok(other) => panic!("OPS_DEVICE is {other}, not cpu or cuda"),
+        Err(_) => host_devices().into_iter().chain(cuda().map(|device| ("CUDA".into(), device))).collect(),
+    }
+}
+
+/// The first GPU. Where there is none, the reason is printed once, past the test runner's capture.
+fn cuda() -> Option<SharedDevice> {
+    static CUDA: OnceLock<Option<SharedDevice>> = OnceLock::new();
+    let opened = || match open(DeviceKind::Cuda, &[], &DeviceOptions::default()) {
+        Ok(device) => {
+            writeln!(std::io::stderr(), "checked on {}", device.info().description).unwrap();
+            Some(device)
+        }
+        Err(why) => {
+            writeln!(std::io::stderr(), "CUDA was NOT checked: {why}").unwrap();
+            None
+        }
+    };
+    CUDA.get_or_init(opened).clone()
+}
+
+/// The CPU in all its variants: what the host can look into, and what checks ids and blocks as it goes.
+fn host_devices() -> Vec<(String, SharedDevice)> {
     let mut devices: Vec<(String, SharedDevice)> = Vec::new();
     for isa in Isa::available() {
         for threads in [1, 3] {

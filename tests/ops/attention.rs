@@ -1,7 +1,7 @@
 //! `attention`.
 
-use crate::devices;
 use crate::harness::{FLOATS, Host, OnDevice, Random, assert_close, ids, unit};
+use crate::{devices, host_devices};
 use triton_trtllm::device::{Attention, AttentionBatch, DType, KvLayer, SharedDevice};
 
 /// Heads and cache of a case.
@@ -107,7 +107,7 @@ impl Filled {
 pub fn attend(device: &SharedDevice, filled: &Filled, q: &Host, sequences: Sequences<'_>, dtype: DType) -> Host {
     let shape = filled.shape;
     let q_device = OnDevice::new(device, q, dtype, 24);
-    let out = OnDevice::poisoned(device, q.rows, q.cols, dtype, 7);
+    let out = OnDevice::poisoned(device, q.rows, q.cols, dtype, [7, 8][q.rows % 2]);
     let batch = filled.batch(device, sequences);
     let args = Attention {
         out: &out.view,
@@ -140,7 +140,8 @@ fn check(name: &str, device: &SharedDevice, random: &mut Random, shape: Shape, s
         random.seed
     );
     let got = attend(device, &filled, &q, sequences, activations);
-    assert_close(&case, &got, &want, |i| 1e-5 + want.data[i].abs() * unit(activations));
+    // A device that computes in the activations' type rounds the weights of the values, which lie within -2 .. 2.
+    assert_close(&case, &got, &want, |i| 1e-5 + (want.data[i].abs() + 2.0) * unit(activations));
 }
 
 const SEQUENCES: [Sequences<'static>; 7] = [
@@ -200,7 +201,7 @@ fn a_group_larger_than_a_tile_works() {
 #[test]
 fn a_block_outside_the_cache_is_an_error() {
     let mut random = Random::fresh();
-    for (name, device) in devices() {
+    for (name, device) in host_devices() {
         let shape = Shape { kv_heads: 1, group: 1, dim: 16, block: 16, window: None, softcap: None };
         let filled = Filled::new(&device, &mut random, shape, &[10], DType::F32);
         let mut batch = filled.batch(&device, &[(9, 1)]);

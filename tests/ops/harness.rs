@@ -39,6 +39,11 @@ impl Random {
         self.bits() as f64 / (1u64 << 52) as f64 - 1.0
     }
 
+    /// Elements beside a view: none, few enough that no row starts on a vector's boundary, or whole vectors.
+    pub fn gap(&mut self) -> usize {
+        [0, 3, 8][self.below(3)]
+    }
+
     pub fn matrix(&mut self, rows: usize, cols: usize) -> Host {
         Host { rows, cols, data: (0..rows * cols).map(|_| self.number()).collect() }
     }

@@ -2,7 +2,7 @@
 
 use crate::attention::{Filled, Shape, attend};
 use crate::harness::{FLOATS, Host, OnDevice, Random};
-use crate::{default_device, devices};
+use crate::{default_device, host_devices};
 use triton_trtllm::device::cpu::{CpuDevice, CpuOptions, Isa};
 use triton_trtllm::device::{DType, Device, SharedDevice, Weight};
 
@@ -17,7 +17,7 @@ fn linear(device: &SharedDevice, x: &Host, weight: &Weight) -> Host {
 fn a_row_of_linear_has_the_same_bits_in_every_batch() {
     let (n, total) = (61, 41);
     let mut random = Random::fresh();
-    for (name, device) in devices() {
+    for (name, device) in host_devices() {
         for (dtype, k) in FLOATS.into_iter().flat_map(|dtype| [(dtype, 203), (dtype, 2177)]) {
             let weight = random.matrix(n, k).rounded(dtype);
             let weight = Weight::Dense(OnDevice::new(&device, &weight, dtype, 0).view);
@@ -38,7 +38,7 @@ fn a_row_of_linear_has_the_same_bits_in_every_batch() {
 #[test]
 fn attention_has_the_same_bits_however_a_prompt_is_cut() {
     let mut random = Random::fresh();
-    for (name, device) in devices() {
+    for (name, device) in host_devices() {
         for (dtype, window) in [(DType::F32, None), (DType::BF16, Some(50)), (DType::F16, None)] {
             let shape = Shape { kv_heads: 2, group: 3, dim: 40, block: 16, window, softcap: None };
             let (len, width) = (150, 2 * 3 * 40);

@@ -1,7 +1,7 @@
 //! The operations that touch each activation once.
 
-use crate::devices;
 use crate::harness::{FLOATS, Host, OnDevice, Random, assert_close, ids, round, unit};
+use crate::{devices, host_devices};
 use triton_trtllm::device::{Activation, DType, KvLayer, RopeKvWrite, RopeStyle, RopeTable, SharedDevice, Tensor};
 use triton_trtllm::ids::BlockId;
 use triton_trtllm::step::BlockCopy;
@@ -17,7 +17,7 @@ fn embed_takes_scaled_rows() {
             let table = random.matrix(11, width).rounded(dtype);
             let wanted_ids: Vec<i32> = (0..7).map(|_| random.below(11) as i32).collect();
             let scale = [1.0, 2.5][random.below(2)];
-            let out = OnDevice::poisoned(&device, 7, width, activations, 3);
+            let out = OnDevice::poisoned(&device, 7, width, activations, random.gap());
             let table_device = OnDevice::new(&device, &table, dtype, 0).view;
             device.embed(&out.view, &table_device, &ids(&device, &wanted_ids), scale).unwrap();
             let mut want = Host::zeros(7, width);
@@ -33,7 +33,7 @@ fn embed_takes_scaled_rows() {
 
 #[test]
 fn an_id_outside_the_table_is_an_error() {
-    for (name, device) in devices() {
+    for (name, device) in host_devices() {
         let table = OnDevice::new(&device, &Host::zeros(5, 8), DType::F32, 0).view;
         let out = OnDevice::poisoned(&device, 1, 8, DType::F32, 0).view;
         for id in [-1, 5] {
@@ -63,8 +63,8 @@ fn rms_norm_of_rows_and_of_heads_also_in_place() {
             let mut want = Host::zeros(5, heads * width);
             (0..5).for_each(|t| want.row_mut(t).copy_from_slice(&normalized(x.row(t), &weight.data, 1e-5)));
             let weight = OnDevice::new(&device, &weight, dtype, 0).view;
-            let x = OnDevice::new(&device, &x, activations, 5);
-            let out = OnDevice::poisoned(&device, 5, heads * width, activations, 2);
+            let x = OnDevice::new(&device, &x, activations, random.gap());
+            let out = OnDevice::poisoned(&device, 5, heads * width, activations, random.gap());
             device.rms_norm(&out.view, &x.view, &weight, 1e-5).unwrap();
             device.rms_norm(&x.view, &x.view, &weight, 1e-5).unwrap();
             let case = format!("{name}, seed {}: rms_norm {dtype} {heads} x {width}", random.seed);
@@ -89,9 +89,9 @@ fn add_rms_norm_updates_the_residual_and_normalizes_it() {
             let mut want = Host::zeros(4, width);
             (0..4).for_each(|t| want.row_mut(t).copy_from_slice(&normalized(sum.row(t), &weight.data, 1e-6)));
             let weight = OnDevice::new(&device, &weight, dtype, 0).view;
-            let residual = OnDevice::new(&device, &residual, activations, 4);
-            let x = OnDevice::new(&device, &x, activations, 1);
-            let out = OnDevice::poisoned(&device, 4, width, activations, 2);
+            let residual = OnDevice::new(&device, &residual, activations, random.gap());
+            let x = OnDevice::new(&device, &x, activations, random.gap());
+            let out = OnDevice::poisoned(&device, 4, width, activations, random.gap());
             device.add_rms_norm(&out.view, &residual.view, &x.view, &weight, 1e-6).unwrap();
             let case = format!("{name}, seed {}: add_rms_norm {dtype} {width}", random.seed);
             assert_close(&case, &residual.read(&device), &sum, |_| 0.0);
@@ -105,9 +105,10 @@ fn add_rms_norm_updates_the_residual_and_normalizes_it() {
 fn gated_activations() {
     let mut random = Random::fresh();
     for (name, device) in devices() {
-        for width in [1, 16, 37, 2049, 4100] {
+        for (width, weights) in [1, 16, 37, 2049, 4100].into_iter().flat_map(|width| FLOATS.map(|dtype| (width, dtype)))
+        {
             for activation in [Activation::Silu, Activation::GeluTanh] {
-                let dtype = device.activation_dtype(DType::F32);
+                let dtype = device.activation_dtype(weights);
                 let mut gate_up = random.matrix(3, 2 * width);
                 gate_up.data.iter_mut().for_each(|value| *value *= 12.0);
                 let gate_up = gate_up.rounded(dtype);
@@ -117,11 +118,12 @@ fn gated_activations() {
                     let value = gate.iter().zip(up).map(|(&gate, up)| activate(activation, gate) * up);
                     want.row_mut(t).copy_from_slice(&value.collect::<Vec<_>>());
                 }
-                let gate_up = OnDevice::new(&device, &gate_up, dtype, 3);
-                let out = OnDevice::poisoned(&device, 3, width, dtype, 5);
+                let gate_up = OnDevice::new(&device, &gate_up, dtype, random.gap());
+                let out = OnDevice::poisoned(&device, 3, width, dtype, random.gap());
                 device.gated_activation(&out.view, &gate_up.view, activation).unwrap();
-                let case = format!("{name}, seed {}: {activation:?} {width}", random.seed);
-                assert_close(&case, &out.read(&device), &want, |i| want.data[i].abs() * 2e-6 + 1e-6);
+                let case = format!("{name}, seed {}: {activation:?} {dtype} {width}", random.seed);
+                let tolerance = |i: usize| want.data[i].abs() * (2e-6 + unit(dtype)) + 1e-6;
+                assert_close(&case, &out.read(&device), &want, tolerance);
             }
         }
     }
@@ -184,7 +186,7 @@ fn check_rope(name: &str, device: &SharedDevice, random: &mut Random, case: &Rop
     let mut slots: Vec<i32> = (0..tokens).map(|t| (t * 3 * block / tokens) as i32).collect();
     (slots[1], slots[4]) = (-1, -1);
 
-    let whole = OnDevice::new(device, &qkv, activations, 2);
+    let whole = OnDevice::new(device, &qkv, activations, random.gap());
     let part = |first: usize, heads: usize| whole.view.columns(first * dim, heads * dim);
     let (q, k, v) = (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
     let cache = OnDevice::poisoned(device, num_blocks * 2 * kv_heads * block, dim, kv_dtype, 0);
