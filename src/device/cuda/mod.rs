@@ -5,6 +5,7 @@
 //! Activations have the weights' type. Every call only enqueues, except those that say that they wait.
 
 mod attention;
+mod bench;
 mod driver;
 mod elementwise;
 mod images;
@@ -24,6 +25,7 @@ use kernels::{HEAD_DIMS, Kernels};
 use linear::{MatrixLibrary, Product};
 use std::sync::Arc;
 
+pub use bench::GpuFigure;
 pub use probes::GpuLimits;
 
 /// GPUs that the driver shows.

@@ -70,7 +70,7 @@ impl CudaDevice {
 }
 
 /// Numbers between −1 and 1: products of zeros run faster than those of real data.
-fn noise_bf16(elements: usize) -> Vec<u8> {
+pub(super) fn noise_bf16(elements: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let next = || {
         state ^= state << 13;
