@@ -2,7 +2,7 @@
 //
 // Launch: grid (splits, K, S), 4 warps. A split takes a range of the sequence's tokens; its warps take slices of 16
 // tokens in turn, each with a pipeline and a running softmax of its own, so that nothing but the end synchronizes the
-// block. Sequences with more rows end at once. With several splits, combine_* joins them: grid (S * K), 4 warps.
+// block. Sequences with more rows end at once. With several splits, combine_* joins them: grid (S * K, rows).
 // attention_any_*: every type and head size up to 256, one warp a query head; grid (longest chunk, H, S).
 // Source: flash-decoding (Dao et al.).
 #include "attention.cuh"
@@ -204,40 +204,52 @@ DECODE(bf16, 64)
 DECODE(bf16, 128)
 DECODE(bf16, 256)
 
+// Most splits of a sequence.
+constexpr int MAX_SPLITS = 128;
+
 template <typename T> __device__ __forceinline__ void combine(const AttentionArgs& a) {
-    int s_index = blockIdx.x / a.kv_heads, kv_head = blockIdx.x % a.kv_heads;
+    __shared__ float weight[MAX_SPLITS];
+    int s_index = blockIdx.x / a.kv_heads, kv_head = blockIdx.x % a.kv_heads, row = blockIdx.y;
     SequenceRows s = sequence_rows(a, s_index);
-    if (s.rows > DECODE_ROWS || s.rows <= 0) return;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    i64 first = i64(blockIdx.x) * a.splits * DECODE_ROWS;
-    for (int row = warp; row < s.rows; row += WARPS) {
-        const float* weights = a.partial_weights + (first + row) * 2;
-        float maximum = negative_infinity();
-        for (int i = lane; i < a.splits; i += 32) maximum = fmaxf(maximum, weights[i * DECODE_ROWS * 2]);
+    if (s.rows > DECODE_ROWS || row >= s.rows) return;
+    i64 first = i64(blockIdx.x) * a.splits * DECODE_ROWS + row;
+    if (threadIdx.x < 32) {
+        float maxima[MAX_SPLITS / 32], sums[MAX_SPLITS / 32], maximum = negative_infinity(), sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < MAX_SPLITS / 32; j++) {
+            int i = threadIdx.x + 32 * j;
+            bool there = i < a.splits;
+            const float* from = a.partial_weights + (first + i64(there ? i : 0) * DECODE_ROWS) * 2;
+            maxima[j] = there ? from[0] : negative_infinity();
+            sums[j] = there ? from[1] : 0.0f;
+            maximum = fmaxf(maximum, maxima[j]);
+        }
         maximum = warp_max(maximum);
-        float sum = 0.0f;
-        for (int i = lane; i < a.splits; i += 32) {
-            sum += exp2_fast(weights[i * DECODE_ROWS * 2] - maximum) * weights[i * DECODE_ROWS * 2 + 1];
+        float base = maximum == negative_infinity() ? 0.0f : maximum;
+#pragma unroll
+        for (int j = 0; j < MAX_SPLITS / 32; j++) {
+            maxima[j] = exp2_fast(maxima[j] - base);
+            sum += maxima[j] * sums[j];
         }
         sum = warp_sum(sum);
         float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
-        for (int column = lane; column < a.head_dim; column += 32) {
-            float y = 0.0f;
-            for (int i = 0; i < a.splits; i++) {
-                float weight = exp2_fast(weights[i * DECODE_ROWS * 2] - maximum);
-                y += weight * a.partial_values[(first + i * DECODE_ROWS + row) * a.head_dim + column];
-            }
-            output_row<T>(a, s, kv_head, row)[column] = from_f32<T>(y * factor);
-        }
+#pragma unroll
+        for (int j = 0; j < MAX_SPLITS / 32; j++) weight[threadIdx.x + 32 * j] = maxima[j] * factor;
+    }
+    __syncthreads();
+    T* out = output_row<T>(a, s, kv_head, row);
+    for (int column = threadIdx.x; column < a.head_dim; column += blockDim.x) {
+        const float* from = a.partial_values + first * a.head_dim + column;
+        i64 step = i64(DECODE_ROWS) * a.head_dim;
+        float y = 0.0f;
+#pragma unroll 8
+        for (int i = 0; i < a.splits; i++) y += weight[i] * from[i * step];
+        out[column] = from_f32<T>(y);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_combine_f16(AttentionArgs args) {
-    combine<f16>(args);
-}
-extern "C" __global__ void __launch_bounds__(WARPS * 32) attention_combine_bf16(AttentionArgs args) {
-    combine<bf16>(args);
-}
+extern "C" __global__ void __launch_bounds__(128) attention_combine_f16(AttentionArgs args) { combine<f16>(args); }
+extern "C" __global__ void __launch_bounds__(128) attention_combine_bf16(AttentionArgs args) { combine<bf16>(args); }
 
 constexpr int ANY_COLUMNS = 256 / 32;
 

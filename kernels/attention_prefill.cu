@@ -79,7 +79,8 @@ template <typename T, int D> __device__ __forceinline__ void prefill(const Atten
     softmax.init();
     float value[COLUMN_TILES][4] = {};
 
-    load_tokens<T, D>(a, table, kv_head, begin, end, tiles, tiles + TILE_BYTES<D>);
+    // Padding may give a sequence more queries than its context has tokens: the first of them see nothing.
+    if (begin < end) load_tokens<T, D>(a, table, kv_head, begin, end, tiles, tiles + TILE_BYTES<D>);
     copy_async_commit();
     int stage = 0;
     for (int first = begin; first < end; first += N, stage ^= 1) {

@@ -1,11 +1,11 @@
 // Linear layers of few rows: out[t][n] = sum_k x[t][k] * weight[n][k] + bias[n], accumulated in f32.
 //
-// gemv_*: up to 8 rows of x, 16-bit types. A block computes 16 output features; its 8 warps share the columns (k). The
-// tensor cores do the arithmetic: weights are the 16×16 operand, x the 16×8 one. A thread loads 8 neighbouring
-// weights of two rows with one 16-byte access each and spreads them over the operand's slots; x is spread the same
-// way, so the sum over k is only reordered. Weights are read once; each thread keeps STAGES - 1 steps in flight as
-// asynchronous copies to shared memory of its own, which nobody else reads: the loop has no barrier.
-// Needs K % 8 == 0 and 16-byte aligned rows. blockDim = 256, GEMV_SHARED bytes of dynamic shared memory.
+// gemv_*: up to 8 rows of x, 16-bit types. A block computes 16 output features; its 8 warps share the columns (k), 64 at a
+// time each. Weights are read once, in whole 128-byte lines, by asynchronous copies into a pipeline of STAGES steps that
+// only the warp itself uses: the loop has no block barrier. The tensor cores do the arithmetic: weights are the 16×16
+// operand, x the 16×8 one. A thread reads 8 neighbours of a row at once and spreads them over the operand's slots; x is
+// spread the same way, so the sum over k is only reordered.
+// Needs K % 8 == 0 and 16-byte aligned rows. blockDim = 256, GEMV_SHARED_BYTES of dynamic shared memory.
 //
 // linear_any_*: every type and shape, one warp an output element; for shapes that nothing else takes.
 #include "prelude.cuh"
@@ -22,7 +22,8 @@ struct LinearArgs {
 };
 
 constexpr int WARPS = 8, FEATURES = 16, MAX_ROWS = 8;
-constexpr int THREADS = WARPS * 32, STAGES = 6;
+// Of a warp: columns of a step, steps in its pipeline, bytes of a step.
+constexpr int COLUMNS = 64, STAGES = 3, STEP_BYTES = (FEATURES + MAX_ROWS) * COLUMNS * 2;
 
 __device__ __forceinline__ void store_output(const LinearArgs& a, int t, int n, float y) {
     if (a.bias) {
@@ -49,42 +50,73 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
     return x;
 }
 
+// Where the 16-byte chunk of a row of 128 bytes lies: odd rows have their halves swapped, so that two rows of four chunks
+// each, which eight threads read together, fall into different banks.
+__device__ __forceinline__ int chunk_offset(int row, int chunk) { return row * 128 + (chunk ^ (row % 2 * 4)) * 16; }
+
+// Rows `first .. first + ROWS` of a matrix, the 64 columns at `column`, to shared memory; zeros behind the last column.
+template <typename T, int ROWS>
+__device__ __forceinline__ void start_rows(const T* matrix, i64 stride, int first, int last, int column, int columns,
+                                           u32 to, int lane) {
+    int chunk = lane % 8, at = column + chunk * 8;
+#pragma unroll
+    for (int i = 0; i < ROWS / 4; i++) {
+        int row = i * 4 + lane / 8;
+        const T* from = matrix + min(first + row, last) * stride + (at < columns ? at : 0);
+        copy_async_16(to + chunk_offset(row, chunk), from, at < columns);
+    }
+}
+
 template <typename T> __device__ __forceinline__ void gemv(const LinearArgs& a) {
-    __shared__ float partial[WARPS][FEATURES][MAX_ROWS];
+    extern __shared__ __align__(128) char shared[];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     int feature = blockIdx.x * FEATURES;
-    const T* w = static_cast<const T*>(a.weight);
-    const T* upper = w + min(feature + g, a.out_features - 1) * a.weight_stride + c * 8;
-    const T* lower = w + min(feature + g + 8, a.out_features - 1) * a.weight_stride + c * 8;
-    const T* x = static_cast<const T*>(a.x) + min(g, a.rows - 1) * a.x_stride + c * 8;
+    const T *w = static_cast<const T*>(a.weight), *x = static_cast<const T*>(a.x);
+    char* pipeline = shared + warp * STAGES * STEP_BYTES;
 
-    extern __shared__ uint4 pipeline[];
-    uint4* mine = pipeline + threadIdx.x;
     auto start = [&](int stage, int column) {
-        bool inside = column + c * 8 < a.in_features;
-        int from = inside ? column : -c * 8;
-        uint4* to = mine + stage * 3 * THREADS;
-        copy_async_16(shared_address(to), upper + from, inside);
-        copy_async_16(shared_address(to + THREADS), lower + from, inside);
-        copy_async_16(shared_address(to + 2 * THREADS), x + from, inside && g < a.rows);
+        u32 to = shared_address(pipeline + stage * STEP_BYTES);
+        if (column < a.in_features) {
+            start_rows<T, FEATURES>(w, a.weight_stride, feature, a.out_features - 1, column, a.in_features, to, lane);
+            to += FEATURES * 128;
+            // Rows past the last repeat it: their results are not stored.
+            if (a.rows <= 4) {
+                start_rows<T, 4>(x, a.x_stride, 0, a.rows - 1, column, a.in_features, to, lane);
+            } else {
+                start_rows<T, MAX_ROWS>(x, a.x_stride, 0, a.rows - 1, column, a.in_features, to, lane);
+            }
+        }
         copy_async_commit();
     };
-    constexpr int STEP = WARPS * 32;
-    int ahead = warp * 32;
+    constexpr int STRIDE = WARPS * COLUMNS;
+    int ahead = warp * COLUMNS;
 #pragma unroll
-    for (int i = 0; i < STAGES - 1; i++, ahead += STEP) start(i, ahead);
+    for (int i = 0; i < STAGES - 1; i++, ahead += STRIDE) start(i, ahead);
     float acc[4] = {};
     int stage = 0;
-    for (int column = warp * 32; column < a.in_features; column += STEP, ahead += STEP) {
+    // With four rows of x at most, tokens 4 to 7 repeat 0 to 3.
+    int x_row = a.rows <= 4 ? g % 4 : g;
+    for (int column = warp * COLUMNS; column < a.in_features; column += STRIDE, ahead += STRIDE) {
         copy_async_wait<STAGES - 2>();
-        const uint4* from = mine + stage * 3 * THREADS;
-        uint4 wu = from[0], wl = from[THREADS], xs = from[2 * THREADS];
+        __syncwarp();
         start(stage == 0 ? STAGES - 1 : stage - 1, ahead);
-        mma_16x8x16<T>(acc, wu.x, wl.x, wu.y, wl.y, xs.x, xs.y);
-        mma_16x8x16<T>(acc, wu.z, wl.z, wu.w, wl.w, xs.z, xs.w);
+        const char* step = pipeline + stage * STEP_BYTES;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int chunk = half * 4 + c;
+            uint4 wu = *reinterpret_cast<const uint4*>(step + chunk_offset(g, chunk));
+            uint4 wl = *reinterpret_cast<const uint4*>(step + chunk_offset(g + 8, chunk));
+            uint4 xs = *reinterpret_cast<const uint4*>(step + FEATURES * 128 + chunk_offset(x_row, chunk));
+            mma_16x8x16<T>(acc, wu.x, wl.x, wu.y, wl.y, xs.x, xs.y);
+            mma_16x8x16<T>(acc, wu.z, wl.z, wu.w, wl.w, xs.z, xs.w);
+        }
         stage = stage == STAGES - 1 ? 0 : stage + 1;
     }
+
+    // The warps' sums meet where the pipelines were.
     copy_async_wait<0>();
+    __syncthreads();
+    auto partial = reinterpret_cast<float(*)[FEATURES][MAX_ROWS]>(shared);
     partial[warp][g][2 * c] = acc[0];
     partial[warp][g][2 * c + 1] = acc[1];
     partial[warp][g + 8][2 * c] = acc[2];

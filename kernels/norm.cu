@@ -2,11 +2,11 @@
 //
 // out = x / sqrt(mean(x²) + eps) * weight over groups of `cols` columns: the row, or each head of it.
 // Launch: groups of more than 1,024 columns get a block each (blockDim = (threads, 1)); smaller ones get a warp each
-// (blockDim = (32, 8)). A thread keeps its first KEEP vectors in registers, so rows of up to
+// (blockDim = (32, 8)). Several vectors a thread keep more reads in flight than more threads would. A thread keeps its first KEEP vectors in registers, so rows of up to
 // KEEP * blockDim.x vectors are read once. Accumulation in f32.
 #include "prelude.cuh"
 
-constexpr int KEEP = 2;
+constexpr int KEEP = 4;
 
 struct NormArgs {
     void* out;
@@ -81,7 +81,7 @@ template <typename T, int N> __device__ __forceinline__ void norm_rows(const Nor
 }
 
 #define RMS_NORM(T)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(1024) rms_norm_##T(NormArgs args, int vectors) {                      \
+    extern "C" __global__ void __launch_bounds__(512) rms_norm_##T(NormArgs args, int vectors) {                      \
         if (vectors) {                                                                                                 \
             norm_rows<T, Vector<T>::N>(args);                                                                          \
         } else {                                                                                                       \

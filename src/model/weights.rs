@@ -74,7 +74,7 @@ pub struct WeightLoader<'a> {
     parameters: u64,
     bytes: usize,
     scratch: Vec<u8>,
-    random: Vec<f32>,
+    random: RandomNumbers,
 }
 
 struct Progress {
@@ -97,15 +97,15 @@ impl<'a> WeightLoader<'a> {
             parameters: 0,
             bytes: 0,
             scratch: Vec::new(),
-            random: Vec::new(),
+            random: RandomNumbers::default(),
         }
     }
 
     /// A loader of what a planning loader counted `total_bytes` of; logs its progress.
     pub fn new(device: SharedDevice, source: &'a WeightSource, dtype: DType, total_bytes: usize) -> Self {
         let random = match source {
-            WeightSource::Random => normal_numbers(1_000_003),
-            WeightSource::Checkpoint(_) => Vec::new(),
+            WeightSource::Random => RandomNumbers::new(normal_numbers(1_000_003)),
+            WeightSource::Checkpoint(_) => RandomNumbers::default(),
         };
         let progress = Some(Progress { total_bytes, reported_tenths: 0 });
         Self { progress, random, ..Self::planning(device, source, dtype) }
@@ -243,15 +243,17 @@ impl<'a> WeightLoader<'a> {
             let part = out.row_range(start, rows_at_once.min(out.rows() - start));
             let count = part.rows() * part.cols();
             self.scratch.clear();
-            for _ in 0..count {
-                let value = match kind {
-                    Some(VectorKind::Norm) => 1.0,
-                    Some(VectorKind::Bias) => 0.0,
-                    None => self.random[next % self.random.len()] * RANDOM_DEVIATION,
-                };
-                push(value, out.dtype(), &mut self.scratch);
-                next += 1;
+            match kind {
+                Some(VectorKind::Norm) => (0..count).for_each(|_| push(1.0, out.dtype(), &mut self.scratch)),
+                Some(VectorKind::Bias) => self.scratch.resize(part.bytes(), 0),
+                None => repeat_from(
+                    self.random.encoded(out.dtype()),
+                    next * out.dtype().size(),
+                    part.bytes(),
+                    &mut self.scratch,
+                ),
             }
+            next += count;
             self.device.upload(&part, &self.scratch)?;
         }
         self.report();
@@ -301,6 +303,40 @@ fn push(value: f32, dtype: DType, out: &mut Vec<u8>) {
     }
 }
 
+/// Random weights, converted to a type once: a large model repeats them thousands of times.
+#[derive(Default)]
+struct RandomNumbers {
+    values: Vec<f32>,
+    encoded: Option<(DType, Vec<u8>)>,
+}
+
+impl RandomNumbers {
+    fn new(values: Vec<f32>) -> Self {
+        Self { values, encoded: None }
+    }
+
+    fn encoded(&mut self, dtype: DType) -> &[u8] {
+        let known = self.encoded.take().filter(|(encoded, _)| *encoded == dtype);
+        let (_, bytes) = self.encoded.insert(known.unwrap_or_else(|| {
+            let mut bytes = Vec::with_capacity(self.values.len() * dtype.size());
+            self.values.iter().for_each(|value| push(value * RANDOM_DEVIATION, dtype, &mut bytes));
+            (dtype, bytes)
+        }));
+        bytes
+    }
+}
+
+/// Appends `count` bytes of `source`, read round and round from `start` on.
+fn repeat_from(source: &[u8], start: usize, count: usize, out: &mut Vec<u8>) {
+    let end = out.len() + count;
+    let mut at = start % source.len();
+    while out.len() < end {
+        let piece = &source[at..source.len().min(at + end - out.len())];
+        out.extend_from_slice(piece);
+        at = 0;
+    }
+}
+
 /// Numbers with mean 0 and deviation 1: sums of four uniform ones, from a multiplicative congruential generator.
 fn normal_numbers(count: usize) -> Vec<f32> {
     let mut state = 0x2545_F491_4F6C_DD1D_u64;
@@ -333,6 +369,13 @@ mod tests {
         let mean = numbers.iter().sum::<f32>() / 1e5;
         let variance = numbers.iter().map(|x| x * x).sum::<f32>() / 1e5;
         assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+    }
+
+    #[test]
+    fn a_repetition_starts_anywhere_and_wraps() {
+        let mut out = vec![9];
+        repeat_from(&[1, 2, 3], 5, 5, &mut out);
+        assert_eq!(out, [9, 3, 1, 2, 3, 1]);
     }
 
     #[test]

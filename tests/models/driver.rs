@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use triton_trtllm::decode::SamplingParams;
-use triton_trtllm::device::cpu::{CpuDevice, CpuOptions};
-use triton_trtllm::device::{DType, SharedDevice};
+use triton_trtllm::device::cpu::CpuOptions;
+use triton_trtllm::device::{DType, DeviceKind, DeviceOptions, SharedDevice, open};
 use triton_trtllm::ids::{BlockId, SeqId, TokenId};
 use triton_trtllm::runner::{LoadedModel, LocalExecutor, ModelOptions, ModelSource, load_on};
 use triton_trtllm::step::{BlockCopy, Chunk, Executor, NewSequence, SampledRow, StepPlan};
@@ -15,8 +15,11 @@ pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
+/// The CPU, or what `MODELS_DEVICE` names.
 pub fn device() -> SharedDevice {
-    CpuDevice::new(CpuOptions { threads: Some(2), ..Default::default() }).unwrap()
+    let cpu = CpuOptions { threads: Some(2), ..Default::default() };
+    let kind = std::env::var("MODELS_DEVICE").map_or(DeviceKind::Cpu, |name| name.parse().unwrap());
+    open(kind, &[], &DeviceOptions { cpu, ..Default::default() }).unwrap()
 }
 
 /// Small blocks and few sequences, in float32.

@@ -1,6 +1,6 @@
 //! Logits and greedy tokens of every fixture.
 
-use crate::driver::{BLOCK_SIZE, Driver, fixtures, load, options};
+use crate::driver::{BLOCK_SIZE, Driver, device, fixtures, load, options};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -168,7 +168,12 @@ fn half_precision_weights_stay_half_and_stay_close() {
             let mut driver = Driver::new(model.executor);
             let seq = driver.add(&case.prompt, &SamplingParams::default());
             driver.step(&[seq], usize::MAX, Vec::new());
-            assert_close(&driver.executor.last_logits().next().unwrap(), &case.logits, 2e-2, name);
+            // The reference computed in float32 with the same weights.
+            let tolerance = match device().activation_dtype(dtype) {
+                DType::BF16 => 8e-2,
+                _ => 2e-2,
+            };
+            assert_close(&driver.executor.last_logits().next().unwrap(), &case.logits, tolerance, name);
         }
     }
 }

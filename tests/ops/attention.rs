@@ -198,6 +198,42 @@ fn a_group_larger_than_a_tile_works() {
     }
 }
 
+/// A step padded to a bucket, as a GPU runs it, ends in a sequence of more queries than context: its rows hold nothing of
+/// use, the others are right.
+#[test]
+fn padding_does_not_reach_the_other_rows() {
+    let mut random = Random::fresh();
+    for (name, device) in devices().into_iter().filter(|(_, device)| !device.info().host_accessible) {
+        for (dtype, dim) in FLOATS.into_iter().flat_map(|dtype| [64, 128].map(|dim| (dtype, dim))) {
+            let shape = Shape { kv_heads: 2, group: 4, dim, block: 16, window: None, softcap: None };
+            let activations = device.activation_dtype(dtype);
+            let filled = Filled::new(&device, &mut random, shape, &[50, 40, 1], device.kv_dtype(dtype));
+            let q = random.matrix(1 + 12 + 60, 8 * dim).rounded(activations);
+            let real = Host { rows: 13, cols: q.cols, data: q.data[..13 * q.cols].to_vec() };
+            let want = filled.reference(&real, &[(49, 1), (28, 12)], f64::from(scale(dim)));
+            let mut batch = filled.batch(&device, &[(49, 1), (28, 12), (0, 1)]);
+            batch.cu_seqlens = ids(&device, &[0, 1, 13, 73]);
+            batch.max_query_len = 60;
+            let out = OnDevice::poisoned(&device, 73, q.cols, activations, 0);
+            let args = Attention {
+                out: &out.view,
+                q: &OnDevice::new(&device, &q, activations, 0).view,
+                cache: &filled.layer,
+                batch: &batch,
+                num_heads: 8,
+                scale: scale(dim),
+                window: None,
+                softcap: None,
+            };
+            device.attention(&args).unwrap();
+            let got = out.read(&device);
+            let got = Host { rows: 13, cols: got.cols, data: got.data[..13 * got.cols].to_vec() };
+            let case = format!("{name}, seed {}: padded attention {dtype} D{dim}", random.seed);
+            assert_close(&case, &got, &want, |i| 1e-5 + (want.data[i].abs() + 2.0) * unit(activations));
+        }
+    }
+}
+
 #[test]
 fn a_block_outside_the_cache_is_an_error() {
     let mut random = Random::fresh();

@@ -18,6 +18,9 @@ const ANY_HEAD_DIM: usize = 256;
 /// Blocks of the decode kernel whose results are joined afterwards, at most.
 const MAX_PARTIALS: usize = 2048;
 
+/// Splits of a sequence, at most (`MAX_SPLITS`).
+const MAX_SPLITS: usize = 128;
+
 /// Bytes of the buffer that splits leave their results in.
 pub(super) const PARTIAL_BYTES: usize = MAX_PARTIALS * DECODE_ROWS * (256 + 2) * 4;
 
@@ -43,7 +46,7 @@ pub(super) fn prefill_shared_bytes(head_dim: usize) -> usize {
 /// counted as `OVERHEAD` tokens.
 fn choose_splits(heads: usize, context: usize, slots: usize) -> usize {
     const OVERHEAD: usize = 96;
-    let most = context.div_ceil(DECODE_TOKENS).min(MAX_PARTIALS / heads.max(1)).max(1);
+    let most = context.div_ceil(DECODE_TOKENS).min(MAX_PARTIALS / heads.max(1)).clamp(1, MAX_SPLITS);
     let cost = |splits: usize| {
         let share = context.div_ceil(splits).next_multiple_of(DECODE_TOKENS);
         let joining = if splits > 1 { OVERHEAD / 2 + splits } else { 0 };
@@ -122,7 +125,8 @@ impl CudaDevice {
         // SAFETY: as above; `choose_splits` keeps the partial results within their buffer.
         unsafe { launch(&self.context, self.kernels.attention_decode[which][class], geometry, &args, [])? };
         if splits > 1 {
-            let geometry = Geometry { grid: (heads, 1, 1), block: (128, 1), shared_bytes: 0 };
+            let rows = (a.batch.max_query_len * group).min(DECODE_ROWS);
+            let geometry = Geometry { grid: (heads, rows, 1), block: (128, 1), shared_bytes: 0 };
             // SAFETY: as above.
             unsafe { launch(&self.context, self.kernels.attention_combine[which], geometry, &args, [])? };
         }

@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 /// Groups of up to this many columns are normalized by a warp each.
 const WARP_COLUMNS: usize = 1024;
 
+/// Vectors of a row that a thread holds (`KEEP`).
+const KEEP: usize = 4;
+
 /// Whether 16-byte accesses fit: every row starts on a 16-byte boundary and `cols` are whole vectors of `vector`
 /// elements.
 fn vectors(tensors: &[&Tensor], cols: usize, vector: usize) -> bool {
@@ -43,8 +46,11 @@ impl CudaDevice {
             Geometry { grid: ((x.rows() * groups).div_ceil(8), 1, 1), block: (32, 8), shared_bytes: 0 }
         } else {
             let width = if vectors { vector } else { 1 };
-            let threads = cols.div_ceil(width).next_multiple_of(32).min(1024);
-            Geometry { grid: (x.rows() * groups, 1, 1), block: (threads, 1), shared_bytes: 0 }
+            let rows = x.rows() * groups;
+            // Few rows: as many threads as there are vectors, for the least latency.
+            let held = if rows <= 2 * self.properties.multiprocessors { 1 } else { KEEP };
+            let threads = cols.div_ceil(width * held).next_multiple_of(32).clamp(64, 512);
+            Geometry { grid: (rows, 1, 1), block: (threads, 1), shared_bytes: 0 }
         };
         let args = NormArgs {
             out: out.addr(),

@@ -16,16 +16,15 @@ use std::ffi::{c_int, c_void};
 
 /// Rows of `x` up to which the GEMV kernel is faster than the library (`docs/performance.md`).
 const GEMV_ROWS: usize = 8;
-/// `STAGES` × three operands × `THREADS` × 16 bytes.
-pub(super) const GEMV_SHARED_BYTES: usize = 6 * 3 * 256 * 16;
+/// `WARPS` × `STAGES` × `STEP_BYTES`.
+pub(super) const GEMV_SHARED_BYTES: usize = 8 * 3 * 24 * 128;
 /// What NVIDIA advises for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 /// The first release of the interface that the declarations are of.
 const OLDEST_LIBRARY: usize = 130_000;
 
-/// Parts of a sum are joined in place or in the type of computation (`CUBLASLT_REDUCTION_SCHEME_*`), never rounded to
-/// the output's type before.
-const REDUCE_IN_F32: u32 = 1 | 2;
+/// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: parts of a sum are joined in f32, never rounded to the output's type before.
+const REDUCE_IN_F32: u32 = 2;
 /// `CUBLAS_OP_T`.
 const TRANSPOSED: i32 = 1;
 

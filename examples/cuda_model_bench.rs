@@ -1,0 +1,129 @@
+//! Times steps of a model with made-up weights on a device: `cuda_model_bench MODEL DEVICE`.
+//!
+//! A decode step is timed twice: without sampling (what the device needs, and the launches), and with the download of the
+//! logits and greedy sampling on the host.
+
+use std::time::Instant;
+use triton_trtllm::decode::SamplingParams;
+use triton_trtllm::device::DType;
+use triton_trtllm::error::{Error, Result};
+use triton_trtllm::ids::{BlockId, SeqId};
+use triton_trtllm::runner::{LoadedModel, ModelOptions, ModelSource, load};
+use triton_trtllm::step::{Chunk, Executor, NewSequence, StepPlan};
+
+const BLOCK: usize = 64;
+const CONTEXT: usize = 1024;
+const STEPS: usize = 20;
+
+struct Bench {
+    executor: Box<dyn Executor>,
+    step: u64,
+    next: u64,
+}
+
+impl Bench {
+    /// Seconds of one step.
+    fn run(&mut self, new_sequences: Vec<NewSequence>, chunks: Vec<Chunk>, retired: Vec<SeqId>) -> Result<f64> {
+        self.step += 1;
+        let plan = StepPlan { step: self.step, new_sequences, chunks, retired, ..Default::default() };
+        let start = Instant::now();
+        self.executor.launch(&plan)?;
+        self.executor.collect()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn sequences(&mut self, count: usize, len: usize) -> Vec<NewSequence> {
+        let make = |index: usize| {
+            self.next += 1;
+            let prompt = (0..len).map(|i| ((i * 7919 + index * 104_729) % 30_000) as i32).collect();
+            NewSequence { seq: SeqId(self.next), prompt, sampling: SamplingParams::default() }
+        };
+        (0..count).map(make).collect()
+    }
+
+    /// Median seconds of a decode step of `batch` sequences around a context of [`CONTEXT`] tokens.
+    fn decode(&mut self, batch: usize, sample: bool) -> Result<f64> {
+        let len = CONTEXT + STEPS + 1;
+        // Without sampling the prompt itself is fed token by token.
+        let mut new = self.sequences(batch, if sample { CONTEXT } else { len });
+        let seqs: Vec<SeqId> = new.iter().map(|sequence| sequence.seq).collect();
+        let blocks = len.div_ceil(BLOCK);
+        let mut computed = vec![0; batch];
+        // Eight prompts a step.
+        for group in (0..batch).step_by(8) {
+            let members = group..(group + 8).min(batch);
+            let chunks = members.clone().map(|i| Chunk {
+                seq: seqs[i],
+                start: 0,
+                len: CONTEXT,
+                keep_blocks: 0,
+                append_blocks: (0..blocks).map(|b| BlockId((b * batch + i) as u32)).collect(),
+                sample,
+            });
+            let chunks = chunks.collect();
+            let announced = new.drain(..members.len()).collect();
+            self.run(announced, chunks, Vec::new())?;
+            computed[members].fill(CONTEXT);
+        }
+        let mut times = Vec::new();
+        for _ in 0..STEPS {
+            let chunks = (0..batch).map(|i| Chunk {
+                seq: seqs[i],
+                start: computed[i],
+                len: 1,
+                keep_blocks: blocks,
+                append_blocks: Vec::new(),
+                sample,
+            });
+            let chunks = chunks.collect();
+            times.push(self.run(Vec::new(), chunks, Vec::new())?);
+            computed.iter_mut().for_each(|computed| *computed += 1);
+        }
+        self.run(Vec::new(), Vec::new(), seqs)?;
+        times.sort_by(f64::total_cmp);
+        Ok(times[STEPS / 2])
+    }
+
+    /// Median seconds of a prompt of `len` tokens in one step, its first token sampled.
+    fn prefill(&mut self, len: usize) -> Result<f64> {
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let new = self.sequences(1, len);
+            let seq = new[0].seq;
+            let append_blocks = (0..len.div_ceil(BLOCK)).map(|b| BlockId(b as u32)).collect();
+            let chunk = Chunk { seq, start: 0, len, keep_blocks: 0, append_blocks, sample: true };
+            times.push(self.run(new, vec![chunk], Vec::new())?);
+            self.run(Vec::new(), Vec::new(), vec![seq])?;
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(times[2])
+    }
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let usage = || Error::invalid("usage: cuda_model_bench MODEL DEVICE");
+    let (model, device) = (args.next().ok_or_else(usage)?, args.next().ok_or_else(usage)?);
+    let options = ModelOptions {
+        device: device.parse()?,
+        dtype: Some(DType::BF16),
+        max_batch_size: 256,
+        max_seq_len: Some(2048 + BLOCK),
+        block_size_tokens: BLOCK,
+        ..ModelOptions::new(ModelSource::Dummy(model))
+    };
+    let LoadedModel { executor, report, .. } = load(&options)?;
+    println!("{report}");
+    let mut bench = Bench { executor, step: 0, next: 0 };
+    for batch in [1, 8, 64, 256] {
+        for sample in [false, true] {
+            let seconds = bench.decode(batch, sample)?;
+            let what = if sample { "with host sampling" } else { "without sampling and lm_head" };
+            println!("decode {batch:>3} x context {CONTEXT}, {what:<30} {:>9.3} ms", seconds * 1e3);
+        }
+    }
+    for len in [128, 512, 2048] {
+        println!("prefill {len:>4} tokens, first token on the host          {:>9.3} ms", bench.prefill(len)? * 1e3);
+    }
+    Ok(())
+}
