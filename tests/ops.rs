@@ -35,15 +35,20 @@ fn cuda() -> Option<SharedDevice> {
     static CUDA: OnceLock<Option<SharedDevice>> = OnceLock::new();
     let opened = || match open(DeviceKind::Cuda, &[], &DeviceOptions::default()) {
         Ok(device) => {
-            writeln!(std::io::stderr(), "checked on {}", device.info().description).unwrap();
+            tell(&format!("checked on {}", device.info().description));
             Some(device)
         }
         Err(why) => {
-            writeln!(std::io::stderr(), "CUDA was NOT checked: {why}").unwrap();
+            tell(&format!("CUDA was NOT checked: {why}"));
             None
         }
     };
     CUDA.get_or_init(opened).clone()
+}
+
+/// A line on the standard error stream that the test runner does not hold back.
+fn tell(line: &str) {
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 /// The CPU in all its variants: what the host can look into, and what checks ids and blocks as it goes.
