@@ -1,5 +1,7 @@
 //! What an operator may say about scheduling. A plain record: names, defaults and parsing belong to the adapter.
 
+use std::time::Duration;
+
 use crate::error::{Error, Result};
 use crate::step::ExecutorLimits;
 
@@ -9,6 +11,9 @@ pub enum SchedulerPolicy {
     /// A request starts when the blocks of its whole possible length are free; it is never preempted.
     #[default]
     GuaranteedNoEvict,
+    /// A request starts when it can be expected to end beside the others, judged by the output lengths of late. Needs no
+    /// reservation for output that never comes; where the judgement was wrong, the most recently started is preempted.
+    Balanced,
     /// A request starts when its present tokens fit; the most recently started one is preempted when blocks run out.
     MaxUtilization,
     /// `V1`: a batch starts together, and the next one starts when all of it has ended.
@@ -27,6 +32,14 @@ pub struct EngineConfig {
     pub max_step_tokens: usize,
     /// Most requests that were accepted and have not run yet; `None`: no limit.
     pub max_queue_requests: Option<usize>,
+    /// Most prompt tokens of requests that were accepted and have not run yet; `None`: no limit.
+    pub max_queue_tokens: Option<usize>,
+    /// Waiting for this long raises a request by one priority, so that nobody waits for ever; `None`: never.
+    pub priority_ageing: Option<Duration>,
+    /// Longest time without a completed step while there is work; then the engine is declared broken. `None`: any time.
+    pub stall_timeout: Option<Duration>,
+    /// Latest KV cache events that are kept for a reader; 0: none.
+    pub kv_event_buffer: usize,
     /// Whether blocks are shared between requests with the same prefix.
     pub kv_reuse: bool,
     /// Longest sequence, prompt and output together.
@@ -36,7 +49,8 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// The largest configuration that `limits` allows: guaranteed_no_evict, chunked, reuse on, no queue limit.
+    /// The largest configuration that `limits` allows: guaranteed_no_evict, chunked, reuse on, no queue limit, ageing by
+    /// one priority in 10 s, no stall timeout, no events.
     pub fn for_limits(limits: &ExecutorLimits) -> Self {
         Self {
             policy: SchedulerPolicy::GuaranteedNoEvict,
@@ -44,6 +58,10 @@ impl EngineConfig {
             max_batch_size: limits.max_step_sequences,
             max_step_tokens: limits.max_step_tokens,
             max_queue_requests: None,
+            max_queue_tokens: None,
+            priority_ageing: Some(Duration::from_secs(10)),
+            stall_timeout: None,
+            kv_event_buffer: 0,
             kv_reuse: true,
             max_seq_len: limits.max_seq_len_tokens,
             max_input_len: limits.max_seq_len_tokens.saturating_sub(1),
@@ -69,6 +87,10 @@ impl EngineConfig {
             1,
             self.max_step_tokens,
         )?;
+        let is_zero = |duration: Option<Duration>| duration.is_some_and(|duration| duration.is_zero());
+        if is_zero(self.stall_timeout) || is_zero(self.priority_ageing) {
+            return Err(Error::invalid("stall_timeout or priority_ageing is 0 s, expected more"));
+        }
         if self.chunked_context && self.max_step_tokens < block {
             return Err(Error::invalid(format!(
                 "max_step_tokens is {}, but chunked context needs at least one block of {block} tokens in a step",

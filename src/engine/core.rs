@@ -1,22 +1,29 @@
 //! The body of the engine's loop: requests in, plans down, outputs up, deltas out. A plain object that tests drive
 //! without a thread.
 
-use std::any::Any;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::config::EngineConfig;
-use super::gate::{Gate, failed_request};
-use super::request::{Delta, Finish, FinishReason, Request, RequestSink, RequestStats};
+use super::events::{KvEventBatch, KvEvents};
+use super::gate::{Charge, Gate, failed_request};
+use super::request::{Delta, FinishReason, Request, RequestSink, RequestStats};
 use super::scheduler::{PlanStats, Scheduler};
-use super::sequence::SeqDelta;
+use super::sequence::{SeqDelta, SeqRef};
+use super::sink::{FinalSink, Ledger, panic_text};
 use super::stats::{EngineStats, EngineTotals, IterationStats, KvStats};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{RequestId, SeqId};
-use crate::step::{Executor, ExecutorLimits, StepPlan};
+use crate::ids::RequestId;
+use crate::step::{Executor, ExecutorLimits, StepOutput, StepPlan};
+
+/// Least time between two checks of all invariants when the engine goes idle.
+const AUDIT_INTERVAL_NS: u64 = 1_000_000_000;
+
+/// Notes that are kept to explain a leak.
+const HISTORY: usize = 64;
 
 /// Called on the engine thread after every step, and when the engine goes idle otherwise; it must not block.
 pub type IterationHook = Box<dyn FnMut(&IterationStats) + Send>;
@@ -41,25 +48,45 @@ pub(super) struct Submission {
 /// The engine without its thread.
 pub struct EngineCore {
     gate: Arc<Gate>,
+    ledger: Arc<Ledger>,
     board: Arc<Mutex<EngineStats>>,
+    events: KvEvents,
     executor: Box<dyn Executor>,
     limits: ExecutorLimits,
     max_batch_size: usize,
     scheduler: Scheduler,
-    clients: BTreeMap<SeqId, Client>,
+    clients: Clients,
     in_flight: VecDeque<StepPlan>,
     iteration: u64,
     totals: EngineTotals,
     on_iteration: Option<IterationHook>,
     /// Whether a request has ended since statistics were published.
     unpublished: bool,
+    now_ns: u64,
+    next_audit_ns: u64,
+    history: VecDeque<Note>,
+    /// Empty between steps.
+    deltas: Vec<SeqDelta>,
 }
 
 struct Client {
     request: RequestId,
     sink: FinalSink,
-    /// Whether it counts as queued.
-    queued: bool,
+    /// What it counts in the queue, until it runs.
+    charge: Option<Charge>,
+    /// Its sequences; `None`: has ended.
+    sequences: Vec<Option<SeqRef>>,
+    open: usize,
+}
+
+/// What happened to a request: the story behind a leak.
+#[derive(Debug)]
+#[expect(dead_code, reason = "read through Debug")]
+struct Note {
+    iteration: u64,
+    request: RequestId,
+    what: &'static str,
+    used_blocks: usize,
 }
 
 impl EngineCore {
@@ -68,19 +95,27 @@ impl EngineCore {
     pub fn new(config: EngineConfig, executor: Box<dyn Executor>, on_iteration: Option<IterationHook>) -> Result<Self> {
         let limits = executor.limits();
         config.validate(&limits)?;
+        let events = KvEvents::new(config.kv_event_buffer);
+        let writer = (config.kv_event_buffer > 0).then(|| events.clone());
         let mut core = Self {
             gate: Arc::new(Gate::new(config.clone(), limits.clone())),
+            ledger: Arc::default(),
             board: Arc::default(),
-            scheduler: Scheduler::new(config.clone(), &limits),
+            events,
+            scheduler: Scheduler::new(config.clone(), &limits, writer),
             executor,
             max_batch_size: config.max_batch_size,
             limits,
-            clients: BTreeMap::new(),
+            clients: Clients::default(),
             in_flight: VecDeque::new(),
             iteration: 0,
             totals: EngineTotals::default(),
             on_iteration: None,
             unpublished: false,
+            now_ns: 0,
+            next_audit_ns: 0,
+            history: VecDeque::with_capacity(HISTORY),
+            deltas: Vec::new(),
         };
         core.publish(PlanStats::default());
         core.on_iteration = on_iteration;
@@ -93,14 +128,15 @@ impl EngineCore {
     /// `InvalidArg` for a request that cannot be served, `Unavailable` when the queue is full or the engine has failed.
     pub fn submit(&mut self, request: Request, sink: Box<dyn RequestSink>, now_ns: u64) -> Result<RequestId> {
         let id = self.gate.admit([&request].into_iter())?[0];
-        self.accept(Submission { id, request, sink: FinalSink::new(sink), arrival_ns: now_ns });
+        let sink = FinalSink::new(id, request.num_sequences, sink, &self.ledger);
+        self.accept(Submission { id, request, sink, arrival_ns: now_ns });
         Ok(id)
     }
 
     /// Ends a request with what it has generated; unknown ids are no error, since requests end by themselves.
     pub fn cancel(&mut self, id: RequestId) {
-        if let Some(seq) = self.clients.iter().find(|(_, client)| client.request == id).map(|(seq, _)| *seq) {
-            self.end(seq, FinishReason::Cancelled, None);
+        if let Some(client) = self.clients.find(id) {
+            self.end(client, FinishReason::Cancelled, None);
             self.settle();
         }
     }
@@ -112,6 +148,7 @@ impl EngineCore {
     /// The failure of the executor, after every request has been answered; and again at each later call.
     pub fn step(&mut self, now_ns: u64) -> Result<Progress> {
         self.health()?;
+        self.now_ns = now_ns;
         match catch_unwind(AssertUnwindSafe(|| self.turn(now_ns))) {
             Ok(Ok(progress)) => Ok(progress),
             Ok(Err(error)) => Err(self.fail(error)),
@@ -136,10 +173,15 @@ impl EngineCore {
         *self.board.lock()
     }
 
+    /// The latest KV cache events, which are gone from the engine then.
+    pub fn drain_kv_events(&self) -> KvEventBatch {
+        self.events.drain()
+    }
+
     /// Ends every request with `error`.
     pub fn abort(&mut self, error: &Error) {
-        for seq in self.clients.keys().copied().collect::<Vec<_>>() {
-            self.end(seq, FinishReason::Error, Some(error.clone()));
+        for client in self.clients.all() {
+            self.end(client, FinishReason::Error, Some(error));
         }
         self.settle();
     }
@@ -150,8 +192,9 @@ impl EngineCore {
     /// The first invariant that does not hold.
     pub fn check(&self) -> std::result::Result<(), String> {
         self.scheduler.check()?;
-        if self.scheduler.active() != self.clients.len() {
-            return Err(format!("{} sequences, {} clients", self.scheduler.active(), self.clients.len()));
+        let open: usize = self.clients.iter().map(|client| client.open).sum();
+        if self.scheduler.active() != open {
+            return Err(format!("{} sequences, clients wait for {open}", self.scheduler.active()));
         }
         Ok(())
     }
@@ -160,21 +203,37 @@ impl EngineCore {
         self.gate.clone()
     }
 
+    pub(super) fn ledger(&self) -> Arc<Ledger> {
+        self.ledger.clone()
+    }
+
+    pub(super) fn events(&self) -> KvEvents {
+        self.events.clone()
+    }
+
     pub(super) fn board(&self) -> Arc<Mutex<EngineStats>> {
         self.board.clone()
     }
 
     pub(super) fn accept(&mut self, submission: Submission) {
-        let Submission { id, request, mut sink, arrival_ns } = submission;
+        let Submission { id, request, sink, arrival_ns } = submission;
+        let charge = Charge::of(&request);
         if let Err(error) = self.health() {
-            self.gate.leave_queue();
-            sink.finish(FinishReason::Error, Some(error), RequestStats::default());
+            self.gate.leave_queue(charge);
+            sink.finish_all(FinishReason::Error, Some(&error), RequestStats::default());
             return;
         }
+        self.now_ns = self.now_ns.max(arrival_ns);
         self.totals.requests_accepted += 1;
-        self.totals.prompt_tokens += request.prompt.len() as u64;
-        let seq = self.scheduler.add(request, arrival_ns);
-        self.clients.insert(seq, Client { request: id, sink, queued: true });
+        self.totals.prompt_tokens += (request.prompt.len() * request.num_sequences) as u64;
+        let open = request.num_sequences;
+        let client = Client { request: id, sink, charge: Some(charge), sequences: Vec::new(), open };
+        let place = self.clients.insert(client);
+        let sequences = self.scheduler.add(request, place, arrival_ns);
+        if let Some(client) = self.clients.get_mut(place) {
+            client.sequences = sequences.into_iter().map(Some).collect();
+        }
+        self.note(id, "accepted");
     }
 
     fn turn(&mut self, now_ns: u64) -> Result<Progress> {
@@ -192,12 +251,11 @@ impl EngineCore {
     }
 
     fn end_unwanted(&mut self, now_ns: u64) {
-        let gone = |(seq, client): (&SeqId, &Client)| client.sink.is_cancelled().then_some(*seq);
-        for seq in self.clients.iter().filter_map(gone).collect::<Vec<_>>() {
-            self.end(seq, FinishReason::Cancelled, None);
+        for client in self.clients.those(|client| client.sink.is_cancelled()) {
+            self.end(client, FinishReason::Cancelled, None);
         }
-        for seq in self.scheduler.expired(now_ns) {
-            self.end(seq, FinishReason::TimedOut, None);
+        for client in self.scheduler.expired(now_ns) {
+            self.end(client, FinishReason::TimedOut, None);
         }
     }
 
@@ -206,10 +264,9 @@ impl EngineCore {
         if plan.chunks.is_empty() {
             return Ok(false);
         }
-        for new in &plan.new_sequences {
-            if let Some(client) = self.clients.get_mut(&new.seq) {
-                client.queued = false;
-                self.gate.leave_queue();
+        for client in self.scheduler.take_started() {
+            if let Some(charge) = self.clients.get_mut(client).and_then(|client| client.charge.take()) {
+                self.gate.leave_queue(charge);
             }
         }
         tracing::trace!(step = plan.step, chunks = plan.chunks.len(), "launch");
@@ -221,51 +278,75 @@ impl EngineCore {
     fn collect(&mut self, now_ns: u64) -> Result<()> {
         let Some(plan) = self.in_flight.pop_front() else { return Ok(()) };
         let output = self.executor.collect()?;
-        let (deltas, plan_stats) = self.scheduler.update(&plan, &output, now_ns)?;
+        let mut deltas = std::mem::take(&mut self.deltas);
+        let plan_stats = self.scheduler.update(&plan, &output, now_ns, &mut deltas)?;
         self.iteration += 1;
-        let finished: Vec<_> = deltas.into_iter().filter_map(|delta| self.deliver(delta)).collect();
+        let finished: Vec<_> = deltas.drain(..).filter_map(|delta| self.deliver(delta, &output)).collect();
+        self.deltas = deltas;
         self.publish(plan_stats);
-        for (mut client, delta) in finished {
+        for (client, delta) in finished {
             client.sink.delta(delta);
         }
         Ok(())
     }
 
-    /// Passes new tokens on. Last deltas are returned instead, so that whoever hears of the end finds it in the
-    /// statistics.
-    fn deliver(&mut self, delta: SeqDelta) -> Option<(Client, Delta)> {
-        let SeqDelta { seq, tokens, log_probs, stats, finish } = delta;
-        self.totals.generated_tokens += tokens.len() as u64;
-        let Some(mut finish) = finish else {
-            self.clients.get_mut(&seq)?.sink.delta(Delta { tokens, log_probs, stats, finish: None });
+    /// Passes new tokens on. The last delta of a request is returned instead, so that whoever hears of the end finds it
+    /// in the statistics.
+    fn deliver(&mut self, seq_delta: SeqDelta, output: &StepOutput) -> Option<(Client, Delta)> {
+        let SeqDelta { address, row, accepted, stats, finish } = seq_delta;
+        let tokens = &output.rows[row].tokens[..accepted];
+        let mut delta = Delta {
+            sequence_index: address.index as usize,
+            tokens: tokens.iter().map(|token| token.id).collect(),
+            log_probs: tokens.iter().filter_map(|token| token.log_prob).collect(),
+            stats,
+            finish,
+        };
+        self.totals.generated_tokens += accepted as u64;
+        let client = self.clients.get_mut(address.client)?;
+        let Some(finish) = &mut delta.finish else {
+            client.sink.delta(delta);
             return None;
         };
-        self.count_end(finish.reason, &stats);
-        let client = self.clients.remove(&seq)?;
-        finish.error = finish.error.map(|error| {
-            let wrapped = failed_request(client.request, error.message());
+        let request = client.request;
+        finish.error = finish.error.take().map(|error| {
+            let wrapped = failed_request(request, error.message());
             Error::new(error.kind(), wrapped)
         });
-        Some((client, Delta { tokens, log_probs, stats, finish: Some(finish) }))
+        let reason = finish.reason;
+        client.sequences[delta.sequence_index] = None;
+        client.open -= 1;
+        self.totals.cached_tokens += stats.cached_tokens as u64;
+        if client.open > 0 {
+            client.sink.delta(delta);
+            return None;
+        }
+        self.count_end(reason);
+        self.note(request, "ended");
+        Some((self.clients.remove(address.client)?, delta))
     }
 
     /// Ends a request now, whatever it is doing.
-    fn end(&mut self, seq: SeqId, reason: FinishReason, error: Option<Error>) {
-        let stats = self.scheduler.finish(seq).unwrap_or_default();
-        let Some(mut client) = self.clients.remove(&seq) else { return };
-        if client.queued {
-            self.gate.leave_queue();
+    fn end(&mut self, client: u32, reason: FinishReason, error: Option<&Error>) {
+        let Some(client) = self.clients.remove(client) else { return };
+        if let Some(charge) = client.charge {
+            self.gate.leave_queue(charge);
         }
         tracing::debug!(request = client.request.0, ?reason, "end");
-        self.count_end(reason, &stats);
+        let open = client.sequences.iter().enumerate().filter_map(|(index, seq)| Some((index, (*seq)?)));
+        let ended: Vec<_> = open.map(|(index, seq)| (index, self.scheduler.finish(seq).unwrap_or_default())).collect();
+        self.totals.cached_tokens += ended.iter().map(|(_, stats)| stats.cached_tokens as u64).sum::<u64>();
+        self.count_end(reason);
+        self.note(client.request, "was ended");
         self.board.lock().totals = self.totals;
         self.unpublished = true;
-        client.sink.finish(reason, error, stats);
+        for (index, stats) in ended {
+            client.sink.finish(index, reason, error.cloned(), stats);
+        }
     }
 
-    fn count_end(&mut self, reason: FinishReason, stats: &RequestStats) {
+    fn count_end(&mut self, reason: FinishReason) {
         self.totals.requests_finished += 1;
-        self.totals.cached_tokens += stats.cached_tokens as u64;
         match reason {
             FinishReason::Cancelled => self.totals.requests_cancelled += 1,
             FinishReason::TimedOut => self.totals.requests_timed_out += 1,
@@ -280,32 +361,60 @@ impl EngineCore {
         let failure = Error::unavailable(format!("the engine has failed: {error}"));
         self.gate.fail(failure.clone());
         self.in_flight.clear();
-        for (seq, mut client) in std::mem::take(&mut self.clients) {
-            if client.queued {
-                self.gate.leave_queue();
-            }
-            let stats = self.scheduler.finish(seq).unwrap_or_default();
-            self.count_end(FinishReason::Error, &stats);
-            let reason = format!("Encountered an error in forwardAsync function: {error}");
-            let answer = Error::new(ErrorKind::Unavailable, failed_request(client.request, &reason));
-            client.sink.finish(FinishReason::Error, Some(answer), stats);
+        let reason = format!("Encountered an error in forwardAsync function: {error}");
+        for client in self.clients.all() {
+            let Some(request) = self.clients.get_mut(client).map(|client| client.request) else { continue };
+            let answer = Error::new(ErrorKind::Unavailable, failed_request(request, &reason));
+            self.end(client, FinishReason::Error, Some(&answer));
         }
         self.scheduler.clear();
         self.publish(PlanStats::default());
         failure
     }
 
-    /// Requests may end without a step: then the last record is brought up to date, before all is quiet.
+    /// Requests may end without a step: then the last record is brought up to date, before all is quiet. And a quiet
+    /// engine that holds anything has lost it.
     fn settle(&mut self) {
-        if self.unpublished && self.is_idle() {
+        if !self.is_idle() {
+            return;
+        }
+        if self.now_ns >= self.next_audit_ns {
+            self.next_audit_ns = self.now_ns + AUDIT_INTERVAL_NS;
+            self.audit();
+        }
+        if self.unpublished {
             self.publish(PlanStats::default());
         }
+    }
+
+    fn audit(&mut self) {
+        let Err(problem) = self.check() else { return };
+        if self.totals.failed_checks == 0 {
+            tracing::error!(problem, history = ?self.history, "an idle engine is not in order: this is a bug");
+        }
+        self.totals.failed_checks += 1;
+        self.unpublished = true;
+    }
+
+    fn note(&mut self, request: RequestId, what: &'static str) {
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        let kv = self.scheduler.kv();
+        self.history.push_back(Note {
+            iteration: self.iteration,
+            request,
+            what,
+            used_blocks: kv.num_blocks() - kv.free(),
+        });
     }
 
     fn publish(&mut self, plan: PlanStats) {
         self.totals.preemptions = self.scheduler.preemptions();
         let last_iteration = self.iteration_stats(plan);
-        *self.board.lock() = EngineStats { last_iteration, totals: self.totals };
+        let steps_in_flight = self.in_flight.len();
+        *self.board.lock() =
+            EngineStats { last_iteration, totals: self.totals, steps_in_flight, ..EngineStats::default() };
         self.unpublished = false;
         if let Some(hook) = &mut self.on_iteration {
             hook(&last_iteration);
@@ -333,55 +442,102 @@ impl EngineCore {
                 used_blocks: kv.num_blocks() - kv.free(),
                 tokens_per_block: kv.block_size(),
                 reused_blocks: kv.reused_blocks(),
+                cached_blocks: kv.cached_blocks(),
+                evicted_blocks: kv.evicted_blocks(),
             },
             memory: self.executor.memory(),
         }
     }
 }
 
-/// A sink that has exactly one end: dropping it without one reports an error, a panic inside it cancels its request.
-pub(super) struct FinalSink {
-    sink: Option<Box<dyn RequestSink>>,
-    broken: bool,
+/// All clients, each in a place that it keeps.
+#[derive(Default)]
+struct Clients {
+    places: Vec<Option<Client>>,
+    free: Vec<u32>,
+    by_request: HashMap<RequestId, u32>,
 }
 
-impl FinalSink {
-    pub fn new(sink: Box<dyn RequestSink>) -> Self {
-        Self { sink: Some(sink), broken: false }
+impl Clients {
+    fn insert(&mut self, client: Client) -> u32 {
+        let place = self.free.pop().unwrap_or(self.places.len() as u32);
+        if place as usize == self.places.len() {
+            self.places.push(None);
+        }
+        self.by_request.insert(client.request, place);
+        self.places[place as usize] = Some(client);
+        place
     }
 
-    fn is_cancelled(&self) -> bool {
-        let Some(sink) = &self.sink else { return true };
-        self.broken || catch_unwind(AssertUnwindSafe(|| sink.is_cancelled())).unwrap_or(true)
+    fn remove(&mut self, place: u32) -> Option<Client> {
+        let client = self.places[place as usize].take()?;
+        self.by_request.remove(&client.request);
+        self.free.push(place);
+        Some(client)
     }
 
-    fn delta(&mut self, delta: Delta) {
-        let ends = delta.finish.is_some();
-        let Some(mut sink) = self.sink.take() else { return };
-        match catch_unwind(AssertUnwindSafe(move || (sink.delta(delta), sink).1)) {
-            Ok(sink) => self.sink = (!ends).then_some(sink),
-            Err(panic) => {
-                tracing::error!("a request sink failed: {}", panic_text(&*panic));
-                self.broken = true;
+    fn get_mut(&mut self, place: u32) -> Option<&mut Client> {
+        self.places[place as usize].as_mut()
+    }
+
+    fn find(&self, request: RequestId) -> Option<u32> {
+        self.by_request.get(&request).copied()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Client> {
+        self.places.iter().flatten()
+    }
+
+    fn those(&self, which: impl Fn(&Client) -> bool) -> Vec<u32> {
+        let is_chosen = |place: &u32| self.places[*place as usize].as_ref().is_some_and(&which);
+        (0..self.places.len() as u32).filter(is_chosen).collect()
+    }
+
+    fn all(&self) -> Vec<u32> {
+        self.those(|_| true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::FakeExecutor;
+    use super::*;
+
+    struct Deaf;
+
+    impl RequestSink for Deaf {
+        fn delta(&mut self, _: Delta) {}
+    }
+
+    #[test]
+    fn an_idle_engine_finds_a_lost_block_and_counts_it() {
+        let limits = ExecutorLimits {
+            num_blocks: 8,
+            block_size_tokens: 4,
+            max_step_tokens: 16,
+            max_step_sequences: 2,
+            max_seq_len_tokens: 16,
+            vocab_size: 8,
+            pipeline_depth: 1,
+        };
+        let executor = Box::new(FakeExecutor::new(limits.clone(), 1));
+        let mut core = EngineCore::new(EngineConfig::for_limits(&limits), executor, None).unwrap();
+        let mut serve = |lose: bool, now_ns: u64| {
+            let request = Request {
+                prompt: vec![1, 2],
+                stop: crate::decode::StopCriteria { max_tokens: 1, ..Default::default() },
+                ..Request::default()
+            };
+            if lose {
+                core.scheduler.lose_a_block();
             }
-        }
+            core.submit(request, Box::new(Deaf), now_ns).unwrap();
+            while core.step(now_ns).unwrap() == Progress::Working {}
+            (core.stats().totals.failed_checks, core.stats().last_iteration.kv.used_blocks)
+        };
+        assert_eq!(serve(false, 1), (0, 0));
+        assert_eq!(serve(true, 1 + AUDIT_INTERVAL_NS), (1, 1));
+        assert_eq!(serve(false, 2 + AUDIT_INTERVAL_NS), (1, 1), "not looked for again within a second");
+        assert_eq!(serve(false, 2 * AUDIT_INTERVAL_NS + 1), (2, 1));
     }
-
-    fn finish(&mut self, reason: FinishReason, error: Option<Error>, stats: RequestStats) {
-        self.delta(Delta { stats, finish: Some(Finish { reason, error }), ..Delta::default() });
-    }
-}
-
-impl Drop for FinalSink {
-    fn drop(&mut self) {
-        if self.sink.is_some() {
-            let error = Error::unavailable("the engine was shut down before the request ended");
-            self.finish(FinishReason::Error, Some(error), RequestStats::default());
-        }
-    }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panic: {}", text.unwrap_or("of unknown kind"))
 }

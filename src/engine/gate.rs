@@ -10,12 +10,34 @@ use crate::error::{Error, Result};
 use crate::ids::RequestId;
 use crate::step::ExecutorLimits;
 
+/// What a request counts in the queue.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Charge {
+    sequences: usize,
+    tokens: usize,
+}
+
+impl Charge {
+    pub fn of(request: &Request) -> Self {
+        Self { sequences: request.num_sequences, tokens: request.prompt.len() }
+    }
+}
+
+impl std::ops::Add for Charge {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { sequences: self.sequences + other.sequences, tokens: self.tokens + other.tokens }
+    }
+}
+
 /// Admits requests: all of a call or none of them.
 pub(super) struct Gate {
     config: EngineConfig,
     limits: ExecutorLimits,
     next_id: AtomicU64,
     queued: AtomicUsize,
+    queued_tokens: AtomicUsize,
     closed: Mutex<Option<Error>>,
     failure: Mutex<Option<Error>>,
 }
@@ -27,14 +49,17 @@ impl Gate {
             limits,
             next_id: AtomicU64::new(1),
             queued: AtomicUsize::new(0),
+            queued_tokens: AtomicUsize::new(0),
             closed: Mutex::new(None),
             failure: Mutex::new(None),
         }
     }
 
     /// Ids for requests that the engine will take, in order. Each is charged to the queue until [`Gate::leave_queue`].
-    pub fn admit<'a>(&self, requests: impl ExactSizeIterator<Item = &'a Request>) -> Result<Vec<RequestId>> {
+    pub fn admit<'a>(&self, requests: impl ExactSizeIterator<Item = &'a Request> + Clone) -> Result<Vec<RequestId>> {
         let count = requests.len();
+        let sum = |charge: Charge, request| charge + Charge::of(request);
+        let charge = requests.clone().fold(Charge::default(), sum);
         let first = self.next_id.fetch_add(count as u64, Ordering::Relaxed);
         let ids: Vec<_> = (first..first + count as u64).map(RequestId).collect();
         for (id, request) in ids.iter().zip(requests) {
@@ -44,7 +69,7 @@ impl Gate {
         if let Some(error) = &*closed {
             return Err(error.clone());
         }
-        self.enter_queue(count)?;
+        self.enter_queue(charge)?;
         Ok(ids)
     }
 
@@ -65,17 +90,21 @@ impl Gate {
     }
 
     /// A queued request runs, or ended without running.
-    pub fn leave_queue(&self) {
-        self.queued.fetch_sub(1, Ordering::Relaxed);
+    pub fn leave_queue(&self, charge: Charge) {
+        self.queued.fetch_sub(charge.sequences, Ordering::Relaxed);
+        self.queued_tokens.fetch_sub(charge.tokens, Ordering::Relaxed);
     }
 
-    fn enter_queue(&self, count: usize) -> Result<()> {
+    fn enter_queue(&self, charge: Charge) -> Result<()> {
+        let refused = |limit: usize, unit: &str| {
+            Error::unavailable(format!("Maximum queue size of {limit}{unit} has been reached, please try again later"))
+        };
         let limit = self.config.max_queue_requests.unwrap_or(usize::MAX);
-        let taken = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |queued| {
-            queued.checked_add(count).filter(|&total| total <= limit)
-        });
-        taken.map(|_| ()).map_err(|_| {
-            Error::unavailable(format!("Maximum queue size of {limit} has been reached, please try again later"))
+        enter(&self.queued, charge.sequences, limit).map_err(|_| refused(limit, ""))?;
+        let limit = self.config.max_queue_tokens.unwrap_or(usize::MAX);
+        enter(&self.queued_tokens, charge.tokens, limit).map(|_| ()).map_err(|_| {
+            self.queued.fetch_sub(charge.sequences, Ordering::Relaxed);
+            refused(limit, " tokens")
         })
     }
 
@@ -106,7 +135,20 @@ impl Gate {
         if request.stop.stop_words.iter().any(Vec::is_empty) {
             return Err(Error::invalid("a stop word is empty, expected at least 1 token"));
         }
+        self.check_sequences(request)?;
+        check_cache_fields(request)?;
         self.check_fits(prompt, request.stop.max_tokens)
+    }
+
+    fn check_sequences(&self, request: &Request) -> Result<()> {
+        let (count, max) = (request.num_sequences, self.config.max_batch_size);
+        if count == 0 || count > max {
+            return Err(Error::invalid(format!("the number of return sequences is {count}, expected 1 to {max}")));
+        }
+        if request.tenant.weight == 0 {
+            return Err(Error::invalid("the weight of the tenant is 0, expected at least 1"));
+        }
+        Ok(())
     }
 
     fn check_fits(&self, prompt: usize, max_tokens: usize) -> Result<()> {
@@ -119,6 +161,32 @@ impl Gate {
             )));
         }
         Ok(())
+    }
+}
+
+/// Adds to a count unless that would exceed the limit.
+fn enter(count: &AtomicUsize, more: usize, limit: usize) -> std::result::Result<usize, usize> {
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+        count.checked_add(more).filter(|&total| total <= limit)
+    })
+}
+
+fn check_cache_fields(request: &Request) -> Result<()> {
+    let (extra_ids, prompt) = (request.extra_ids.len(), request.prompt.len());
+    if extra_ids != 0 && extra_ids != prompt {
+        return Err(Error::invalid(format!(
+            "there are {extra_ids} extra ids, expected one for each of the {prompt} prompt tokens"
+        )));
+    }
+    let Some(retention) = &request.retention else { return Ok(()) };
+    let ranges = retention.ranges.iter();
+    if let Some(range) = ranges.clone().find(|range| range.end.is_some_and(|end| end < range.start)) {
+        let (start, end) = (range.start, range.end.unwrap_or_default());
+        return Err(Error::invalid(format!("retention range {start} to {end} ends before it starts")));
+    }
+    match ranges.map(|range| range.keep).chain([retention.decode]).find(|keep| keep.priority > 100) {
+        Some(keep) => Err(Error::invalid(format!("retention priority is {}, expected 0 to 100", keep.priority))),
+        None => Ok(()),
     }
 }
 

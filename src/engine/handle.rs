@@ -1,16 +1,19 @@
 //! The engine's thread and the handle to it: the only file of the engine that knows threads and the clock.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::config::EngineConfig;
-use super::core::{EngineCore, FinalSink, IterationHook, Submission};
+use super::core::{EngineCore, IterationHook, Submission};
+use super::events::{KvEventBatch, KvEvents};
 use super::gate::Gate;
 use super::request::{Request, RequestSink};
+use super::sink::{FinalSink, Ledger};
 use super::stats::EngineStats;
 use crate::error::{Error, Result};
 use crate::ids::RequestId;
@@ -24,10 +27,22 @@ pub struct Engine {
 
 struct Shared {
     gate: Arc<Gate>,
+    ledger: Arc<Ledger>,
     board: Arc<Mutex<EngineStats>>,
+    events: KvEvents,
+    pulse: Arc<Pulse>,
     commands: Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Dropped: the watchdog ends.
+    _leash: Option<Sender<()>>,
     origin: Instant,
+}
+
+/// What the engine thread shows to the watchdog.
+#[derive(Default)]
+struct Pulse {
+    /// When the present step began; 0: there is nothing to do.
+    busy_since_ns: AtomicU64,
 }
 
 enum Command {
@@ -57,16 +72,31 @@ impl Engine {
     }
 
     fn spawn(config: EngineConfig, executor: Box<dyn Executor>, hook: Option<IterationHook>) -> Result<Self> {
+        let stall_timeout = config.stall_timeout;
         let core = EngineCore::new(config, executor, hook)?;
         let (commands, inbox) = channel();
         let origin = Instant::now();
-        let (gate, board) = (core.gate(), core.board());
-        let engine_loop = EngineLoop { core, inbox, origin, idle_waiters: Vec::new() };
+        let (gate, board, ledger, events) = (core.gate(), core.board(), core.ledger(), core.events());
+        let pulse = Arc::<Pulse>::default();
+        let engine_loop = EngineLoop { core, inbox, origin, pulse: pulse.clone(), idle_waiters: Vec::new() };
         let thread = thread::Builder::new()
             .name("engine".into())
             .spawn(move || engine_loop.run())
             .map_err(|error| Error::internal(format!("cannot start the engine thread: {error}")))?;
-        let shared = Shared { gate, board, commands, thread: Mutex::new(Some(thread)), origin };
+        let mut shared = Shared {
+            gate: gate.clone(),
+            ledger: ledger.clone(),
+            board: board.clone(),
+            events,
+            pulse: pulse.clone(),
+            commands,
+            thread: Mutex::new(Some(thread)),
+            _leash: None,
+            origin,
+        };
+        if let Some(timeout) = stall_timeout {
+            shared._leash = Some(Watchdog { gate, ledger, board, pulse, origin, timeout }.start()?);
+        }
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -88,8 +118,8 @@ impl Engine {
         let arrival_ns = self.now_ns();
         let submissions = ids.iter().zip(requests).map(|(&id, (request, sink))| Submission {
             id,
+            sink: FinalSink::new(id, request.num_sequences, sink, &self.shared.ledger),
             request,
-            sink: FinalSink::new(sink),
             arrival_ns,
         });
         // A stopped engine drops the command, and with it the sinks, which answer.
@@ -104,7 +134,13 @@ impl Engine {
 
     /// The latest published numbers; never waits for a step.
     pub fn stats(&self) -> EngineStats {
-        *self.shared.board.lock()
+        let busy_since_ns = self.shared.pulse.busy_since_ns.load(Ordering::Relaxed);
+        EngineStats { busy_since_ns, ..*self.shared.board.lock() }
+    }
+
+    /// The latest KV cache events, which are gone from the engine then; never waits for a step.
+    pub fn drain_kv_events(&self) -> KvEventBatch {
+        self.shared.events.drain()
     }
 
     /// `Ok`, or why the engine does not work any more.
@@ -147,6 +183,10 @@ impl Shared {
         self.gate.close(Error::unavailable("the engine is shut down"));
         let _ = self.commands.send(Command::Stop);
         let Some(thread) = self.thread.lock().take() else { return };
+        if self.gate.health().is_err() && self.pulse.busy_since_ns.load(Ordering::Relaxed) > 0 {
+            tracing::error!("the engine thread hangs in a step and is left behind");
+            return;
+        }
         // A sink may own the last handle: then this is the engine thread, which cannot wait for itself.
         if thread.thread().id() != thread::current().id() && thread.join().is_err() {
             tracing::error!("the engine thread ended with a panic");
@@ -164,6 +204,7 @@ struct EngineLoop {
     core: EngineCore,
     inbox: Receiver<Command>,
     origin: Instant,
+    pulse: Arc<Pulse>,
     idle_waiters: Vec<Sender<()>>,
 }
 
@@ -171,8 +212,11 @@ impl EngineLoop {
     /// Works while there is work, else sleeps until a command comes.
     fn run(mut self) {
         while self.take_commands() {
+            let now_ns = now_ns(self.origin);
+            self.pulse.busy_since_ns.store(now_ns, Ordering::Relaxed);
             // A failure has answered everybody and is in `health`; the loop goes on to refuse what comes.
-            let _ = self.core.step(now_ns(self.origin));
+            let _ = self.core.step(now_ns);
+            self.pulse.busy_since_ns.store(0, Ordering::Relaxed);
         }
         self.core.abort(&Error::unavailable("the engine was shut down before the request ended"));
     }
@@ -200,6 +244,48 @@ impl EngineLoop {
                 Some(Command::Abort(error)) => self.core.abort(&error),
             }
         }
+    }
+}
+
+/// Notices that a step does not end. The engine thread cannot say so itself: it is the one that hangs. So the watchdog
+/// closes the gate and answers every sink in its place; whatever the engine thread says later is not heard any more.
+struct Watchdog {
+    gate: Arc<Gate>,
+    ledger: Arc<Ledger>,
+    board: Arc<Mutex<EngineStats>>,
+    pulse: Arc<Pulse>,
+    origin: Instant,
+    timeout: Duration,
+}
+
+impl Watchdog {
+    /// Watches until the returned sender is dropped.
+    fn start(self) -> Result<Sender<()>> {
+        let (leash, released) = channel();
+        thread::Builder::new()
+            .name("engine-watchdog".into())
+            .spawn(move || self.watch(&released))
+            .map_err(|error| Error::internal(format!("cannot start the watchdog thread: {error}")))?;
+        Ok(leash)
+    }
+
+    fn watch(&self, released: &Receiver<()>) {
+        let period = (self.timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
+        while released.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+            let busy_since_ns = self.pulse.busy_since_ns.load(Ordering::Relaxed);
+            let busy = Duration::from_nanos(now_ns(self.origin).saturating_sub(busy_since_ns));
+            if busy_since_ns > 0 && busy > self.timeout {
+                self.bark();
+                return;
+            }
+        }
+    }
+
+    fn bark(&self) {
+        let reason = format!("no step was completed for {:?} while there was work", self.timeout);
+        tracing::error!(state = ?*self.board.lock(), "{reason}: the engine is off");
+        self.gate.fail(Error::unavailable(format!("the engine has failed: {reason}")));
+        self.ledger.answer_all(&reason);
     }
 }
 

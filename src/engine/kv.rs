@@ -1,7 +1,11 @@
 //! KV memory as sequences see it: blocks with content that outlives its sequence.
 
-use super::blocks::KvBlocks;
-use super::prefix::PrefixCache;
+use std::collections::BTreeSet;
+
+use super::blocks::{KvBlocks, Worth};
+use super::events::{EventDiff, KvEventData, KvEvents, StoredBlock, UniqueToken};
+use super::prefix::{Content, PrefixCache, Space};
+use super::request::{DEFAULT_RETENTION_PRIORITY, Keep};
 use crate::ids::{BlockId, TokenId};
 use crate::step::BlockCopy;
 
@@ -10,13 +14,22 @@ use crate::step::BlockCopy;
 pub(super) struct PrefixMatch {
     /// Whole blocks, used as they are.
     pub full: Vec<BlockId>,
-    /// A block whose first slots are used through a copy, and how many.
-    pub partial: Option<(BlockId, usize)>,
+    /// A block of which the first slots are used.
+    pub partial: Option<PartialMatch>,
+}
+
+/// The first slots of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PartialMatch {
+    pub block: BlockId,
+    pub num_slots: usize,
+    /// The sequence goes on writing into this very block, which nobody uses; else into a copy.
+    pub take_over: bool,
 }
 
 impl PrefixMatch {
     pub fn num_tokens(&self, block_size: usize) -> usize {
-        self.full.len() * block_size + self.partial.map_or(0, |(_, slots)| slots)
+        self.full.len() * block_size + self.partial.map_or(0, |partial| partial.num_slots)
     }
 }
 
@@ -37,6 +50,22 @@ pub(super) struct Admitted {
     pub new_blocks: usize,
 }
 
+/// Where a block stands in the tree, and how long it is kept there.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub parent: Option<BlockId>,
+    pub space: Space,
+    pub keep: Keep,
+}
+
+/// How long a block keeps its priority once nobody uses it; 0: for ever.
+#[derive(Clone, Copy, Default)]
+struct Timer {
+    duration_ns: u64,
+    /// 0: does not run.
+    expiry_ns: u64,
+}
+
 /// Blocks and the prefix cache over them.
 pub(super) struct KvCache {
     blocks: KvBlocks,
@@ -44,19 +73,37 @@ pub(super) struct KvCache {
     block_size: usize,
     reuse: bool,
     reused_blocks: u64,
+    evicted_blocks: u64,
     /// Sources of copies in the plan that is being made: not to be overwritten by the same plan.
     pinned: Vec<BlockId>,
+    now_ns: u64,
+    timers: Vec<Timer>,
+    /// Free blocks that return to the default priority, and when.
+    expiring: BTreeSet<(u64, BlockId)>,
+    events: Option<KvEvents>,
+    /// Empty between calls.
+    removed: Vec<BlockId>,
 }
 
 impl KvCache {
-    pub fn new(num_blocks: usize, block_size: usize, reuse: bool) -> Self {
+    /// `events`: who hears of changes.
+    pub fn new(num_blocks: usize, block_size: usize, reuse: bool, events: Option<KvEvents>) -> Self {
+        if let Some(events) = &events {
+            events.push(KvEventData::Created { num_blocks_per_cache_level: vec![num_blocks] });
+        }
         Self {
             blocks: KvBlocks::new(num_blocks),
-            prefix: PrefixCache::new(num_blocks),
+            prefix: PrefixCache::new(num_blocks, block_size),
             block_size,
             reuse,
             reused_blocks: 0,
+            evicted_blocks: 0,
             pinned: Vec::new(),
+            now_ns: 0,
+            timers: vec![Timer::default(); num_blocks],
+            expiring: BTreeSet::new(),
+            events,
+            removed: Vec::new(),
         }
     }
 
@@ -72,51 +119,91 @@ impl KvCache {
         self.blocks.free()
     }
 
+    /// Blocks with reusable content, used ones included.
+    pub fn cached_blocks(&self) -> usize {
+        self.prefix.len()
+    }
+
     pub fn reused_blocks(&self) -> u64 {
         self.reused_blocks
     }
 
+    /// Blocks whose reusable content was given up for other content.
+    pub fn evicted_blocks(&self) -> u64 {
+        self.evicted_blocks
+    }
+
+    pub fn is_cached(&self, block: BlockId) -> bool {
+        self.prefix.contains(block)
+    }
+
+    /// Passes time: priorities whose duration is over become the default.
+    pub fn set_time(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        while let Some(&(expiry_ns, block)) = self.expiring.first()
+            && expiry_ns <= now_ns
+        {
+            self.expiring.pop_first();
+            self.timers[block.0 as usize] = Timer::default();
+            self.set_priority(block, DEFAULT_RETENTION_PRIORITY);
+        }
+    }
+
     /// The cached beginning of `tokens`, the last of which is always left to compute.
-    pub fn find(&self, tokens: &[TokenId], salt: u64) -> PrefixMatch {
+    pub fn find(&self, tokens: &[TokenId], extra_ids: &[u64], space: Space) -> PrefixMatch {
         let mut found = PrefixMatch::default();
         if !self.reuse {
             return found;
         }
-        let mut rest = &tokens[..tokens.len() - 1];
-        while rest.len() >= self.block_size {
-            let Some(block) = self.prefix.child(found.full.last().copied(), salt, &rest[..self.block_size]) else {
-                break;
-            };
+        let (mut at, end) = (0, tokens.len() - 1);
+        let mut parent = None;
+        while at + self.block_size <= end {
+            let content = Content::of(tokens, extra_ids, at, at + self.block_size);
+            let Some(block) = self.prefix.child(parent, space, &content) else { break };
             found.full.push(block);
-            rest = &rest[self.block_size..];
+            parent = Some(block);
+            at += self.block_size;
         }
-        let next = &rest[..rest.len().min(self.block_size)];
-        found.partial = self.prefix.closest_child(found.full.last().copied(), salt, next);
+        let rest = Content::of(tokens, extra_ids, at, end.min(at + self.block_size));
+        found.partial = self.prefix.closest_child(parent, space, &rest).map(|(block, num_slots)| {
+            let loses_nothing = num_slots == self.prefix.content(block).tokens.len();
+            PartialMatch { block, num_slots, take_over: loses_nothing && self.may_take_over(block) }
+        });
         found
+    }
+
+    /// The match with as little memory as possible: a partly used block is taken over, or not used.
+    pub fn economize(&self, found: &mut PrefixMatch) {
+        let may_take_over = |partial: &PartialMatch| self.may_take_over(partial.block);
+        found.partial = found.partial.filter(may_take_over).map(|partial| PartialMatch { take_over: true, ..partial });
     }
 
     /// Free blocks that a sequence of `total` blocks takes, now or later, when it starts with `found`.
     pub fn cost(&self, found: &PrefixMatch, total: usize) -> usize {
         let is_free = |block: &BlockId| self.blocks.is_free(*block);
-        let pinned = found.partial.iter().filter(|(block, _)| is_free(block)).count();
+        let pinned = found.partial.iter().filter(|partial| !partial.take_over && is_free(&partial.block)).count();
         total - found.full.len() + found.full.iter().filter(|block| is_free(block)).count() + pinned
     }
 
     /// Takes the matched blocks, and a block to copy the partial one to. `None` when there is none: nothing is taken.
     pub fn reserve(&mut self, found: &PrefixMatch) -> Option<Reservation> {
-        found.full.iter().for_each(|&block| self.blocks.retain(block));
+        found.full.iter().for_each(|&block| self.retain(block));
         let mut reservation = Reservation { table: found.full.clone(), copy: None, new_blocks: 0 };
-        if let Some((from, num_tokens)) = found.partial {
-            self.blocks.retain(from);
-            self.pinned.push(from);
-            let Some((to, fresh)) = self.take() else {
-                self.cancel(reservation);
-                return None;
-            };
-            reservation.table.push(to);
-            reservation.copy = Some(BlockCopy { from, to, num_tokens });
-            reservation.new_blocks = usize::from(fresh);
+        let Some(PartialMatch { block, num_slots, take_over }) = found.partial else { return Some(reservation) };
+        self.retain(block);
+        if take_over {
+            self.forget(block);
+            reservation.table.push(block);
+            return Some(reservation);
         }
+        self.pinned.push(block);
+        let Some((to, fresh)) = self.take() else {
+            self.cancel(reservation);
+            return None;
+        };
+        reservation.table.push(to);
+        reservation.copy = Some(BlockCopy { from: block, to, num_tokens: num_slots });
+        reservation.new_blocks = usize::from(fresh);
         Some(reservation)
     }
 
@@ -132,40 +219,57 @@ impl KvCache {
 
     /// Call when the plan is complete: later plans may overwrite what this one copies from.
     pub fn unpin(&mut self) {
-        for block in std::mem::take(&mut self.pinned) {
-            self.blocks.release(block, self.prefix.contains(block));
+        while let Some(block) = self.pinned.pop() {
+            self.put_back(block);
         }
     }
 
     /// A block, and whether no reusable content was lost for it.
     pub fn take(&mut self) -> Option<(BlockId, bool)> {
         let block = self.blocks.take()?;
-        let removed = self.prefix.remove(block);
-        removed.iter().filter(|&&other| other != block).for_each(|&other| self.blocks.demote(other));
-        Some((block, removed.is_empty()))
+        if !self.prefix.contains(block) {
+            return Some((block, true));
+        }
+        self.end_expiry(block);
+        self.evicted_blocks += 1;
+        self.forget(block);
+        Some((block, false))
     }
 
     /// Gives a table back. Cached blocks keep their content until they are taken again.
     pub fn release(&mut self, table: &[BlockId]) {
-        for &block in table.iter().rev() {
-            self.blocks.release(block, self.prefix.contains(block));
-        }
+        table.iter().rev().for_each(|&block| self.put_back(block));
     }
 
-    /// Makes the content of `block` reusable; false when it cannot be, and then nothing behind it can.
-    pub fn insert(&mut self, parent: Option<BlockId>, salt: u64, tokens: &[TokenId], block: BlockId) -> bool {
-        self.reuse && self.prefix.insert(parent, salt, tokens, block)
+    /// Makes the content of a full `block` reusable; false when it cannot be, and then nothing behind it can.
+    pub fn insert(&mut self, place: Place, content: &Content<'_>, block: BlockId) -> bool {
+        if !self.reuse || self.prefix.contains(block) {
+            return self.reuse;
+        }
+        let is_new = self.declare(place, content, block);
+        if is_new {
+            self.report_stored(block);
+        }
+        is_new
     }
 
     /// Makes the first slots of a block that is about to be released reusable, unless another block has them.
-    pub fn insert_tail(&mut self, parent: Option<BlockId>, salt: u64, tokens: &[TokenId], block: BlockId) {
-        let known = self.prefix.closest_child(parent, salt, tokens).is_some_and(|(_, shared)| shared == tokens.len());
-        if self.reuse && !known {
-            self.prefix.insert(parent, salt, tokens, block);
+    pub fn insert_tail(&mut self, place: Place, content: &Content<'_>, block: BlockId) {
+        let closest = self.prefix.closest_child(place.parent, place.space, content);
+        let known = closest.is_some_and(|(_, shared)| shared == content.tokens.len());
+        if self.reuse && !known && !self.blocks.is_shared(block) {
+            self.declare(place, content, block);
         }
     }
 
-    /// References equal `tables`, the free list equals the rest, the tree is sound, and used blocks have used parents.
+    /// Gives a cached block that is in use another priority.
+    pub fn keep(&mut self, block: BlockId, keep: Keep) {
+        self.timers[block.0 as usize].duration_ns = keep.duration_ns.unwrap_or(0);
+        self.set_priority(block, keep.priority);
+    }
+
+    /// References equal `tables`, the free lists equal the rest, the tree is sound, used blocks have used parents, and
+    /// no block is handed out before the ones behind it.
     pub fn check<'a>(&self, tables: impl Iterator<Item = &'a [BlockId]>) -> Result<(), String> {
         let mut refs = vec![0; self.blocks.len()];
         for table in tables {
@@ -178,6 +282,149 @@ impl KvCache {
         }
         self.pinned.iter().for_each(|block| refs[block.0 as usize] += 1);
         self.blocks.check(&refs)?;
-        self.prefix.check()
+        self.prefix.check()?;
+        self.check_order()
+    }
+
+    fn check_order(&self) -> Result<(), String> {
+        let mut is_left = vec![true; self.blocks.len()];
+        for block in self.blocks.order() {
+            let is_cached = self.prefix.contains(block);
+            let worth = if is_cached { Worth::of(self.prefix.value(block)) } else { Worth::NOTHING };
+            if self.blocks.worth(block) != Some(worth) {
+                return Err(format!("block {block} is worth {worth:?}, but listed as {:?}", self.blocks.worth(block)));
+            }
+            let parent = if is_cached { self.prefix.parent(block) } else { None };
+            if parent.is_some_and(|parent| !is_left[parent.0 as usize]) {
+                return Err(format!("the parent of block {block} is evicted before it"));
+            }
+            is_left[block.0 as usize] = false;
+        }
+        let timers = self.expiring.iter().filter(|(_, block)| self.blocks.is_free(*block)).count();
+        if timers != self.expiring.len() {
+            return Err("a block in use has a timer".into());
+        }
+        Ok(())
+    }
+
+    fn may_take_over(&self, block: BlockId) -> bool {
+        self.blocks.is_free(block) && self.prefix.is_leaf(block)
+    }
+
+    fn retain(&mut self, block: BlockId) {
+        self.end_expiry(block);
+        self.blocks.retain(block);
+    }
+
+    fn put_back(&mut self, block: BlockId) {
+        if !self.prefix.contains(block) {
+            self.blocks.release(block, Worth::NOTHING);
+            return;
+        }
+        let value = self.prefix.value(block);
+        if !self.blocks.release(block, Worth::of(value)) {
+            return;
+        }
+        let timer = &mut self.timers[block.0 as usize];
+        if timer.duration_ns > 0 {
+            timer.expiry_ns = self.now_ns.saturating_add(timer.duration_ns);
+            self.expiring.insert((timer.expiry_ns, block));
+        }
+    }
+
+    fn end_expiry(&mut self, block: BlockId) {
+        let expiry_ns = std::mem::take(&mut self.timers[block.0 as usize].expiry_ns);
+        if expiry_ns > 0 {
+            self.expiring.remove(&(expiry_ns, block));
+        }
+    }
+
+    fn declare(&mut self, place: Place, content: &Content<'_>, block: BlockId) -> bool {
+        let Place { parent, space, keep } = place;
+        let is_new = self.prefix.insert(parent, space, content, block, keep.priority);
+        if is_new {
+            self.timers[block.0 as usize].duration_ns = keep.duration_ns.unwrap_or(0);
+            self.reorder(block, 0);
+        }
+        is_new
+    }
+
+    /// Takes a block, and all behind it, out of the tree.
+    fn forget(&mut self, block: BlockId) {
+        let (parent, value) = (self.prefix.parent(block), self.prefix.value(block));
+        self.report_removed(block);
+        let mut removed = std::mem::take(&mut self.removed);
+        self.prefix.remove(block, &mut removed);
+        for &other in removed.iter().filter(|&&other| other != block) {
+            self.end_expiry(other);
+            self.blocks.revalue(other, Worth::NOTHING);
+        }
+        removed.clear();
+        self.removed = removed;
+        if let Some(parent) = parent {
+            let before = self.prefix.value(parent);
+            self.prefix.child_changed(parent, value, 0);
+            if self.prefix.value(parent) != before {
+                self.reorder(parent, before);
+            }
+        }
+    }
+
+    fn set_priority(&mut self, block: BlockId, priority: u8) {
+        let (old, before) = (self.prefix.priority(block), self.prefix.value(block));
+        if old == priority {
+            return;
+        }
+        self.prefix.set_priority(block, priority);
+        if let Some(events) = self.events.as_ref().filter(|_| self.is_full(block)) {
+            let diff = EventDiff { new_value: priority.into(), old_value: old.into() };
+            let block_hash = self.prefix.hash(block);
+            events.push(KvEventData::Updated { block_hash, cache_level: None, priority: Some(diff) });
+        }
+        self.reorder(block, before);
+    }
+
+    /// A block that was worth `before` is worth something else: it and its ancestors get the places in the free lists
+    /// that this leads to, children before parents.
+    fn reorder(&mut self, block: BlockId, before: u8) {
+        let (mut at, mut before) = (block, before);
+        loop {
+            let value = self.prefix.value(at);
+            self.blocks.revalue(at, Worth::of(value));
+            let Some(parent) = self.prefix.parent(at) else { return };
+            let parent_before = self.prefix.value(parent);
+            self.prefix.child_changed(parent, before, value);
+            let worth = self.blocks.worth(at);
+            let must_follow = worth.is_some() && worth == self.blocks.worth(parent);
+            if self.prefix.value(parent) == parent_before && !must_follow {
+                return;
+            }
+            (at, before) = (parent, parent_before);
+        }
+    }
+
+    fn is_full(&self, block: BlockId) -> bool {
+        self.prefix.content(block).tokens.len() == self.block_size
+    }
+
+    fn report_stored(&self, block: BlockId) {
+        let Some(events) = &self.events else { return };
+        let content = self.prefix.content(block);
+        let extra_id = |at: usize| content.extra_ids.get(at).copied().unwrap_or(0);
+        let unique = |(at, &token_id): (usize, &TokenId)| UniqueToken { token_id, token_extra_id: extra_id(at) };
+        let stored = StoredBlock {
+            block_hash: self.prefix.hash(block),
+            tokens: content.tokens.iter().enumerate().map(unique).collect(),
+            lora_id: self.prefix.space(block).lora_id,
+            cache_level: 0,
+            priority: self.prefix.priority(block).into(),
+        };
+        events.stored(self.prefix.parent(block).map(|parent| self.prefix.hash(parent)), stored);
+    }
+
+    fn report_removed(&self, block: BlockId) {
+        if let Some(events) = self.events.as_ref().filter(|_| self.is_full(block)) {
+            events.push(KvEventData::Removed { block_hashes: vec![self.prefix.hash(block)] });
+        }
     }
 }

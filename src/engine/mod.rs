@@ -1,21 +1,30 @@
 //! The engine: which sequences run in which step, with which memory, and who is told what.
 
+pub mod bench;
 mod blocks;
 mod config;
 mod core;
+mod events;
 pub mod fake;
+mod forecast;
 mod gate;
 mod handle;
 mod kv;
 mod policy;
 mod prefix;
+mod queue;
 mod request;
 mod scheduler;
 mod sequence;
+mod sink;
 mod stats;
 
 pub use config::{EngineConfig, SchedulerPolicy};
 pub use core::{EngineCore, IterationHook, Progress};
+pub use events::{EventDiff, KvEvent, KvEventBatch, KvEventData, StoredBlock, UniqueToken};
 pub use handle::Engine;
-pub use request::{Delta, Finish, FinishReason, Request, RequestSink, RequestStats};
+pub use request::{
+    DEFAULT_RETENTION_PRIORITY, Delta, Finish, FinishReason, Keep, Request, RequestSink, RequestStats, Retention,
+    RetentionRange, Tenant,
+};
 pub use stats::{EngineStats, EngineTotals, IterationStats, KvStats};

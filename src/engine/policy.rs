@@ -1,6 +1,8 @@
 //! Who may start, and with how much memory set aside.
 
 use super::config::SchedulerPolicy;
+use super::forecast::Forecast;
+use super::request::FinishReason;
 use super::sequence::Sequence;
 
 /// Blocks that a starting sequence is promised.
@@ -12,6 +14,17 @@ pub(super) enum Promise {
     PresentTokens,
 }
 
+/// Who asks to start, and into what.
+pub(super) struct Candidate<'a> {
+    pub sequence: &'a Sequence,
+    /// Free blocks that it takes at once.
+    pub cost_blocks: usize,
+    /// Blocks that are in use or promised.
+    pub used_blocks: usize,
+    pub num_blocks: usize,
+    pub block_size: usize,
+}
+
 /// Decides on admission; one object for each [`SchedulerPolicy`].
 pub(super) trait CapacityPolicy: Send {
     /// Whether another sequence may start while `running` runs.
@@ -20,6 +33,14 @@ pub(super) trait CapacityPolicy: Send {
     }
 
     fn promise(&self, candidate: &Sequence) -> Promise;
+
+    /// Whether the candidate can be expected to end without anybody having to give way. Asked when it fits now.
+    fn foresees_room(&mut self, _: &Candidate<'_>, _running: &mut dyn Iterator<Item = &Sequence>) -> bool {
+        true
+    }
+
+    /// A sequence has ended after so many generated tokens.
+    fn observe_end(&mut self, _generated_tokens: usize, _reason: FinishReason) {}
 
     /// Whether a sequence may wait for another one to finish computing the blocks that both begin with.
     fn may_postpone(&self) -> bool {
@@ -30,6 +51,7 @@ pub(super) trait CapacityPolicy: Send {
 pub(super) fn capacity_policy(policy: SchedulerPolicy) -> Box<dyn CapacityPolicy> {
     match policy {
         SchedulerPolicy::GuaranteedNoEvict => Box::new(GuaranteedNoEvict),
+        SchedulerPolicy::Balanced => Box::new(Balanced::default()),
         SchedulerPolicy::MaxUtilization => Box::new(MaxUtilization),
         SchedulerPolicy::StaticBatch => Box::new(StaticBatch),
     }
@@ -51,6 +73,26 @@ struct MaxUtilization;
 impl CapacityPolicy for MaxUtilization {
     fn promise(&self, candidate: &Sequence) -> Promise {
         if candidate.stats.preemptions < MAX_PREEMPTIONS { Promise::PresentTokens } else { Promise::WholeLength }
+    }
+}
+
+/// Admits as if each sequence became as long as those that ended lately; when that was wrong, as [`MaxUtilization`].
+#[derive(Default)]
+struct Balanced(Forecast);
+
+impl CapacityPolicy for Balanced {
+    fn promise(&self, candidate: &Sequence) -> Promise {
+        MaxUtilization.promise(candidate)
+    }
+
+    fn foresees_room(&mut self, candidate: &Candidate<'_>, running: &mut dyn Iterator<Item = &Sequence>) -> bool {
+        self.0.foresees_room(candidate, running)
+    }
+
+    fn observe_end(&mut self, generated_tokens: usize, reason: FinishReason) {
+        if matches!(reason, FinishReason::EndId | FinishReason::StopWords | FinishReason::Length) {
+            self.0.observe(generated_tokens);
+        }
     }
 }
 

@@ -20,11 +20,101 @@ pub struct Request {
     pub deadline_ns: Option<u64>,
     /// Requests share KV blocks only with requests of the same salt. 0 is the default.
     pub cache_salt: u64,
+    /// Adapter that computes the request; KV blocks are shared only within one.
+    pub lora_id: Option<u64>,
+    /// Empty, or one value for each prompt token: what tells equal tokens with different embeddings apart, 0 for others.
+    pub extra_ids: Vec<u64>,
+    /// How long its KV blocks are kept; `None`: as the blocks of others.
+    pub retention: Option<Retention>,
+    /// Independent answers to the prompt, at least 1: sequence `k` is sampled with the seed plus `k`.
+    pub num_sequences: usize,
+    /// On whose behalf; requests that name nobody are one tenant of weight 1.
+    pub tenant: Tenant,
 }
 
-/// Where a request's tokens go. Called on the engine thread: it must not block.
+/// Tenants share the engine by weight when it is busy; priorities order the requests of one tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    pub id: u64,
+    /// At least 1: a tenant of weight 2 gets twice the tokens of a tenant of weight 1.
+    pub weight: u32,
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self { id: 0, weight: 1 }
+    }
+}
+
+impl Default for Request {
+    /// No prompt and no tokens to generate: both must be given.
+    fn default() -> Self {
+        Self {
+            prompt: Vec::new(),
+            sampling: SamplingParams::default(),
+            stop: StopCriteria::default(),
+            priority: 0,
+            deadline_ns: None,
+            cache_salt: 0,
+            lora_id: None,
+            extra_ids: Vec::new(),
+            retention: None,
+            num_sequences: 1,
+            tenant: Tenant::default(),
+        }
+    }
+}
+
+/// Retention priority of blocks that nobody said anything about.
+pub const DEFAULT_RETENTION_PRIORITY: u8 = 35;
+
+/// How eagerly a KV block is kept once nobody uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// 0 to 100: blocks of lower priority are given up first.
+    pub priority: u8,
+    /// Counted from when nobody uses the block any more; then the priority becomes the default. `None`: for ever.
+    pub duration_ns: Option<u64>,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { priority: DEFAULT_RETENTION_PRIORITY, duration_ns: None }
+    }
+}
+
+/// How the KV blocks of a request are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// For blocks whose first token is a prompt token of the range; the first range that fits counts.
+    pub ranges: Vec<RetentionRange>,
+    /// For blocks that begin with a generated token.
+    pub decode: Keep,
+}
+
+/// Prompt tokens `start..end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetentionRange {
+    pub start: usize,
+    /// `None`: to the end of the prompt.
+    pub end: Option<usize>,
+    pub keep: Keep,
+}
+
+impl Retention {
+    /// For the block that begins with token `at` of a sequence with `prompt_len` prompt tokens.
+    pub fn keep(&self, at: usize, prompt_len: usize) -> Keep {
+        if at >= prompt_len {
+            return self.decode;
+        }
+        let fits = |range: &&RetentionRange| range.start <= at && range.end.is_none_or(|end| at < end);
+        self.ranges.iter().find(fits).map_or(Keep::default(), |range| range.keep)
+    }
+}
+
+/// Where a request's tokens go. Called on the engine thread (or on its watchdog's): it must not block.
 pub trait RequestSink: Send {
-    /// New tokens, or the end, or both. Exactly one delta carries `finish`; it is the last.
+    /// New tokens, or the end, or both. For each sequence exactly one delta carries `finish`; it is its last.
     fn delta(&mut self, delta: Delta);
 
     /// Whether the client went away; asked once a step while the request waits or runs.
@@ -36,6 +126,8 @@ pub trait RequestSink: Send {
 /// What one step added to a request.
 #[derive(Clone, Debug, Default)]
 pub struct Delta {
+    /// Which of the request's sequences, from 0.
+    pub sequence_index: usize,
     pub tokens: Vec<TokenId>,
     /// One for each token when the request asked for log-probabilities, else empty.
     pub log_probs: Vec<TokenLogProb>,
@@ -44,7 +136,7 @@ pub struct Delta {
     pub finish: Option<Finish>,
 }
 
-/// The end of a request.
+/// The end of a sequence.
 #[derive(Clone, Debug)]
 pub struct Finish {
     pub reason: FinishReason,
@@ -52,7 +144,7 @@ pub struct Finish {
     pub error: Option<Error>,
 }
 
-/// Why a request ended.
+/// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
     EndId,
@@ -63,7 +155,7 @@ pub enum FinishReason {
     Error,
 }
 
-/// What one request cost. Times are monotonic nanoseconds, 0 where the event did not happen.
+/// What one sequence cost. Times are monotonic nanoseconds, 0 where the event did not happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestStats {
     pub arrival_ns: u64,

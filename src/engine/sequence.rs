@@ -1,15 +1,35 @@
 //! One sequence: its tokens, how many of them are computed, and the blocks that hold them.
 
-use super::request::{Finish, FinishReason, Request, RequestStats};
-use crate::decode::StopVerdict;
+use std::sync::Arc;
+
+use super::prefix::{Content, Space};
+use super::request::{Finish, FinishReason, Keep, Request, RequestStats};
+use crate::decode::{SamplingParams, StopVerdict};
 use crate::ids::{BlockId, SeqId, TokenId};
-use crate::step::{SampledRow, TokenLogProb};
+use crate::step::SampledRow;
+
+/// Where a sequence is kept: found without a search, and known to be the one that was meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SeqRef {
+    pub id: SeqId,
+    pub slot: u32,
+}
+
+/// Who hears of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    pub client: u32,
+    /// Among the sequences of the request.
+    pub index: u32,
+}
 
 /// What one step did to one sequence.
 pub(super) struct SeqDelta {
-    pub seq: SeqId,
-    pub tokens: Vec<TokenId>,
-    pub log_probs: Vec<TokenLogProb>,
+    pub address: Address,
+    /// Row of the step's output.
+    pub row: usize,
+    /// Tokens of the row that are output.
+    pub accepted: usize,
     pub stats: RequestStats,
     pub finish: Option<Finish>,
 }
@@ -22,11 +42,19 @@ pub(super) enum Status {
     Running,
 }
 
+/// A running sequence that computes the block that another one waits for.
+#[derive(Clone, Copy)]
+pub(super) struct Forerunner {
+    pub seq: SeqRef,
+    pub life: usize,
+    /// Cached blocks of the forerunner that are of no help yet.
+    pub cached_blocks: usize,
+}
+
 /// A sequence catches `num_computed` up with `num_tokens()`: prefill, decode, recomputation are this one rule.
 pub(super) struct Sequence {
-    pub id: SeqId,
-    pub request: Request,
     pub status: Status,
+    pub request: Arc<Request>,
     /// Prompt and generated tokens that the engine has read.
     pub tokens: Vec<TokenId>,
     /// Tokens sampled by steps that are in flight; the runner knows them.
@@ -40,24 +68,39 @@ pub(super) struct Sequence {
     pub sent_blocks: usize,
     /// Leading blocks of the table that are in the prefix cache.
     pub cached_blocks: usize,
-    /// False once a block's content turned out to be cached in another block.
-    pub cacheable: bool,
     /// Blocks that are set aside for the sequence, those in the table included.
     pub reserved_blocks: usize,
+    /// Blocks of the table that came from others at the last start.
+    pub found_blocks: usize,
     /// Counts preemptions: tells the chunks of an earlier life from those of the present one.
     pub life: usize,
+    /// The plan with the latest chunk, and where that chunk starts.
+    pub last_chunk: (u64, usize),
+    pub stats: RequestStats,
+    pub id: SeqId,
+    pub address: Address,
+    pub tenant: u32,
+    /// The sequence of the same request whose prompt blocks are shared.
+    pub leader: Option<SeqRef>,
+    /// Whom the sequence waits for before it starts.
+    pub forerunner: Option<Forerunner>,
+    /// False once a block's content turned out to be cached in another block.
+    pub cacheable: bool,
     /// Whether the runner knows the sequence.
     pub introduced: bool,
-    pub stats: RequestStats,
 }
 
 impl Sequence {
-    pub fn new(id: SeqId, request: Request, arrival_ns: u64) -> Self {
+    pub fn new(id: SeqId, request: Arc<Request>, address: Address, arrival_ns: u64) -> Self {
         let stats = RequestStats { arrival_ns, prompt_tokens: request.prompt.len(), ..RequestStats::default() };
         Self {
             id,
+            address,
             tokens: request.prompt.clone(),
             request,
+            tenant: 0,
+            leader: None,
+            forerunner: None,
             status: Status::Waiting,
             in_flight_tokens: 0,
             num_computed: 0,
@@ -67,7 +110,9 @@ impl Sequence {
             cached_blocks: 0,
             cacheable: true,
             reserved_blocks: 0,
+            found_blocks: 0,
             life: 0,
+            last_chunk: (0, 0),
             introduced: false,
             stats,
         }
@@ -85,24 +130,49 @@ impl Sequence {
         &self.tokens[self.prompt_len()..]
     }
 
+    /// Tokens that may still be generated.
+    pub fn open_tokens(&self) -> usize {
+        self.request.stop.max_tokens - (self.num_tokens() - self.prompt_len())
+    }
+
     /// Tokens to compute. The last token that was asked for is returned, not computed.
     pub fn remaining(&self) -> usize {
-        if self.num_tokens() - self.prompt_len() >= self.request.stop.max_tokens {
+        if self.open_tokens() == 0 {
             return 0;
         }
         self.num_tokens() - self.num_computed
     }
 
-    /// Appends the tokens of a row, up to the one that ends the self.
-    pub fn accept(&mut self, row: &SampledRow, now_ns: u64) -> SeqDelta {
+    /// Slots written by the plans before `step`.
+    pub fn computed_before(&self, step: u64) -> usize {
+        if self.last_chunk.0 == step { self.last_chunk.1 } else { self.num_computed }
+    }
+
+    pub fn space(&self) -> Space {
+        Space { salt: self.request.cache_salt, lora_id: self.request.lora_id }
+    }
+
+    /// What the slots `from..to` hold.
+    pub fn content(&self, from: usize, to: usize) -> Content<'_> {
+        Content::of(&self.tokens, &self.request.extra_ids, from, to)
+    }
+
+    /// How the block is kept that begins with token `at`.
+    pub fn keep(&self, at: usize) -> Keep {
+        let retention = self.request.retention.as_ref();
+        retention.map_or(Keep::default(), |retention| retention.keep(at, self.prompt_len()))
+    }
+
+    /// Each sequence of a request has a random stream of its own.
+    pub fn sampling(&self) -> SamplingParams {
+        let seed = self.request.sampling.seed.wrapping_add(u64::from(self.address.index));
+        SamplingParams { seed, ..self.request.sampling.clone() }
+    }
+
+    /// Appends the tokens of a row, up to the one that ends the sequence.
+    pub fn accept(&mut self, number: usize, row: &SampledRow, now_ns: u64) -> SeqDelta {
         self.in_flight_tokens -= 1;
-        let mut delta = SeqDelta {
-            seq: self.id,
-            tokens: Vec::with_capacity(row.tokens.len()),
-            log_probs: Vec::new(),
-            stats: self.stats,
-            finish: None,
-        };
+        let (mut accepted, mut finish) = (0, None);
         for token in &row.tokens {
             let verdict = self.request.stop.judge(self.generated(), token.id);
             let reason = match verdict {
@@ -111,25 +181,84 @@ impl Sequence {
                 StopVerdict::StopWord => Some(FinishReason::StopWords),
                 StopVerdict::Length => Some(FinishReason::Length),
             };
-            delta.finish = reason.map(|reason| Finish { reason, error: None });
+            finish = reason.map(|reason| Finish { reason, error: None });
             if self.stats.first_token_ns == 0 {
                 self.stats.first_token_ns = now_ns;
             }
             if verdict != StopVerdict::EndId {
                 self.tokens.push(token.id);
                 self.stats.generated_tokens += 1;
-                delta.tokens.push(token.id);
-                delta.log_probs.extend(token.log_prob);
+                accepted += 1;
             }
-            if delta.finish.is_some() {
+            if finish.is_some() {
                 self.stats.last_token_ns = now_ns;
                 break;
             }
         }
         if let Some(error) = &row.error {
-            delta.finish = Some(Finish { reason: FinishReason::Error, error: Some(error.clone()) });
+            finish = Some(Finish { reason: FinishReason::Error, error: Some(error.clone()) });
         }
-        delta.stats = self.stats;
-        delta
+        SeqDelta { address: self.address, row: number, accepted, stats: self.stats, finish }
+    }
+}
+
+/// All sequences, each in a slot that it keeps.
+#[derive(Default)]
+pub(super) struct Slots {
+    slots: Vec<Option<Sequence>>,
+    free: Vec<u32>,
+}
+
+impl Slots {
+    pub fn insert(&mut self, sequence: Sequence) -> SeqRef {
+        let id = sequence.id;
+        let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
+        if slot as usize == self.slots.len() {
+            self.slots.push(None);
+        }
+        self.slots[slot as usize] = Some(sequence);
+        SeqRef { id, slot }
+    }
+
+    pub fn remove(&mut self, seq: SeqRef) -> Option<Sequence> {
+        self.find(seq)?;
+        self.free.push(seq.slot);
+        self.slots[seq.slot as usize].take()
+    }
+
+    pub fn find(&self, seq: SeqRef) -> Option<&Sequence> {
+        self.slots.get(seq.slot as usize)?.as_ref().filter(|sequence| sequence.id == seq.id)
+    }
+
+    pub fn find_mut(&mut self, seq: SeqRef) -> Option<&mut Sequence> {
+        self.slots.get_mut(seq.slot as usize)?.as_mut().filter(|sequence| sequence.id == seq.id)
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (SeqRef, &Sequence)> {
+        let place = |(slot, sequence): (usize, &Option<Sequence>)| SeqRef {
+            id: sequence.as_ref().map_or(SeqId(0), |sequence| sequence.id),
+            slot: slot as u32,
+        };
+        let all = self.slots.iter().enumerate();
+        all.filter_map(move |entry| Some((place(entry), entry.1.as_ref()?)))
+    }
+}
+
+/// For sequences that are known to live.
+impl std::ops::Index<SeqRef> for Slots {
+    type Output = Sequence;
+
+    fn index(&self, seq: SeqRef) -> &Sequence {
+        self.find(seq).unwrap_or_else(|| unreachable!("sequence {} has ended", seq.id))
+    }
+}
+
+impl std::ops::IndexMut<SeqRef> for Slots {
+    fn index_mut(&mut self, seq: SeqRef) -> &mut Sequence {
+        self.find_mut(seq).unwrap_or_else(|| unreachable!("sequence {} has ended", seq.id))
     }
 }

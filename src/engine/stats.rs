@@ -13,6 +13,10 @@ pub struct KvStats {
     pub tokens_per_block: usize,
     /// Blocks found in the prefix cache since start.
     pub reused_blocks: u64,
+    /// Blocks with reusable content, used ones included.
+    pub cached_blocks: usize,
+    /// Blocks whose reusable content was given up for other content, since start.
+    pub evicted_blocks: u64,
 }
 
 impl KvStats {
@@ -61,12 +65,14 @@ pub struct EngineTotals {
     pub requests_cancelled: u64,
     pub requests_timed_out: u64,
     pub requests_failed: u64,
-    /// Of accepted requests.
+    /// Of accepted requests, once for each return sequence.
     pub prompt_tokens: u64,
     pub generated_tokens: u64,
     /// Prompt tokens that the prefix cache made unnecessary to compute.
     pub cached_tokens: u64,
     pub preemptions: u64,
+    /// Checks that found an invariant broken when the engine went idle: a leak, which is a bug. 0 for ever.
+    pub failed_checks: u64,
 }
 
 /// A snapshot: cheap to take, never waits for a step.
@@ -74,4 +80,9 @@ pub struct EngineTotals {
 pub struct EngineStats {
     pub last_iteration: IterationStats,
     pub totals: EngineTotals,
+    /// Steps that were launched and not collected when the record was made.
+    pub steps_in_flight: usize,
+    /// Since when the engine works on the present step, by the engine's clock; 0: it has nothing to do. Known to the
+    /// handle only.
+    pub busy_since_ns: u64,
 }

@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex};
 
-use triton_trtllm::decode::{SamplingParams, StopCriteria};
+use triton_trtllm::decode::StopCriteria;
 use triton_trtllm::engine::fake::{FakeExecutor, FakeModel};
 use triton_trtllm::engine::{
     Delta, EngineConfig, EngineCore, Finish, FinishReason, Progress, Request, RequestSink, RequestStats,
@@ -22,6 +22,23 @@ pub struct Record {
     pub finish: Option<Finish>,
     pub stats: RequestStats,
     pub gone: bool,
+    /// Sequences 1 and up of the request; the record itself is sequence 0.
+    pub siblings: Vec<Record>,
+}
+
+impl Record {
+    fn hear(&mut self, delta: Delta) {
+        if self.finish.is_some() {
+            // The engine survives panics of sinks, so a wrong end must be seen in the record.
+            self.deltas = usize::MAX / 2;
+        }
+        self.deltas += 1;
+        self.last_tokens = delta.tokens.len();
+        self.log_probs += delta.log_probs.len();
+        self.tokens.extend(delta.tokens);
+        self.stats = delta.stats;
+        self.finish = delta.finish;
+    }
 }
 
 /// A sink that keeps everything, and fails the test when it hears anything after the end.
@@ -50,6 +67,13 @@ impl Tape {
         self.0.lock().unwrap().stats
     }
 
+    /// Whether all of `count` sequences have ended.
+    pub fn has_ended(&self, count: usize) -> bool {
+        let record = self.0.lock().unwrap();
+        let ended = |record: &Record| record.finish.is_some();
+        ended(&record) && record.siblings.iter().filter(|record| ended(record)).count() == count - 1
+    }
+
     pub fn hang_up(&self) {
         self.0.lock().unwrap().gone = true;
     }
@@ -58,16 +82,15 @@ impl Tape {
 impl RequestSink for Tape {
     fn delta(&mut self, delta: Delta) {
         let mut record = self.0.lock().unwrap();
-        if record.finish.is_some() {
-            // The engine survives panics of sinks, so a wrong end must be seen in the record.
-            record.deltas = usize::MAX / 2;
+        match delta.sequence_index.checked_sub(1) {
+            None => record.hear(delta),
+            Some(at) => {
+                while record.siblings.len() <= at {
+                    record.siblings.push(Record::default());
+                }
+                record.siblings[at].hear(delta);
+            }
         }
-        record.deltas += 1;
-        record.last_tokens = delta.tokens.len();
-        record.log_probs += delta.log_probs.len();
-        record.tokens.extend(delta.tokens);
-        record.stats = delta.stats;
-        record.finish = delta.finish;
     }
 
     fn is_cancelled(&self) -> bool {
@@ -99,11 +122,8 @@ pub fn core(config: EngineConfig, limits: &ExecutorLimits) -> EngineCore {
 pub fn request(prompt: impl IntoIterator<Item = TokenId>, max_tokens: usize) -> Request {
     Request {
         prompt: prompt.into_iter().collect(),
-        sampling: SamplingParams::default(),
         stop: StopCriteria { max_tokens, ..StopCriteria::default() },
-        priority: 0,
-        deadline_ns: None,
-        cache_salt: 0,
+        ..Request::default()
     }
 }
 

@@ -1,14 +1,18 @@
 //! Random operation with a two-token vocabulary and few blocks: whatever happens, everybody ends once, with the tokens
 //! that he would have got alone.
 
+use std::time::Duration;
+
 use triton_trtllm::decode::{SamplingParams, StopCriteria};
 use triton_trtllm::engine::fake::FakeModel;
-use triton_trtllm::engine::{EngineConfig, EngineCore, FinishReason, Progress, Request, SchedulerPolicy};
+use triton_trtllm::engine::{
+    EngineConfig, EngineCore, FinishReason, Keep, Progress, Request, Retention, RetentionRange, SchedulerPolicy, Tenant,
+};
 use triton_trtllm::error::ErrorKind;
 use triton_trtllm::ids::{RequestId, TokenId};
 use triton_trtllm::step::ExecutorLimits;
 
-use crate::common::{Rng, Tape, core, model};
+use crate::common::{Record, Rng, Tape, core, model};
 
 const OPERATIONS_PER_WORLD: usize = 1500;
 
@@ -41,6 +45,7 @@ struct Outcomes {
     refused: usize,
     preemptions: usize,
     cached_tokens: usize,
+    siblings: usize,
 }
 
 fn random_limits(rng: &mut Rng, depth: usize) -> ExecutorLimits {
@@ -55,6 +60,19 @@ fn random_limits(rng: &mut Rng, depth: usize) -> ExecutorLimits {
     }
 }
 
+fn random_retention(rng: &mut Rng) -> Retention {
+    let mut keep = || Keep {
+        priority: [0, 10, 35, 80, 100][rng.below(5)],
+        duration_ns: rng.chance(50).then(|| 1 + rng.below(30) as u64),
+    };
+    let (first, second, decode) = (keep(), keep(), keep());
+    let ranges = vec![
+        RetentionRange { start: 0, end: Some(rng.below(8)), keep: first },
+        RetentionRange { start: rng.below(8), end: None, keep: second },
+    ];
+    Retention { ranges, decode }
+}
+
 impl World {
     fn new(policy: SchedulerPolicy, chunked: bool, depth: usize, seed: u64) -> Self {
         let mut rng = Rng(seed);
@@ -64,6 +82,9 @@ impl World {
             chunked_context: chunked,
             kv_reuse: !rng.chance(15),
             max_queue_requests: rng.chance(20).then_some(3),
+            max_queue_tokens: rng.chance(10).then_some(40),
+            priority_ageing: rng.chance(70).then_some(Duration::from_nanos(5)),
+            kv_event_buffer: if rng.chance(30) { 16 } else { 0 },
             ..EngineConfig::for_limits(&limits)
         };
         Self {
@@ -118,7 +139,8 @@ impl World {
                 self.outcomes.refused += 1;
             }
             Err(error) => {
-                assert!(self.config.max_queue_requests.is_some() && error.kind() == ErrorKind::Unavailable, "{error}");
+                let has_limit = self.config.max_queue_requests.is_some() || self.config.max_queue_tokens.is_some();
+                assert!(has_limit && error.kind() == ErrorKind::Unavailable, "{error}");
                 self.outcomes.refused += 1;
             }
         }
@@ -156,13 +178,19 @@ impl World {
             priority: rng.below(3) as i32 - 1,
             deadline_ns: rng.chance(8).then(|| self.now + 1 + rng.below(20) as u64),
             cache_salt: u64::from(rng.chance(15)),
+            lora_id: rng.chance(15).then_some(1),
+            extra_ids: if rng.chance(10) { (0..len).map(|at| (at % 5 == 2) as u64).collect() } else { vec![] },
+            retention: rng.chance(25).then(|| random_retention(rng)),
+            num_sequences: 1 + if rng.chance(15) { rng.below(self.config.max_batch_size) } else { 0 },
+            tenant: Tenant { id: rng.below(3) as u64, weight: 1 + rng.below(3) as u32 },
         }
     }
 
     /// Looks at all requests that have ended.
     fn bury(&mut self) {
-        let (ended, live): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.live).into_iter().partition(|live| live.tape.reason().is_some());
+        let (ended, live): (Vec<_>, Vec<_>) = std::mem::take(&mut self.live)
+            .into_iter()
+            .partition(|live| live.tape.has_ended(live.request.num_sequences));
         self.live = live;
         for live in ended {
             self.judge(&live);
@@ -170,10 +198,19 @@ impl World {
     }
 
     fn judge(&mut self, live: &Live) {
+        let record = live.tape.0.lock().unwrap();
+        self.judge_sequence(live, 0, &record);
+        for (at, sibling) in record.siblings.iter().enumerate() {
+            self.judge_sequence(live, at as u64 + 1, sibling);
+        }
+    }
+
+    fn judge_sequence(&mut self, live: &Live, index: u64, record: &Record) {
         let mut stop = live.request.stop.clone();
         stop.max_tokens = stop.max_tokens.min(self.config.max_seq_len - live.request.prompt.len());
-        let (expected, reason) = self.model.generate(&live.request.prompt, &live.request.sampling, &stop);
-        let record = live.tape.0.lock().unwrap();
+        let mut sampling = live.request.sampling.clone();
+        sampling.seed += index;
+        let (expected, reason) = self.model.generate(&live.request.prompt, &sampling, &stop);
         let finish = record.finish.as_ref().unwrap();
         assert!(record.deltas <= expected.len() + 1, "more than one end: {:?}", live.request);
         assert_eq!(record.stats.generated_tokens, record.tokens.len());
@@ -182,6 +219,7 @@ impl World {
         assert!(record.stats.cached_tokens < live.request.prompt.len(), "the last prompt token is always computed");
         self.outcomes.preemptions += record.stats.preemptions;
         self.outcomes.cached_tokens += record.stats.cached_tokens;
+        self.outcomes.siblings += usize::from(index > 0);
         if matches!(finish.reason, FinishReason::Cancelled | FinishReason::TimedOut) {
             assert!(live.may_be_cut, "{:?} without a reason: {:?}", finish.reason, live.request);
             assert!(expected.starts_with(&record.tokens), "{:?} is not the beginning of {expected:?}", record.tokens);
@@ -226,15 +264,24 @@ fn storm(policy: SchedulerPolicy) -> Outcomes {
             sum.refused += outcomes.refused;
             sum.preemptions += outcomes.preemptions;
             sum.cached_tokens += outcomes.cached_tokens;
+            sum.siblings += outcomes.siblings;
         }
     }
-    assert!(sum.finished > 1000 && sum.cut > 100 && sum.refused > 10 && sum.cached_tokens > 1000, "{sum:?}");
+    assert!(
+        sum.finished > 1000 && sum.cut > 100 && sum.refused > 10 && sum.cached_tokens > 1000 && sum.siblings > 500,
+        "{sum:?}"
+    );
     sum
 }
 
 #[test]
 fn guaranteed_no_evict_gives_each_request_its_own_tokens() {
     assert_eq!(storm(SchedulerPolicy::GuaranteedNoEvict).preemptions, 0);
+}
+
+#[test]
+fn balanced_gives_each_request_its_own_tokens() {
+    storm(SchedulerPolicy::Balanced);
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn requests() -> Vec<Request> {
             _ => SamplingParams::default(),
         };
         let stop = StopCriteria { max_tokens: 2 + i * 7 % 25, ..Default::default() };
-        Request { prompt, sampling, stop, priority: 0, deadline_ns: None, cache_salt: 0 }
+        Request { prompt, sampling, stop, ..Request::default() }
     };
     (0..64).map(request).collect()
 }

@@ -158,6 +158,7 @@ impl Reader<'_> {
                 priority: 0,
                 deadline_ns: None,
                 cache_salt: 0,
+                ..engine::Request::default()
             },
             batch_index: row as i32,
             sequence_index: sequence,

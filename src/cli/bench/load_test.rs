@@ -132,5 +132,6 @@ fn request(test: &LoadTest, vocab_size: usize, number: usize) -> Request {
         priority: 0,
         deadline_ns: None,
         cache_salt: number as u64 + 1,
+        ..Request::default()
     }
 }

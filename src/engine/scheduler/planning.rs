@@ -1,0 +1,331 @@
+//! The making of one plan: running sequences first, then waiting ones.
+
+use super::{Blocked, Flight, PlanStats, Scheduler};
+use crate::engine::gate::kv_slots;
+use crate::engine::kv::{PartialMatch, PrefixMatch};
+use crate::engine::policy::{Candidate, Promise};
+use crate::engine::sequence::{Forerunner, SeqRef, Sequence, Status};
+use crate::step::{Chunk, NewSequence, StepPlan};
+
+/// A plan under construction.
+struct Draft {
+    plan: StepPlan,
+    flight: Flight,
+    budget: usize,
+}
+
+/// What became of a candidate.
+enum Start {
+    Running,
+    /// Somebody else computes what it needs.
+    Postponed,
+    /// No room: those behind it wait too.
+    Full,
+}
+
+impl Scheduler {
+    /// The next plan; without chunks when nothing can run before an output arrives.
+    pub fn schedule(&mut self, now_ns: u64) -> StepPlan {
+        self.kv.set_time(now_ns);
+        let is_open = self.queue.len() > 0 && self.running.iter().all(|&seq| self.policy.may_join(&self.slots[seq]));
+        let places = self.running.len() + 1;
+        let chunks = Vec::with_capacity(places);
+        let flight = Flight { chunks: Vec::with_capacity(places), stats: PlanStats::default() };
+        let plan = StepPlan { chunks, step: self.next_step, ..StepPlan::default() };
+        let mut draft = Draft { plan, flight, budget: self.config.max_step_tokens };
+        self.schedule_decodes(&mut draft);
+        self.schedule_prefills(&mut draft);
+        if is_open {
+            self.admit(&mut draft, now_ns);
+        }
+        self.kv.unpin();
+        self.launch_order(draft)
+    }
+
+    fn schedule_decodes(&mut self, draft: &mut Draft) {
+        let mut at = 0;
+        while let Some(&seq) = self.running.get(at) {
+            let wants = self.slots[seq].remaining() == 1;
+            if wants && draft.budget > 0 && self.make_room(seq, at) {
+                self.push_chunk(draft, seq, 1);
+            }
+            at += usize::from(self.running.get(at) == Some(&seq));
+        }
+    }
+
+    fn schedule_prefills(&mut self, draft: &mut Draft) {
+        for at in 0..self.running.len() {
+            let seq = self.running[at];
+            let sequence = &self.slots[seq];
+            let remaining = sequence.remaining();
+            if remaining <= 1 {
+                continue;
+            }
+            let len = self.chunk_len(sequence.num_computed, remaining, draft.budget);
+            if len > 0 {
+                self.push_chunk(draft, seq, len);
+            }
+        }
+    }
+
+    fn admit(&mut self, draft: &mut Draft, now_ns: u64) {
+        self.cursor.reset();
+        while self.running.len() < self.config.max_batch_size && draft.budget > 0 {
+            let Some((tenant, key)) = self.queue.next(&self.cursor) else { return };
+            match self.try_start(draft, key.1, now_ns) {
+                Start::Running => self.queue.remove(tenant, key),
+                Start::Postponed => self.cursor.skip(tenant, key),
+                Start::Full => return,
+            }
+        }
+    }
+
+    fn try_start(&mut self, draft: &mut Draft, seq: SeqRef, now_ns: u64) -> Start {
+        if self.slots[seq].in_flight_tokens > 0 || self.is_still_blocked(seq) {
+            return Start::Full;
+        }
+        if self.policy.may_postpone() && (self.is_still_postponed(seq) || self.awaits_leader(seq, draft.plan.step)) {
+            return Start::Postponed;
+        }
+        let mut found = self.find_beginning(seq, draft.plan.step);
+        if self.policy.may_postpone()
+            && let Some(forerunner) = self.forerunner(&self.slots[seq], &found)
+        {
+            self.slots[seq].forerunner = Some(forerunner);
+            return Start::Postponed;
+        }
+        let total = self.promised_blocks(&self.slots[seq]);
+        if !self.affordable(&found, total) {
+            self.kv.economize(&mut found);
+        }
+        if !self.affordable(&found, total) || !self.foresees_room(seq, &found, total) {
+            let available = self.kv.free() - self.promised;
+            self.blocked = Some(Blocked { seq, available, running: self.running.len() });
+            return Start::Full;
+        }
+        let start = found.num_tokens(self.kv.block_size());
+        let len = self.chunk_len(start, self.slots[seq].tokens.len() - start, draft.budget);
+        if len == 0 || !self.start(draft, seq, &found, now_ns) {
+            return Start::Full;
+        }
+        self.push_chunk(draft, seq, len);
+        Start::Running
+    }
+
+    /// Whether nothing has changed for the candidate since it did not fit.
+    fn is_still_blocked(&self, seq: SeqRef) -> bool {
+        self.blocked.as_ref().is_some_and(|blocked| {
+            blocked.seq == seq
+                && blocked.running == self.running.len()
+                && !self.running.is_empty()
+                && self.kv.free() - self.promised <= blocked.available
+        })
+    }
+
+    fn is_still_postponed(&self, seq: SeqRef) -> bool {
+        let Some(Forerunner { seq, life, cached_blocks }) = self.slots[seq].forerunner else { return false };
+        self.slots.find(seq).is_some_and(|other| {
+            other.status == Status::Running
+                && other.life == life
+                && other.cacheable
+                && other.cached_blocks <= cached_blocks
+                && other.num_landed < other.prompt_len()
+        })
+    }
+
+    /// Whether the first sequence of the same request is about to compute the prompt.
+    fn awaits_leader(&self, seq: SeqRef, step: u64) -> bool {
+        let sequence = &self.slots[seq];
+        let leader = sequence.leader.and_then(|leader| self.slots.find(leader));
+        leader.is_some_and(|leader| {
+            leader.status == Status::Running && leader.computed_before(step) + 1 < sequence.prompt_len()
+        })
+    }
+
+    /// What others have computed of the sequence: cached blocks, or those of its leader.
+    fn find_beginning(&self, seq: SeqRef, step: u64) -> PrefixMatch {
+        let (sequence, block_size) = (&self.slots[seq], self.kv.block_size());
+        let found = self.kv.find(&sequence.tokens, &sequence.request.extra_ids, sequence.space());
+        let leader = sequence.leader.and_then(|leader| self.slots.find(leader));
+        let Some(leader) = leader.filter(|leader| leader.status == Status::Running) else { return found };
+        let shared = leader.computed_before(step).min(sequence.prompt_len() - 1);
+        if shared <= found.num_tokens(block_size) {
+            return found;
+        }
+        let (full, num_slots) = (shared / block_size, shared % block_size);
+        let partial = (num_slots > 0).then(|| PartialMatch { block: leader.table[full], num_slots, take_over: false });
+        PrefixMatch { full: leader.table[..full].to_vec(), partial }
+    }
+
+    /// A running sequence that is about to compute the first block that `candidate` would have to compute.
+    fn forerunner(&self, candidate: &Sequence, found: &PrefixMatch) -> Option<Forerunner> {
+        let have = found.full.len();
+        let end = (have + 1) * self.kv.block_size();
+        if !self.config.kv_reuse || candidate.tokens.len() <= end {
+            return None;
+        }
+        let is_ahead = |other: &Sequence| {
+            other.cacheable
+                && other.cached_blocks <= have
+                && other.num_landed < other.prompt_len()
+                && other.prompt_len() >= end
+                && other.space() == candidate.space()
+                && other.content(0, end) == candidate.content(0, end)
+        };
+        let seq = self.running.iter().copied().find(|&seq| is_ahead(&self.slots[seq]))?;
+        Some(Forerunner { seq, life: self.slots[seq].life, cached_blocks: have })
+    }
+
+    /// Moves a waiting sequence to the running ones, with the blocks that others have computed for it.
+    fn start(&mut self, draft: &mut Draft, seq: SeqRef, found: &PrefixMatch, now_ns: u64) -> bool {
+        let total = self.promised_blocks(&self.slots[seq]);
+        let Some(reservation) = self.kv.reserve(found) else { return false };
+        let admitted = self.kv.commit(reservation);
+        let start = found.num_tokens(self.kv.block_size());
+        draft.plan.block_copies.extend(admitted.copy);
+        let sequence = &mut self.slots[seq];
+        self.paused -= usize::from(sequence.life > 0);
+        sequence.status = Status::Running;
+        sequence.forerunner = None;
+        (sequence.num_computed, sequence.num_landed) = (start, start);
+        sequence.cached_blocks = found.full.iter().take_while(|&&block| self.kv.is_cached(block)).count();
+        sequence.cacheable = true;
+        sequence.reserved_blocks = total;
+        sequence.found_blocks = found.full.len();
+        if !sequence.introduced {
+            sequence.introduced = true;
+            sequence.stats.first_scheduled_ns = now_ns;
+            sequence.stats.cached_tokens = start;
+            sequence.stats.reused_blocks = admitted.reused_blocks;
+            sequence.stats.allocated_blocks = usize::from(admitted.copy.is_some());
+            sequence.stats.new_blocks = admitted.new_blocks;
+            let (prompt, sampling) = (sequence.request.prompt.clone(), sequence.sampling());
+            draft.plan.new_sequences.push(NewSequence { seq: seq.id, prompt, sampling });
+            self.started.push(sequence.address.client);
+        }
+        if sequence.request.retention.is_some() {
+            for (at, &block) in found.full.iter().enumerate().take(sequence.cached_blocks) {
+                self.kv.keep(block, sequence.keep(at * self.kv.block_size()));
+            }
+        }
+        sequence.table = admitted.table;
+        self.promised += total.saturating_sub(sequence.table.len());
+        self.running.push(seq);
+        true
+    }
+
+    /// Blocks to set aside for a sequence that starts now.
+    fn promised_blocks(&self, sequence: &Sequence) -> usize {
+        let slots = match self.policy.promise(sequence) {
+            Promise::WholeLength => kv_slots(sequence.prompt_len(), sequence.request.stop.max_tokens),
+            Promise::PresentTokens => sequence.tokens.len(),
+        };
+        slots.div_ceil(self.kv.block_size())
+    }
+
+    fn affordable(&self, found: &PrefixMatch, total: usize) -> bool {
+        self.kv.cost(found, total) + self.promised <= self.kv.free()
+    }
+
+    fn foresees_room(&mut self, seq: SeqRef, found: &PrefixMatch, total: usize) -> bool {
+        let candidate = Candidate {
+            sequence: &self.slots[seq],
+            cost_blocks: self.kv.cost(found, total),
+            used_blocks: self.kv.num_blocks() - self.kv.free() + self.promised,
+            num_blocks: self.kv.num_blocks(),
+            block_size: self.kv.block_size(),
+        };
+        let mut running = self.running.iter().map(|&other| &self.slots[other]);
+        self.policy.foresees_room(&candidate, &mut running)
+    }
+
+    /// Makes sure that the next slot of the running sequence at `at` can have a block; preempts the most recently
+    /// started sequences for it, which may be this one.
+    fn make_room(&mut self, seq: SeqRef, at: usize) -> bool {
+        let sequence = &self.slots[seq];
+        let has_room = sequence.num_computed < sequence.table.len() * self.kv.block_size();
+        if has_room || sequence.table.len() < sequence.reserved_blocks {
+            return true;
+        }
+        while self.kv.free() <= self.promised {
+            let is_growing = |seq: &&SeqRef| {
+                let sequence = &self.slots[**seq];
+                let slots = kv_slots(sequence.prompt_len(), sequence.request.stop.max_tokens);
+                sequence.reserved_blocks < slots.div_ceil(self.kv.block_size())
+            };
+            let Some(victim) = self.running[at..].iter().rev().find(is_growing).copied() else { return false };
+            self.preempt(victim);
+            if victim == seq {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// How much of `remaining` tokens runs in a step that has room for `budget`: all of it, or whole blocks, so that
+    /// what is computed can be shared.
+    fn chunk_len(&self, start: usize, remaining: usize, budget: usize) -> usize {
+        if remaining <= budget {
+            return remaining;
+        }
+        let whole_step = self.config.max_step_tokens;
+        if !self.config.chunked_context && remaining <= whole_step {
+            return 0;
+        }
+        let block = self.kv.block_size();
+        let aligned = ((start + budget) / block * block).saturating_sub(start);
+        if aligned == 0 && budget == whole_step { budget } else { aligned }
+    }
+
+    fn push_chunk(&mut self, draft: &mut Draft, seq: SeqRef, len: usize) {
+        let block_size = self.kv.block_size();
+        let sequence = &mut self.slots[seq];
+        let (start, end) = (sequence.num_computed, sequence.num_computed + len);
+        while sequence.table.len() * block_size < end {
+            let Some((block, fresh)) = self.kv.take() else {
+                unreachable!("sequence {} was promised blocks that are not there", seq.id);
+            };
+            if sequence.table.len() * block_size < sequence.prompt_len() && sequence.life == 0 {
+                sequence.stats.allocated_blocks += 1;
+                sequence.stats.new_blocks += usize::from(fresh);
+            }
+            self.promised -= usize::from(sequence.table.len() < sequence.reserved_blocks);
+            sequence.table.push(block);
+        }
+        let keep_blocks = sequence.sent_blocks;
+        let append_blocks = sequence.table[keep_blocks..].to_vec();
+        let sample = end == sequence.num_tokens();
+        let context_tokens = end.min(sequence.prompt_len()).saturating_sub(start);
+        sequence.num_computed = end;
+        sequence.last_chunk = (draft.plan.step, start);
+        sequence.sent_blocks = sequence.table.len();
+        sequence.in_flight_tokens += usize::from(sample);
+        draft.plan.chunks.push(Chunk { seq: seq.id, start, len, keep_blocks, append_blocks, sample });
+        draft.flight.chunks.push((seq, sequence.life));
+        draft.budget -= len;
+        self.queue.charge(sequence.tenant, len);
+        let stats = &mut draft.flight.stats;
+        stats.scheduled += 1;
+        stats.context += usize::from(context_tokens > 0);
+        stats.generation += usize::from(context_tokens == 0);
+        stats.context_tokens += context_tokens;
+        stats.generation_tokens += len - context_tokens;
+    }
+
+    /// Numbers a plan that has work, single tokens first; one without is not launched and leaves no trace.
+    fn launch_order(&mut self, draft: Draft) -> StepPlan {
+        let Draft { mut plan, mut flight, .. } = draft;
+        if plan.chunks.is_empty() {
+            return StepPlan { step: 0, ..plan };
+        }
+        if !plan.chunks.is_sorted_by_key(|chunk| chunk.len > 1) {
+            let mut chunks: Vec<_> = plan.chunks.into_iter().zip(flight.chunks).collect();
+            chunks.sort_by_key(|(chunk, _)| chunk.len > 1);
+            (plan.chunks, flight.chunks) = chunks.into_iter().unzip();
+        }
+        plan.retired = std::mem::take(&mut self.retired);
+        self.next_step += 1;
+        self.flights.push_back(flight);
+        plan
+    }
+}
