@@ -37,12 +37,15 @@ impl<S: Subscriber> Layer<S> for TritonLog {
         event.record(&mut text);
         let metadata = event.metadata();
         let file = c_string(metadata.file().unwrap_or("trtllm"));
-        let text = c_string(&format!("{}{}", text.message, text.fields));
         let line = metadata.line().unwrap_or(0) as i32;
-        // SAFETY: both strings live through the call. A log that fails has nowhere to say so.
-        let _ = unsafe {
-            check(sys::TRITONSERVER_LogMessage(level(*metadata.level()), file.as_ptr(), line, text.as_ptr()))
-        };
+        // The server escapes line breaks, which makes a block of lines unreadable: one record for each line.
+        for text in format!("{}{}", text.message, text.fields).lines() {
+            let text = c_string(text);
+            // SAFETY: both strings live through the call. A log that fails has nowhere to say so.
+            let _ = unsafe {
+                check(sys::TRITONSERVER_LogMessage(level(*metadata.level()), file.as_ptr(), line, text.as_ptr()))
+            };
+        }
     }
 }
 

@@ -92,3 +92,13 @@ fn events_reach_the_log_at_the_level_that_the_operator_set() {
     }
     assert_eq!(lines("a detail")[0].0, VERBOSE);
 }
+
+#[test]
+fn a_block_of_lines_becomes_one_record_for_each() {
+    let server = Server::start();
+    tracing::info!("parameters in effect:\n  block one\n  block two");
+    let texts: Vec<_> = server.log().into_iter().map(|(_, _, text)| text).collect();
+    for line in ["parameters in effect:", "  block one", "  block two"] {
+        assert!(texts.iter().any(|text| text == line), "{texts:?}");
+    }
+}
