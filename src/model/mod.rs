@@ -2,6 +2,7 @@
 
 mod block;
 mod config;
+mod copy;
 pub mod families;
 pub mod formats;
 mod presets;

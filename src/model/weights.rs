@@ -1,14 +1,12 @@
 //! From a checkpoint to device memory: fused, cast and copied piece by piece, never the whole model on the host.
 
-use super::formats::{SafetensorsFolder, StoredTensor};
+use super::copy::{Copy, PIECE_BYTES, copy_all};
+use super::formats::{TensorStore, push};
 use super::rope::Rope;
 use crate::device::{DType, RopeStyle, RopeTable, SharedDevice, Tensor, Weight};
 use crate::error::{Error, Result};
-use half::{bf16, f16};
 use std::collections::BTreeSet;
 
-/// Bytes that are cast and copied at once.
-const PIECE_BYTES: usize = 4 << 20;
 /// Names in one message, at most.
 const MAX_NAMES: usize = 64;
 /// Standard deviation of random weights: small enough that nothing overflows in half precision.
@@ -17,7 +15,7 @@ const RANDOM_DEVIATION: f32 = 0.02;
 /// Where weights come from.
 #[derive(Debug)]
 pub enum WeightSource {
-    Checkpoint(SafetensorsFolder),
+    Checkpoint(Box<dyn TensorStore>),
     /// Numbers made up at load, to measure speed.
     Random,
 }
@@ -25,13 +23,13 @@ pub enum WeightSource {
 impl WeightSource {
     /// Whether the source has its own tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        matches!(self, Self::Checkpoint(folder) if matches!(folder.tensor(name), Ok(Some(_))))
+        matches!(self, Self::Checkpoint(store) if matches!(store.tensor(name), Ok(Some(_))))
     }
 
     /// Rows of the tensor `name`.
     pub fn rows(&self, name: &str) -> Result<Option<usize>> {
         match self {
-            Self::Checkpoint(folder) => Ok(folder.tensor(name)?.and_then(|tensor| tensor.shape.first().copied())),
+            Self::Checkpoint(store) => Ok(store.tensor(name)?.and_then(|tensor| tensor.shape.first().copied())),
             Self::Random => Ok(None),
         }
     }
@@ -39,16 +37,16 @@ impl WeightSource {
     /// Type of the largest tensor.
     pub fn main_dtype(&self) -> Option<DType> {
         match self {
-            Self::Checkpoint(folder) => folder.main_dtype(),
+            Self::Checkpoint(store) => store.main_dtype(),
             Self::Random => None,
         }
     }
 
     /// Whether both tensors are there and hold the same bytes.
     pub fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
-        let Self::Checkpoint(folder) = self else { return Ok(false) };
-        Ok(match (folder.tensor(a)?, folder.tensor(b)?) {
-            (Some(a), Some(b)) => a.shape == b.shape && a.dtype == b.dtype && a.bytes == b.bytes,
+        let Self::Checkpoint(store) = self else { return Ok(false) };
+        Ok(match (store.tensor(a)?, store.tensor(b)?) {
+            (Some(a), Some(b)) => a.is_equal(&b),
             _ => false,
         })
     }
@@ -67,19 +65,16 @@ pub struct WeightLoader<'a> {
     source: &'a WeightSource,
     matrix_dtype: DType,
     vector_dtype: DType,
-    /// `None`: nothing is read, the device only counts.
-    progress: Option<Progress>,
+    /// Otherwise nothing is read, the device only counts.
+    reads: bool,
+    /// What is to be read at the end, by all threads at once.
+    copies: Vec<Copy<'a>>,
     used: BTreeSet<String>,
     missing: Vec<String>,
     parameters: u64,
     bytes: usize,
     scratch: Vec<u8>,
     random: RandomNumbers,
-}
-
-struct Progress {
-    total_bytes: usize,
-    reported_tenths: usize,
 }
 
 impl<'a> WeightLoader<'a> {
@@ -91,7 +86,8 @@ impl<'a> WeightLoader<'a> {
             source,
             matrix_dtype: dtype,
             vector_dtype,
-            progress: None,
+            reads: false,
+            copies: Vec::new(),
             used: BTreeSet::new(),
             missing: Vec::new(),
             parameters: 0,
@@ -101,14 +97,13 @@ impl<'a> WeightLoader<'a> {
         }
     }
 
-    /// A loader of what a planning loader counted `total_bytes` of; logs its progress.
-    pub fn new(device: SharedDevice, source: &'a WeightSource, dtype: DType, total_bytes: usize) -> Self {
+    /// A loader whose tensors hold their numbers after [`WeightLoader::finish`]; it logs its progress.
+    pub fn new(device: SharedDevice, source: &'a WeightSource, dtype: DType) -> Self {
         let random = match source {
             WeightSource::Random => RandomNumbers::new(normal_numbers(1_000_003)),
             WeightSource::Checkpoint(_) => RandomNumbers::default(),
         };
-        let progress = Some(Progress { total_bytes, reported_tenths: 0 });
-        Self { progress, random, ..Self::planning(device, source, dtype) }
+        Self { reads: true, random, ..Self::planning(device, source, dtype) }
     }
 
     pub fn source(&self) -> &'a WeightSource {
@@ -158,31 +153,35 @@ impl<'a> WeightLoader<'a> {
         let cos_sin =
             Tensor::zeros(&self.device, max_seq_len, rope.rotary_dim, DType::F32, "the table of rotary positions")?;
         self.bytes += cos_sin.bytes();
-        if self.progress.is_some() {
+        if self.reads {
             let bytes: Vec<u8> = rope.table(max_seq_len).iter().flat_map(|value| value.to_ne_bytes()).collect();
             self.device.upload(&cos_sin, &bytes)?;
         }
         Ok(RopeTable { cos_sin, style })
     }
 
-    /// Ends loading: unknown tensors are logged.
+    /// Ends loading: reads what was asked for. Returns the names of tensors that nobody asked for.
     ///
     /// # Errors
-    /// When tensors were missing: names all of them.
-    pub fn finish(self) -> Result<()> {
-        let WeightSource::Checkpoint(folder) = self.source else { return Ok(()) };
+    /// When tensors were missing: names all of them. When the device fails.
+    pub fn finish(self) -> Result<Vec<String>> {
+        let WeightSource::Checkpoint(store) = self.source else { return Ok(Vec::new()) };
         if !self.missing.is_empty() {
             let count = self.missing.len();
             let plural = if count == 1 { "" } else { "s" };
             let names = self.missing.iter().map(String::as_str);
             return Err(Error::invalid(format!("the checkpoint lacks {count} tensor{plural}: {}", listed(names))));
         }
-        let unknown: BTreeSet<_> =
-            folder.names().filter(|name| !self.used.contains(*name) && !is_ignored(name)).collect();
-        if self.progress.is_some() && !unknown.is_empty() {
-            tracing::warn!("{} tensors of the checkpoint are not used: {}", unknown.len(), listed(unknown.into_iter()));
+        let is_unknown = |name: &&str| !self.used.contains(*name) && !is_ignored(name);
+        let unknown: BTreeSet<_> = store.names().into_iter().filter(is_unknown).collect();
+        if self.reads {
+            copy_all(&self.device, &self.copies)?;
+            if !unknown.is_empty() {
+                let names = listed(unknown.iter().copied());
+                tracing::warn!("{} tensors of the checkpoint are not used: {names}", unknown.len());
+            }
         }
-        Ok(())
+        Ok(unknown.into_iter().map(str::to_owned).collect())
     }
 
     /// Marks a tensor as known although it is not loaded.
@@ -200,8 +199,8 @@ impl<'a> WeightLoader<'a> {
     }
 
     fn fill(&mut self, out: &Tensor, name: &str, shape: &[usize], kind: Option<VectorKind>) -> Result<()> {
-        let WeightSource::Checkpoint(folder) = self.source else { return self.fill_made_up(out, kind) };
-        let Some(stored) = folder.tensor(name)? else {
+        let WeightSource::Checkpoint(store) = self.source else { return self.fill_made_up(out, kind) };
+        let Some(stored) = store.tensor(name)? else {
             self.missing.push(name.to_owned());
             return Ok(());
         };
@@ -213,28 +212,14 @@ impl<'a> WeightLoader<'a> {
                 stored.shape
             )));
         }
-        if self.progress.is_some() { self.copy(out, &stored) } else { Ok(()) }
-    }
-
-    fn copy(&mut self, out: &Tensor, stored: &StoredTensor<'_>) -> Result<()> {
-        let row_bytes = (out.cols() * stored.dtype.size()).max(1);
-        let rows_at_once = (PIECE_BYTES / row_bytes).max(1);
-        for (piece, bytes) in stored.bytes.chunks(rows_at_once * row_bytes).enumerate() {
-            let part = out.row_range(piece * rows_at_once, bytes.len() / row_bytes);
-            if stored.dtype == out.dtype() {
-                self.device.upload(&part, bytes)?;
-            } else {
-                self.scratch.clear();
-                cast(bytes, stored.dtype, out.dtype(), &mut self.scratch);
-                self.device.upload(&part, &self.scratch)?;
-            }
+        if self.reads {
+            self.copies.push(Copy { out: out.clone(), stored });
         }
-        self.report();
         Ok(())
     }
 
     fn fill_made_up(&mut self, out: &Tensor, kind: Option<VectorKind>) -> Result<()> {
-        if self.progress.is_none() {
+        if !self.reads {
             return Ok(());
         }
         let rows_at_once = (PIECE_BYTES / (out.cols() * out.dtype().size()).max(1)).clamp(1, out.rows().max(1));
@@ -256,18 +241,7 @@ impl<'a> WeightLoader<'a> {
             next += count;
             self.device.upload(&part, &self.scratch)?;
         }
-        self.report();
         Ok(())
-    }
-
-    fn report(&mut self) {
-        let Some(progress) = &mut self.progress else { return };
-        let tenths = self.bytes * 10 / progress.total_bytes.max(1);
-        if tenths > progress.reported_tenths {
-            progress.reported_tenths = tenths;
-            let (done, total) = (self.bytes >> 20, progress.total_bytes >> 20);
-            tracing::info!("loading weights: {} %, {done} of {total} MiB", tenths.min(10) * 10);
-        }
     }
 }
 
@@ -281,26 +255,6 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let more = names.len().saturating_sub(MAX_NAMES);
     let shown = names[..names.len() - more].join(", ");
     if more > 0 { format!("{shown} and {more} more") } else { shown }
-}
-
-/// Appends `bytes` of type `from` as type `to`.
-fn cast(bytes: &[u8], from: DType, to: DType, out: &mut Vec<u8>) {
-    out.reserve(bytes.len() / from.size() * to.size());
-    match from {
-        DType::BF16 => bytes.chunks_exact(2).for_each(|b| push(bf16::from_le_bytes([b[0], b[1]]).to_f32(), to, out)),
-        DType::F16 => bytes.chunks_exact(2).for_each(|b| push(f16::from_le_bytes([b[0], b[1]]).to_f32(), to, out)),
-        DType::F32 | DType::I32 => {
-            bytes.chunks_exact(4).for_each(|b| push(f32::from_le_bytes([b[0], b[1], b[2], b[3]]), to, out));
-        }
-    }
-}
-
-fn push(value: f32, dtype: DType, out: &mut Vec<u8>) {
-    match dtype {
-        DType::F32 | DType::I32 => out.extend(value.to_ne_bytes()),
-        DType::F16 => out.extend(f16::from_f32(value).to_ne_bytes()),
-        DType::BF16 => out.extend(bf16::from_f32(value).to_ne_bytes()),
-    }
 }
 
 /// Random weights, converted to a type once: a large model repeats them thousands of times.
@@ -350,18 +304,6 @@ fn normal_numbers(count: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn casts_keep_the_value() {
-        let source: Vec<u8> = [1.5_f32, -0.25].iter().flat_map(|v| v.to_le_bytes()).collect();
-        for (middle, size) in [(DType::BF16, 4), (DType::F16, 4), (DType::F32, 8)] {
-            let (mut cast_once, mut back) = (Vec::new(), Vec::new());
-            cast(&source, DType::F32, middle, &mut cast_once);
-            assert_eq!(cast_once.len(), size);
-            cast(&cast_once, middle, DType::F32, &mut back);
-            assert_eq!(back, source);
-        }
-    }
 
     #[test]
     fn made_up_numbers_are_centred_and_scaled() {

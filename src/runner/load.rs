@@ -166,7 +166,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
     let plan = LoadPlan::new(device, options, &checkpoint, config)?;
     tracing::info!("{}: {} weights, {} MiB", checkpoint.name, plan.dtype, plan.weight_bytes >> 20);
     let kv = plan.kv_plan(device, options)?;
-    let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype, plan.weight_bytes);
+    let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype);
     let model = (checkpoint.family.load)(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
     loader.finish()?;
     let limits = ExecutorLimits { num_blocks: kv.num_blocks, ..plan.limits.clone() };
@@ -230,7 +230,7 @@ impl Checkpoint {
             family,
             special_tokens: SpecialTokens::read(folder, &section)?,
             section,
-            weights: WeightSource::Checkpoint(SafetensorsFolder::open(folder)?),
+            weights: WeightSource::Checkpoint(Box::new(SafetensorsFolder::open(folder)?)),
         })
     }
 }

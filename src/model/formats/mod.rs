@@ -1,19 +1,33 @@
-//! Checkpoint formats.
+//! Checkpoint formats. Whatever the format, tensors have the names and layouts of the model's Hugging Face folder, so
+//! that families know nothing of formats.
 
+mod encoding;
+mod ggml;
 mod safetensors;
+mod stored;
 
+pub use self::encoding::Encoding;
+pub(super) use self::encoding::push;
+pub use self::ggml::GgmlType;
 pub use self::safetensors::SafetensorsFolder;
 pub(super) use self::safetensors::found_in;
+pub use self::stored::{RowOrder, StoredTensor};
 
 use crate::device::DType;
-use std::path::Path;
+use crate::error::Result;
+use std::fmt;
 
-/// One tensor of a checkpoint.
-#[derive(Clone, Copy, Debug)]
-pub struct StoredTensor<'a> {
-    pub file: &'a Path,
-    pub shape: &'a [usize],
-    pub dtype: DType,
-    /// Little-endian elements, row-major.
-    pub bytes: &'a [u8],
+/// The tensors of a checkpoint under the names of its Hugging Face folder.
+pub trait TensorStore: fmt::Debug + Send + Sync {
+    /// The names of all tensors, in no order.
+    fn names(&self) -> Vec<&str>;
+
+    /// One tensor; `None`: the checkpoint has none of this name.
+    ///
+    /// # Errors
+    /// When its type is not supported.
+    fn tensor(&self, name: &str) -> Result<Option<StoredTensor<'_>>>;
+
+    /// Type of the largest tensor as it is read; `None`: not one that is supported.
+    fn main_dtype(&self) -> Option<DType>;
 }

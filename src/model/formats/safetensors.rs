@@ -1,6 +1,6 @@
 //! Hugging Face folders: `model.safetensors`, or shards with `model.safetensors.index.json`.
 
-use super::StoredTensor;
+use super::{Encoding, StoredTensor, TensorStore};
 use crate::device::DType;
 use crate::device::cpu::mapped_file::MappedFile;
 use crate::error::{Error, Result};
@@ -70,17 +70,14 @@ impl SafetensorsFolder {
         self.shards.push(Shard { path, file, data_start: 8 + header_bytes });
         Ok(())
     }
+}
 
-    /// The names of all tensors.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+impl TensorStore for SafetensorsFolder {
+    fn names(&self) -> Vec<&str> {
+        self.tensors.keys().map(String::as_str).collect()
     }
 
-    /// One tensor; `None`: the checkpoint has none of this name.
-    ///
-    /// # Errors
-    /// When its type is not supported.
-    pub fn tensor(&self, name: &str) -> Result<Option<StoredTensor<'_>>> {
+    fn tensor(&self, name: &str) -> Result<Option<StoredTensor<'_>>> {
         let Some(Location { shard, info }) = self.tensors.get(name) else { return Ok(None) };
         let shard = &self.shards[*shard];
         let dtype = supported(info.dtype).ok_or_else(|| {
@@ -92,11 +89,10 @@ impl SafetensorsFolder {
         })?;
         let (start, end) = info.data_offsets;
         let bytes = &shard.file.bytes()[shard.data_start + start..shard.data_start + end];
-        Ok(Some(StoredTensor { file: &shard.path, shape: &info.shape, dtype, bytes }))
+        StoredTensor::new(&shard.path, info.shape.clone(), Encoding::Plain(dtype), bytes).map(Some)
     }
 
-    /// Type of the largest tensor; `None`: not one that is supported.
-    pub fn main_dtype(&self) -> Option<DType> {
+    fn main_dtype(&self) -> Option<DType> {
         let largest = self.tensors.values().max_by_key(|at| at.info.data_offsets.1 - at.info.data_offsets.0)?;
         supported(largest.info.dtype)
     }
