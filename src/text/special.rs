@@ -23,12 +23,50 @@ pub(super) struct SideFiles {
     pub special_tokens_map: Value,
     pub generation_config: Value,
     pub config: Value,
+    pub added_tokens: Value,
 }
 
-const SPECIAL_KEYS: [&str; 7] =
+pub(super) const SPECIAL_KEYS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// The JSON of the file `name`; an absent one is `Null`.
+pub(super) fn parse(name: &str, text: Option<&str>) -> Result<Value> {
+    let Some(text) = text else { return Ok(Value::Null) };
+    serde_json::from_str(text).map_err(|error| Error::invalid(format!("{name} is not valid JSON: {error}")))
+}
+
 impl SideFiles {
+    /// The tokenizer's class, without the suffix of its fast variant; empty if none is named.
+    pub fn class(&self) -> &str {
+        let class = self.tokenizer_config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+        class.trim_end_matches("Fast")
+    }
+
+    /// Sets `key` of `tokenizer_config.json`, unless that file or `special_tokens_map.json` has it.
+    pub fn default_setting(&mut self, key: &str, value: Value) {
+        if self.special_tokens_map.get(key).is_some() {
+            return;
+        }
+        if !self.tokenizer_config.is_object() {
+            self.tokenizer_config = json!({});
+        }
+        if let Some(config) = self.tokenizer_config.as_object_mut() {
+            config.entry(key).or_insert(value);
+        }
+    }
+
+    /// The added tokens that are declared with their ids.
+    fn declared_ids(&self) -> Vec<(&str, u64)> {
+        let mut declared = Vec::new();
+        if let Some(tokens) = self.tokenizer_config.get("added_tokens_decoder").and_then(Value::as_object) {
+            declared.extend(tokens.iter().filter_map(|(id, token)| Some((content(token)?, id.parse().ok()?))));
+        } else if let Some(tokens) = self.added_tokens.as_object() {
+            declared.extend(tokens.iter().filter_map(|(token, id)| Some((token.as_str(), id.as_u64()?))));
+        }
+        declared.sort_by_key(|&(_, id)| id);
+        declared
+    }
+
     /// The text of the special token called `key` (`"eos_token"`).
     pub fn token_text(&self, key: &str) -> Option<&str> {
         [&self.tokenizer_config, &self.special_tokens_map].into_iter().find_map(|file| content(file.get(key)?))
@@ -41,6 +79,10 @@ impl SideFiles {
             let mut by_id: Vec<_> = declared.iter().map(|(id, token)| (id.parse::<u32>().ok(), token)).collect();
             by_id.sort_by_key(|(id, _)| *id);
             tokens.extend(by_id.into_iter().filter_map(|(_, token)| added_token(token)));
+        } else {
+            let is_special = |text: &str| SPECIAL_KEYS.iter().any(|key| self.token_text(key) == Some(text));
+            let declared = self.declared_ids().into_iter().filter(|(text, _)| !text.is_empty());
+            tokens.extend(declared.map(|(text, _)| AddedToken::from(text, is_special(text)).normalized(false)));
         }
         for key in SPECIAL_KEYS {
             tokens.extend(self.token_text(key).map(|text| AddedToken::from(text, true)));
@@ -86,14 +128,25 @@ pub(super) fn add_missing(inner: &mut tokenizers::Tokenizer, side: &SideFiles) -
     Ok(())
 }
 
+/// Holds the ids of added tokens against those that the side files declare.
+pub(super) fn check_ids(inner: &tokenizers::Tokenizer, side: &SideFiles) -> Result<()> {
+    for (token, id) in side.declared_ids() {
+        if let Some(found) = inner.token_to_id(token).filter(|&found| u64::from(found) != id) {
+            return Err(Error::invalid(format!(
+                "gives the token {token:?} the id {found}, but it is declared as {id}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Classes whose `add_bos_token` and `add_eos_token` replace what `tokenizer.json` puts around a text.
 const FLAG_CLASSES: [&str; 4] = ["LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer"];
 
-/// Applies the `add_bos_token` and `add_eos_token` of `tokenizer_config.json` where Hugging Face does.
-pub(super) fn apply_bos_eos_flags(inner: &mut tokenizers::Tokenizer, side: &SideFiles) -> Result<()> {
-    let class = side.tokenizer_config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+/// Applies the `add_bos_token` and `add_eos_token` of `tokenizer_config.json` where Hugging Face does, or `always`.
+pub(super) fn apply_bos_eos_flags(inner: &mut tokenizers::Tokenizer, side: &SideFiles, always: bool) -> Result<()> {
     let flags = ["add_bos_token", "add_eos_token"].map(|key| side.tokenizer_config.get(key).and_then(Value::as_bool));
-    if flags == [None, None] || !FLAG_CLASSES.contains(&class.trim_end_matches("Fast")) {
+    if flags == [None, None] || !(always || FLAG_CLASSES.contains(&side.class())) {
         return Ok(());
     }
     let token = |flag: bool, key: &str| match side.token_text(key) {

@@ -29,7 +29,7 @@ impl Random {
 }
 
 pub fn tokenizer(json: &Value) -> Tokenizer {
-    Tokenizer::new(&TokenizerFiles { tokenizer: json.to_string(), ..Default::default() }).unwrap()
+    Tokenizer::new(&TokenizerFiles { tokenizer: json.to_string().into(), ..Default::default() }).unwrap()
 }
 
 /// Like GPT-2 and Llama 3: 256 byte tokens, tokens that cut characters anywhere, `<|end|>` special, `<tool>` not.

@@ -1,27 +1,42 @@
-//! Text to tokens and back, as the model's `tokenizer.json` defines it.
+//! Text to tokens and back, as the model's `tokenizer.json` defines it; other forms are made into one.
 
-use std::fs;
-use std::io;
+use std::borrow::Cow;
 use std::panic;
-use std::path::Path;
 
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::{PaddingParams, TruncationParams};
 
-use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::error::{Error, Result, ResultExt};
 use crate::ids::TokenId;
 use crate::text::decoder::{Piece, Program, State};
-use crate::text::special::{SideFiles, SpecialToken, add_missing, apply_bos_eos_flags};
+use crate::text::special::{SideFiles, SpecialToken, add_missing, apply_bos_eos_flags, check_ids, parse};
+use crate::text::{sentencepiece, tiktoken};
 
 /// Ids beyond this bound mean a broken file: the largest vocabularies have less than 2^19 entries.
 const MAX_TOKEN_ID: u32 = 1 << 24;
 
+/// How a file begins that stands for one that was not fetched.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
+/// The contents of the file that holds the vocabulary.
+#[derive(Clone, Debug)]
+pub enum Vocabulary {
+    /// `tokenizer.json`
+    Json(String),
+    /// A SentencePiece model (`tokenizer.model`, `spiece.model`), Unigram or BPE.
+    SentencePiece { name: String, bytes: Vec<u8> },
+    /// A tiktoken file: lines of a token in base64 and its rank.
+    Tiktoken { name: String, text: String },
+    /// Mistral's `tekken.json`.
+    Tekken { name: String, text: String },
+}
+
 /// The contents of a model folder's tokenizer files; all but the first may be absent.
 #[derive(Clone, Debug, Default)]
 pub struct TokenizerFiles {
-    /// `tokenizer.json`
-    pub tokenizer: String,
+    /// `tokenizer.json`, or what there is instead
+    pub tokenizer: Vocabulary,
     /// `tokenizer_config.json`
     pub tokenizer_config: Option<String>,
     /// `special_tokens_map.json`
@@ -30,6 +45,8 @@ pub struct TokenizerFiles {
     pub generation_config: Option<String>,
     /// `config.json`
     pub config: Option<String>,
+    /// `added_tokens.json`
+    pub added_tokens: Option<String>,
 }
 
 /// A tokenizer with its special tokens. Immutable; share it in an `Arc`.
@@ -45,36 +62,35 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a Hugging Face model folder: `tokenizer.json` and, where present,
-    /// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` and `config.json`.
-    ///
-    /// # Errors
-    /// One sentence with the folder, the file and what is wrong with it. Unsupported if the folder has a tokenizer,
-    /// but not as `tokenizer.json`.
-    pub fn load(dir: &Path) -> Result<Self> {
-        let context = format!("cannot load the tokenizer of {:?}", dir.display().to_string());
-        TokenizerFiles::read(dir).and_then(|files| Self::new(&files)).context(context)
-    }
-
     /// Builds the tokenizer from the contents of its files.
     ///
     /// # Errors
     /// Names the file and what is wrong with it.
     pub fn new(files: &TokenizerFiles) -> Result<Self> {
-        let side = SideFiles {
-            tokenizer_config: parse("tokenizer_config.json", &files.tokenizer_config)?,
-            special_tokens_map: parse("special_tokens_map.json", &files.special_tokens_map)?,
-            generation_config: parse("generation_config.json", &files.generation_config)?,
-            config: parse("config.json", &files.config)?,
+        let mut side = SideFiles {
+            tokenizer_config: parse("tokenizer_config.json", files.tokenizer_config.as_deref())?,
+            special_tokens_map: parse("special_tokens_map.json", files.special_tokens_map.as_deref())?,
+            generation_config: parse("generation_config.json", files.generation_config.as_deref())?,
+            config: parse("config.json", files.config.as_deref())?,
+            added_tokens: Value::Null,
         };
-        let mut inner = parse_tokenizer(&files.tokenizer)?;
+        let name = files.tokenizer.name();
+        let is_converted = !matches!(files.tokenizer, Vocabulary::Json(_));
+        if is_converted {
+            side.added_tokens = parse("added_tokens.json", files.added_tokens.as_deref())?;
+        }
+        let json = files.tokenizer.to_json(&mut side)?;
+        let mut inner = parse_tokenizer(name, &json)?;
         // A tokenizer.json may carry the padding and truncation of its training run; they do not apply to prompts.
         inner.with_padding(None::<PaddingParams>);
         inner.with_truncation(None::<TruncationParams>).map_err(|error| Error::internal(error.to_string()))?;
         add_missing(&mut inner, &side)?;
-        apply_bos_eos_flags(&mut inner, &side)?;
-        let program = Program::compile(inner.get_decoder()).context("tokenizer.json")?;
-        let pieces = Pieces::build(&inner, &program).context("tokenizer.json")?;
+        if is_converted {
+            check_ids(&inner, &side).map_err(|error| Error::new(error.kind(), format!("{name} {error}")))?;
+        }
+        apply_bos_eos_flags(&mut inner, &side, is_converted)?;
+        let program = Program::compile(inner.get_decoder()).context(name)?;
+        let pieces = Pieces::build(&inner, &program).context(name)?;
         let vocab_size = inner.get_vocab_size(true);
         let mut tokenizer =
             Self { inner, program, pieces, vocab_size, bos: None, eos: None, pad: None, eos_ids: Vec::new() };
@@ -92,6 +108,21 @@ impl Tokenizer {
             .encode_fast(text, add_special_tokens)
             .map_err(|error| Error::invalid(format!("cannot tokenize the text: {error}")))?;
         Ok(encoding.get_ids().iter().map(|&id| id as TokenId).collect())
+    }
+
+    /// The ids of a rendered chat: its special tokens are parsed, and nothing is put around it, as in
+    /// `apply_chat_template`. Where it begins with BOS twice, because a message repeats what the template writes, one
+    /// of them is dropped.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot represent the text.
+    pub fn encode_chat(&self, rendered: &str) -> Result<Vec<TokenId>> {
+        let mut ids = self.encode(rendered, false)?;
+        if let Some(bos) = &self.bos {
+            let leading = ids.iter().take_while(|&&id| id == bos.id).count();
+            ids.drain(..leading.saturating_sub(1));
+        }
+        Ok(ids)
     }
 
     /// The text of `ids`; with `skip_special_tokens` without the special ones. Ids that are not in the vocabulary
@@ -197,20 +228,57 @@ impl Tokenizer {
     }
 }
 
-impl TokenizerFiles {
-    fn read(dir: &Path) -> Result<Self> {
-        let read = |name: &str| match fs::read_to_string(dir.join(name)) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::invalid(format!("{name} cannot be read: {error}"))),
-        };
-        Ok(Self {
-            tokenizer: read("tokenizer.json")?.ok_or_else(|| missing(dir))?,
-            tokenizer_config: read("tokenizer_config.json")?,
-            special_tokens_map: read("special_tokens_map.json")?,
-            generation_config: read("generation_config.json")?,
-            config: read("config.json")?,
+impl Vocabulary {
+    /// The vocabulary in the file `name`: its name says which form it has, for `.model` files their first bytes.
+    ///
+    /// # Errors
+    /// If a file that must be text is not UTF-8.
+    pub fn recognise(name: &str, bytes: Vec<u8>) -> Result<Self> {
+        let name = name.to_owned();
+        if bytes.starts_with(LFS_POINTER) {
+            return Err(Error::invalid(format!("{name} is a pointer of Git LFS, not the file itself")));
+        }
+        let is_json = name.ends_with(".json");
+        if !is_json && !name.ends_with(".tiktoken") && !tiktoken::is_tiktoken(&bytes) {
+            return Ok(Self::SentencePiece { name, bytes });
+        }
+        let text = String::from_utf8(bytes).map_err(|_| Error::invalid(format!("{name} is not UTF-8")))?;
+        Ok(match is_json {
+            true if name.ends_with("tekken.json") => Self::Tekken { name, text },
+            true => Self::Json(text),
+            false => Self::Tiktoken { name, text },
         })
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Json(_) => "tokenizer.json",
+            Self::SentencePiece { name, .. } | Self::Tiktoken { name, .. } | Self::Tekken { name, .. } => name,
+        }
+    }
+
+    /// The vocabulary as a `tokenizer.json`; what its form takes for granted goes to `side`.
+    fn to_json(&self, side: &mut SideFiles) -> Result<Cow<'_, str>> {
+        let converted = match self {
+            Self::Json(text) => return Ok(text.into()),
+            Self::SentencePiece { bytes, .. } => sentencepiece::to_json(bytes, side),
+            Self::Tiktoken { text, .. } => tiktoken::to_json(text, side),
+            Self::Tekken { text, .. } => tiktoken::tekken_to_json(text, side),
+        };
+        converted.map(Cow::Owned).map_err(|error| Error::new(error.kind(), format!("{} {}", self.name(), error)))
+    }
+}
+
+impl Default for Vocabulary {
+    fn default() -> Self {
+        Self::Json(String::new())
+    }
+}
+
+impl From<String> for Vocabulary {
+    /// The contents of a `tokenizer.json`.
+    fn from(text: String) -> Self {
+        Self::Json(text)
     }
 }
 
@@ -260,17 +328,12 @@ impl Pieces {
     }
 }
 
-fn parse(name: &str, text: &Option<String>) -> Result<Value> {
-    let Some(text) = text else { return Ok(Value::Null) };
-    serde_json::from_str(text).map_err(|error| Error::invalid(format!("{name} is not valid JSON: {error}")))
-}
-
-fn parse_tokenizer(text: &str) -> Result<tokenizers::Tokenizer> {
+fn parse_tokenizer(name: &str, text: &str) -> Result<tokenizers::Tokenizer> {
     if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
         return Err(match error.is_eof() {
-            true if text.trim().is_empty() => Error::invalid("tokenizer.json is empty"),
-            true => Error::invalid(format!("tokenizer.json is truncated: {error}")),
-            false => Error::invalid(format!("tokenizer.json is not valid JSON: {error}")),
+            true if text.trim().is_empty() => Error::invalid(format!("{name} is empty")),
+            true => Error::invalid(format!("{name} is truncated: {error}")),
+            false => Error::invalid(format!("{name} is not valid JSON: {error}")),
         });
     }
     // The library panics on some files that contradict themselves, on a template with an unknown token only when it
@@ -280,49 +343,31 @@ fn parse_tokenizer(text: &str) -> Result<tokenizers::Tokenizer> {
         tokenizer.encode_fast("", true)?;
         Ok::<_, tokenizers::Error>(tokenizer)
     });
-    parsed.unwrap_or_else(|_| Err("it contradicts itself".into())).map_err(|error| explain(text, &error))
+    parsed.unwrap_or_else(|_| Err("it contradicts itself".into())).map_err(|error| explain(name, text, &error))
 }
 
 /// Says why a `tokenizer.json` that is valid JSON was refused.
-fn explain(text: &str, error: &dyn std::fmt::Display) -> Error {
+fn explain(name: &str, text: &str, error: &dyn std::fmt::Display) -> Error {
     match serde_json::from_str::<Value>(text) {
         Ok(json) if json.get("model").is_none_or(Value::is_null) => {
-            Error::invalid("tokenizer.json has no \"model\" section")
+            Error::invalid(format!("{name} has no \"model\" section"))
         }
-        _ => Error::invalid(format!("tokenizer.json does not describe a tokenizer: {error}")),
-    }
-}
-
-/// Says what is there instead of a `tokenizer.json`.
-fn missing(dir: &Path) -> Error {
-    const OTHERS: [&str; 6] = [
-        "tokenizer.model",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-        "tekken.json",
-        "tokenizer.tiktoken",
-        "vocab.json",
-    ];
-    if !dir.is_dir() {
-        return Error::new(ErrorKind::NotFound, "there is no such folder");
-    }
-    match OTHERS.iter().find(|name| dir.join(name).is_file()) {
-        Some(found) => Error::unsupported(format!(
-            "only {found} was found, which is not supported: convert it to tokenizer.json (save_pretrained of a fast \
-             tokenizer writes it)"
-        )),
-        None => Error::not_found("tokenizer.json is missing"),
+        _ => Error::invalid(format!("{name} does not describe a tokenizer: {error}")),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
+    use crate::error::ErrorKind;
     use crate::text::testing;
     use serde_json::json;
 
     fn with(tokenizer: &Value, side: impl FnOnce(&mut TokenizerFiles)) -> Result<Tokenizer> {
-        let mut files = TokenizerFiles { tokenizer: tokenizer.to_string(), ..Default::default() };
+        let mut files = TokenizerFiles { tokenizer: tokenizer.to_string().into(), ..Default::default() };
         side(&mut files);
         Tokenizer::new(&files)
     }
@@ -351,7 +396,7 @@ mod tests {
         type Case<'a> = (&'a [(&'a str, &'a str)], ErrorKind, &'a str);
         let cases: [Case; 9] = [
             (&[], ErrorKind::NotFound, "tokenizer.json is missing"),
-            (&[("tokenizer.model", "x")], ErrorKind::Unsupported, "only tokenizer.model was found"),
+            (&[("vocab.json", "x")], ErrorKind::Unsupported, "only vocab.json was found"),
             (&[("tokenizer.json", "")], ErrorKind::InvalidArg, "tokenizer.json is empty"),
             (&[("tokenizer.json", &good[..good.len() / 2])], ErrorKind::InvalidArg, "tokenizer.json is truncated"),
             (&[("tokenizer.json", "<html>")], ErrorKind::InvalidArg, "tokenizer.json is not valid JSON"),

@@ -206,7 +206,7 @@ mod tests {
 
     fn preprocessor() -> Preprocessor {
         let files = TokenizerFiles {
-            tokenizer: testing::byte_level().to_string(),
+            tokenizer: testing::byte_level().to_string().into(),
             tokenizer_config: Some(r#"{"eos_token": "<|end|>", "pad_token": "<|begin|>"}"#.into()),
             ..Default::default()
         };
