@@ -6,8 +6,8 @@ use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-/// Instructions that one rendering may take. A chat of 1000 messages takes about 100 000.
-const FUEL: u64 = 20_000_000;
+/// Instructions and memory, in units of 64 bytes, that one rendering may take: seconds at most.
+const FUEL: u64 = 5_000_000;
 
 /// Calls within calls; Python stops at 1000, the stack of a server thread before that.
 const MAX_RECURSION: usize = 150;

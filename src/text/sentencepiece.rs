@@ -309,11 +309,11 @@ fn check_charsmap(map: &[u8]) -> Result<()> {
     let texts = std::str::from_utf8(&map[4 + size..]).map_err(|_| damaged())?;
     let units: Vec<u32> = trie.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
     let is_sound = |(at, &unit): (usize, &u32)| {
-        if unit >> 31 == 1 {
-            return texts.is_char_boundary((unit & 0x7FFF_FFFF) as usize);
-        }
-        let offset = ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize;
-        (at ^ offset) | 0xFF < units.len()
+        let is_value = unit >> 31 == 1 && at > 0;
+        let target = at ^ ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize;
+        let is_text = |unit: u32| texts.is_char_boundary((unit & 0x7FFF_FFFF) as usize);
+        let has_value = unit & (1 << 8) != 0;
+        is_value || target | 0xFF < units.len() && (!has_value || is_text(units[target]))
     };
     if units.is_empty() || !units.iter().enumerate().all(is_sound) {
         return Err(damaged());
