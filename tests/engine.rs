@@ -13,5 +13,7 @@ mod lifecycle;
 mod memory;
 #[path = "engine/properties.rs"]
 mod properties;
+#[path = "engine/scheduling.rs"]
+mod scheduling;
 #[path = "engine/traces.rs"]
 mod traces;

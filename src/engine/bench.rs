@@ -36,6 +36,27 @@ impl SchedulerBench {
         Ok(bench)
     }
 
+    /// As [`SchedulerBench::decoding`], but outputs are `output_tokens` long in the mean, three times as many sequences
+    /// come, and memory for a third of them is there: sequences end and start in most steps.
+    ///
+    /// # Errors
+    /// As [`SchedulerBench::decoding`].
+    pub fn churning(policy: SchedulerPolicy, running: usize, output_tokens: usize) -> Result<Self> {
+        let whole = PROMPT_TOKENS + output_tokens;
+        let limits = limits(2 * running, running * whole.div_ceil(BLOCK_SIZE_TOKENS));
+        let config = EngineConfig { policy, ..EngineConfig::for_limits(&limits) };
+        let mut bench = Self { scheduler: Scheduler::new(config, &limits, None), deltas: Vec::new(), now_ns: 1 };
+        for number in 0..3 * running {
+            // Ends are spread over time.
+            let tokens = 1 + (number * 7919) % (2 * output_tokens);
+            bench.scheduler.add(request(number, PROMPT_TOKENS, tokens), number as u32, 1);
+        }
+        for _ in 0..output_tokens / 4 {
+            bench.step(&|| 0)?;
+        }
+        Ok(bench)
+    }
+
     /// One `schedule` and `update`: how far `counter` went during the two, and how many tokens were generated.
     ///
     /// # Errors

@@ -5,14 +5,14 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::step::ExecutorLimits;
 
-/// Who gets KV memory. The names are TensorRT-LLM's.
+/// Who gets KV memory. The names are TensorRT-LLM's, but for the default, which it does not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SchedulerPolicy {
     /// A request starts when the blocks of its whole possible length are free; it is never preempted.
-    #[default]
     GuaranteedNoEvict,
     /// A request starts when it can be expected to end beside the others, judged by the output lengths of late. Needs no
     /// reservation for output that never comes; where the judgement was wrong, the most recently started is preempted.
+    #[default]
     Balanced,
     /// A request starts when its present tokens fit; the most recently started one is preempted when blocks run out.
     MaxUtilization,
@@ -49,11 +49,11 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// The largest configuration that `limits` allows: guaranteed_no_evict, chunked, reuse on, no queue limit, ageing by
+    /// The largest configuration that `limits` allows: balanced, chunked, reuse on, no queue limit, ageing by
     /// one priority in 10 s, no stall timeout, no events.
     pub fn for_limits(limits: &ExecutorLimits) -> Self {
         Self {
-            policy: SchedulerPolicy::GuaranteedNoEvict,
+            policy: SchedulerPolicy::default(),
             chunked_context: true,
             max_batch_size: limits.max_step_sequences,
             max_step_tokens: limits.max_step_tokens,

@@ -8,18 +8,29 @@ use super::sequence::Sequence;
 /// Output lengths that are remembered.
 const WINDOW: usize = 128;
 
+/// Output lengths are told apart this finely.
+const GRAIN_TOKENS: usize = 16;
+
 /// Assumed output before any sequence has ended.
 const FIRST_GUESS_TOKENS: usize = 128;
+
+/// Moments that are looked at, in blocks that a sequence grows by until then.
+const HORIZONS_BLOCKS: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+
+/// Standard deviations between the expected use and what there is: with 1 preemptions are frequent, with 3 memory lies
+/// idle.
+const MARGIN: f32 = 2.0;
 
 /// Output lengths of the sequences that ended last, and the memory that follows from them.
 #[derive(Default)]
 pub(super) struct Forecast {
     recent: VecDeque<usize>,
-    /// `recent`, ascending, and behind each the mean of it and all larger ones.
-    sorted: Vec<(usize, usize)>,
-    is_sorted: bool,
-    /// For each number of blocks that a sequence will still grow by: how many sequences, and the blocks they will free.
-    buckets: Vec<(usize, usize)>,
+    /// How many of `recent` are longer than `GRAIN_TOKENS` times the index.
+    longer: Vec<u32>,
+    is_counted: bool,
+    outlook: Outlook,
+    /// The plan that the outlook is for.
+    step: u64,
 }
 
 impl Forecast {
@@ -28,68 +39,81 @@ impl Forecast {
             self.recent.pop_front();
         }
         self.recent.push_back(generated_tokens);
-        self.is_sorted = false;
+        self.is_counted = false;
     }
 
-    /// Whether, with the candidate, the expected use of blocks never exceeds what there is. Always for the first one.
+    /// Whether, with the candidate, the use of blocks is not expected to exceed what there is at any moment to come.
+    /// Always for the first one.
     ///
-    /// All sequences grow at one pace and free their own blocks at their expected end. So the use peaks just before
-    /// some end: `used + k · (sequences that grow by k or more) − (blocks of those that end before)`.
+    /// A sequence that lives on grows; one that ends frees what is its own. Both are weighted with the share of the
+    /// remembered outputs that went on for so long after they had got as far.
+    /// The outlook of the running ones is made once for each plan; candidates that are let in are added to it.
     pub fn foresees_room(&mut self, candidate: &Candidate<'_>, running: &mut dyn Iterator<Item = &Sequence>) -> bool {
-        self.sort();
-        self.buckets.clear();
-        let block_size = candidate.block_size;
-        for sequence in running {
-            let growth = self.growth_blocks(sequence, block_size);
-            self.count(growth, sequence.table.len().saturating_sub(sequence.found_blocks));
-        }
-        if self.buckets.is_empty() {
-            return true;
-        }
-        let growth = self.growth_blocks(candidate.sequence, block_size);
-        self.count(growth, candidate.cost_blocks);
-        let mut alive: usize = self.buckets.iter().map(|bucket| bucket.0).sum();
-        let mut used = candidate.used_blocks + candidate.cost_blocks;
-        for (blocks, &(ending, freed)) in self.buckets.iter().enumerate() {
-            if used + blocks * alive > candidate.num_blocks {
-                return false;
+        if self.step != candidate.step {
+            self.step = candidate.step;
+            self.count();
+            let mut outlook = Outlook::default();
+            for sequence in running {
+                let own = sequence.table.len().saturating_sub(sequence.found_blocks);
+                outlook.add(self, sequence, own, candidate.block_size);
             }
-            alive -= ending;
-            used = used.saturating_sub(freed);
+            self.outlook = outlook;
         }
-        true
-    }
-
-    fn growth_blocks(&self, sequence: &Sequence, block_size: usize) -> usize {
-        let generated = sequence.num_tokens() - sequence.prompt_len();
-        let expected = match self.sorted.get(self.sorted.partition_point(|(length, _)| *length <= generated)) {
-            Some((_, mean)) => mean - generated,
-            None if self.sorted.is_empty() => FIRST_GUESS_TOKENS,
-            None => block_size,
-        };
-        let slots_left = (sequence.table.len() * block_size).saturating_sub(sequence.num_tokens());
-        expected.min(sequence.open_tokens()).saturating_sub(slots_left).div_ceil(block_size)
-    }
-
-    fn count(&mut self, growth: usize, blocks: usize) {
-        if self.buckets.len() <= growth {
-            self.buckets.resize(growth + 1, (0, 0));
+        let mut outlook = self.outlook;
+        outlook.add(self, candidate.sequence, candidate.cost_blocks, candidate.block_size);
+        let used = (candidate.used_blocks + candidate.cost_blocks) as f32;
+        let peaks = outlook.moments.iter().map(|(change, variance)| used + change + MARGIN * variance.sqrt());
+        let fits = outlook.sequences == 1 || peaks.fold(0.0, f32::max) <= candidate.num_blocks as f32;
+        if fits {
+            self.outlook = outlook;
         }
-        let bucket = &mut self.buckets[growth];
-        *bucket = (bucket.0 + 1, bucket.1 + blocks);
+        fits
     }
 
-    fn sort(&mut self) {
-        if std::mem::replace(&mut self.is_sorted, true) {
+    /// The probability that an output of `generated` tokens gets `more`.
+    fn survival(&self, generated: usize, more: usize) -> f32 {
+        let longer = |tokens: usize| self.longer.get(tokens / GRAIN_TOKENS).copied().unwrap_or(0);
+        match longer(generated) {
+            0 if self.recent.is_empty() => f32::from(generated + more <= FIRST_GUESS_TOKENS),
+            // Longer than all that was seen: as likely as not to double.
+            0 => f32::from(more <= generated),
+            known => longer(generated + more) as f32 / known as f32,
+        }
+    }
+
+    fn count(&mut self) {
+        if std::mem::replace(&mut self.is_counted, true) {
             return;
         }
-        self.sorted.clear();
-        self.sorted.extend(self.recent.iter().map(|&length| (length, 0)));
-        self.sorted.sort_unstable();
-        let mut sum = 0;
-        for (count, entry) in self.sorted.iter_mut().rev().enumerate() {
-            sum += entry.0;
-            entry.1 = sum / (count + 1);
+        self.longer.clear();
+        for &length in &self.recent {
+            let above = length.div_ceil(GRAIN_TOKENS);
+            if self.longer.len() < above {
+                self.longer.resize(above, 0);
+            }
+            self.longer[..above].iter_mut().for_each(|count| *count += 1);
+        }
+    }
+}
+
+/// Expected change of the use of blocks at each horizon, and its variance.
+#[derive(Clone, Copy, Default)]
+struct Outlook {
+    moments: [(f32, f32); HORIZONS_BLOCKS.len()],
+    sequences: usize,
+}
+
+impl Outlook {
+    fn add(&mut self, forecast: &Forecast, sequence: &Sequence, own_blocks: usize, block_size: usize) {
+        self.sequences += 1;
+        let generated = sequence.num_tokens() - sequence.prompt_len();
+        let own = own_blocks as f32;
+        for ((change, variance), blocks) in self.moments.iter_mut().zip(HORIZONS_BLOCKS) {
+            let more = blocks * block_size;
+            let lives = if more > sequence.open_tokens() { 0.0 } else { forecast.survival(generated, more) };
+            let grown = blocks as f32;
+            *change += lives * grown - (1.0 - lives) * own;
+            *variance += lives * (1.0 - lives) * (own + grown) * (own + grown);
         }
     }
 }

@@ -124,6 +124,10 @@ impl Engine {
         });
         // A stopped engine drops the command, and with it the sinks, which answer.
         let _ = self.shared.commands.send(Command::Submit(submissions.collect()));
+        // The watchdog may have answered everybody while these were on their way to a thread that hangs.
+        if let Err(failure) = self.health() {
+            self.shared.ledger.answer_all(failure.message());
+        }
         Ok(ids)
     }
 

@@ -12,10 +12,15 @@ pub(super) enum Promise {
     WholeLength,
     /// Those of its present tokens: it may be preempted when it grows.
     PresentTokens,
+    /// Those of its present tokens, and that others are preempted when it grows: all that have this promise must fit
+    /// together at their whole length, beside nobody else.
+    Protection,
 }
 
 /// Who asks to start, and into what.
 pub(super) struct Candidate<'a> {
+    /// The plan that is being made.
+    pub step: u64,
     pub sequence: &'a Sequence,
     /// Free blocks that it takes at once.
     pub cost_blocks: usize,
@@ -65,14 +70,14 @@ impl CapacityPolicy for GuaranteedNoEvict {
     }
 }
 
-/// A sequence that was preempted this often comes back with its whole length reserved: this bounds the work done twice.
+/// A sequence that was preempted this often is protected when it comes back: this bounds the work done twice.
 pub(super) const MAX_PREEMPTIONS: usize = 3;
 
 struct MaxUtilization;
 
 impl CapacityPolicy for MaxUtilization {
     fn promise(&self, candidate: &Sequence) -> Promise {
-        if candidate.stats.preemptions < MAX_PREEMPTIONS { Promise::PresentTokens } else { Promise::WholeLength }
+        if candidate.stats.preemptions < MAX_PREEMPTIONS { Promise::PresentTokens } else { Promise::Protection }
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) struct Scheduler {
     policy: Box<dyn CapacityPolicy>,
     kv: KvCache,
     slots: Slots,
-    /// In order of their start.
+    /// In order of their first start: who was preempted is not the youngest when it comes back, and not the next victim.
     running: Vec<SeqRef>,
     queue: WaitingQueue,
     cursor: Cursor,
@@ -57,10 +57,13 @@ pub(super) struct Scheduler {
     flights: VecDeque<Flight>,
     /// Blocks that running sequences may still claim without asking.
     promised: usize,
+    /// Blocks of the whole lengths of protected sequences.
+    protected: usize,
     /// Clients whose first sequence has started, until somebody asks.
     started: Vec<u32>,
     next_seq: u64,
     next_step: u64,
+    next_rank: u64,
     preemptions: u64,
     paused: usize,
 }
@@ -82,9 +85,11 @@ impl Scheduler {
             retired: Vec::new(),
             flights: VecDeque::new(),
             promised: 0,
+            protected: 0,
             started: Vec::new(),
             next_seq: 1,
             next_step: 1,
+            next_rank: 0,
             preemptions: 0,
             paused: 0,
         }
@@ -221,6 +226,10 @@ impl Scheduler {
             let free = self.kv.free();
             return Err(format!("{promised} blocks are promised, {} counted, {free} free", self.promised));
         }
+        let protected: usize = self.running.iter().map(|&seq| self.slots[seq].protected_blocks).sum();
+        if protected != self.protected || protected > self.kv.num_blocks() {
+            return Err(format!("{protected} blocks are protected, {} counted", self.protected));
+        }
         let is_paused = |sequence: &Sequence| sequence.status == Status::Waiting && sequence.life > 0;
         if self.slots.iter().filter(|(_, sequence)| is_paused(sequence)).count() != self.paused {
             return Err(format!("{} paused sequences are counted", self.paused));
@@ -289,6 +298,7 @@ impl Scheduler {
             }
             Status::Running => {
                 self.promised -= sequence.reserved_blocks.saturating_sub(sequence.table.len());
+                self.protected -= std::mem::take(&mut sequence.protected_blocks);
                 self.running.retain(|&other| other != seq);
             }
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::gate::kv_slots;
 use super::prefix::{Content, Space};
 use super::request::{Finish, FinishReason, Keep, Request, RequestStats};
 use crate::decode::{SamplingParams, StopVerdict};
@@ -70,6 +71,8 @@ pub(super) struct Sequence {
     pub cached_blocks: usize,
     /// Blocks that are set aside for the sequence, those in the table included.
     pub reserved_blocks: usize,
+    /// Blocks of the whole possible length if others give way when the sequence grows, else 0.
+    pub protected_blocks: usize,
     /// Blocks of the table that came from others at the last start.
     pub found_blocks: usize,
     /// Counts preemptions: tells the chunks of an earlier life from those of the present one.
@@ -80,6 +83,8 @@ pub(super) struct Sequence {
     pub id: SeqId,
     pub address: Address,
     pub tenant: u32,
+    /// Counts first starts.
+    pub rank: u64,
     /// The sequence of the same request whose prompt blocks are shared.
     pub leader: Option<SeqRef>,
     /// Whom the sequence waits for before it starts.
@@ -99,6 +104,7 @@ impl Sequence {
             tokens: request.prompt.clone(),
             request,
             tenant: 0,
+            rank: 0,
             leader: None,
             forerunner: None,
             status: Status::Waiting,
@@ -110,6 +116,7 @@ impl Sequence {
             cached_blocks: 0,
             cacheable: true,
             reserved_blocks: 0,
+            protected_blocks: 0,
             found_blocks: 0,
             life: 0,
             last_chunk: (0, 0),
@@ -141,6 +148,11 @@ impl Sequence {
             return 0;
         }
         self.num_tokens() - self.num_computed
+    }
+
+    /// Blocks of the longest that the sequence can become.
+    pub fn whole_blocks(&self, block_size: usize) -> usize {
+        kv_slots(self.prompt_len(), self.request.stop.max_tokens).div_ceil(block_size)
     }
 
     /// Slots written by the plans before `step`.

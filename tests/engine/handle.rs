@@ -186,3 +186,80 @@ fn a_panic_of_the_executor_is_seen_by_health_before_clients_hear_of_it() {
         assert!(engine.drain(PATIENCE), "nothing hangs");
     }
 }
+
+/// Collects a step only when the test says so.
+struct Stuck(FakeExecutor, Receiver<()>);
+
+impl Executor for Stuck {
+    fn limits(&self) -> ExecutorLimits {
+        self.0.limits()
+    }
+
+    fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+        self.0.launch(plan)
+    }
+
+    fn collect(&mut self) -> Result<StepOutput> {
+        let _ = self.1.recv();
+        self.0.collect()
+    }
+}
+
+#[test]
+fn a_step_that_hangs_is_noticed_and_everybody_is_answered_by_the_watchdog() {
+    for drop_first in [false, true] {
+        let (go, gate) = channel();
+        let executor = Stuck(fake(), gate);
+        let limits = executor.limits();
+        let stall_timeout = Some(Duration::from_millis(40));
+        let config = EngineConfig { stall_timeout, max_batch_size: 1, ..EngineConfig::for_limits(&limits) };
+        let engine = Engine::start(config, Box::new(executor)).unwrap();
+        let (running, waiting) = (sink(), sink());
+        engine.submit(request([1, 2], 40), running.0).unwrap();
+        go.send(()).unwrap();
+        assert_eq!(running.1.recv_timeout(PATIENCE).unwrap().tokens.len(), 1, "a step that ends is no stall");
+        let _ = engine.submit(request([3, 4], 40), waiting.0);
+        for deltas in [&running.1, &waiting.1] {
+            let (_, reason, error) = wait(deltas);
+            assert_eq!(reason, FinishReason::Error);
+            assert!(error.contains("no step was completed for 40ms"), "{error}");
+        }
+        assert!(engine.stats().busy_since_ns > 0 && engine.stats().steps_in_flight <= 2);
+        let failure = engine.health().unwrap_err();
+        assert_eq!(failure.kind(), ErrorKind::Unavailable);
+        assert_eq!(engine.submit(request([1], 1), Tape::default().sink()).unwrap_err(), failure);
+        if drop_first {
+            // Does not wait for a thread that hangs.
+            drop(engine);
+            drop(go);
+        } else {
+            // The step ends after all: nobody hears of it twice, and the engine stays off.
+            (0..3).for_each(|_| drop(go.send(())));
+            assert!(engine.drain(PATIENCE));
+            assert!(running.1.try_recv().is_err() && engine.health().is_err());
+        }
+    }
+}
+
+#[test]
+fn an_idle_engine_is_not_stalled() {
+    let executor = fake();
+    let stall_timeout = Some(Duration::from_millis(1));
+    let config = EngineConfig { stall_timeout, ..EngineConfig::for_limits(&executor.limits()) };
+    let engine = Engine::start(config, Box::new(executor)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(engine.health().is_ok());
+    assert_eq!(engine.stats().busy_since_ns, 0);
+}
+
+#[test]
+fn events_reach_another_thread() {
+    let executor = fake();
+    let config = EngineConfig { kv_event_buffer: 64, ..EngineConfig::for_limits(&executor.limits()) };
+    let engine = Engine::start(config, Box::new(executor)).unwrap();
+    let (sink, deltas) = sink();
+    engine.submit(request([1, 2, 3, 4, 5], 1), sink).unwrap();
+    wait(&deltas);
+    let kinds: Vec<_> = engine.drain_kv_events().events.iter().map(|event| event.to_json()).collect();
+    assert!(kinds.len() == 2 && kinds[0].contains("created") && kinds[1].contains("stored"), "{kinds:?}");
+}

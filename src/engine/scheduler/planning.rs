@@ -1,7 +1,6 @@
 //! The making of one plan: running sequences first, then waiting ones.
 
 use super::{Blocked, Flight, PlanStats, Scheduler};
-use crate::engine::gate::kv_slots;
 use crate::engine::kv::{PartialMatch, PrefixMatch};
 use crate::engine::policy::{Candidate, Promise};
 use crate::engine::sequence::{Forerunner, SeqRef, Sequence, Status};
@@ -98,7 +97,8 @@ impl Scheduler {
         if !self.affordable(&found, total) {
             self.kv.economize(&mut found);
         }
-        if !self.affordable(&found, total) || !self.foresees_room(seq, &found, total) {
+        let fits = self.affordable(&found, total) && self.can_protect(seq);
+        if !fits || !self.foresees_room(seq, &found, total) {
             let available = self.kv.free() - self.promised;
             self.blocked = Some(Blocked { seq, available, running: self.running.len() });
             return Start::Full;
@@ -179,6 +179,7 @@ impl Scheduler {
     /// Moves a waiting sequence to the running ones, with the blocks that others have computed for it.
     fn start(&mut self, draft: &mut Draft, seq: SeqRef, found: &PrefixMatch, now_ns: u64) -> bool {
         let total = self.promised_blocks(&self.slots[seq]);
+        let is_protected = self.policy.promise(&self.slots[seq]) == Promise::Protection;
         let Some(reservation) = self.kv.reserve(found) else { return false };
         let admitted = self.kv.commit(reservation);
         let start = found.num_tokens(self.kv.block_size());
@@ -191,6 +192,8 @@ impl Scheduler {
         sequence.cached_blocks = found.full.iter().take_while(|&&block| self.kv.is_cached(block)).count();
         sequence.cacheable = true;
         sequence.reserved_blocks = total;
+        sequence.protected_blocks = if is_protected { sequence.whole_blocks(self.kv.block_size()) } else { 0 };
+        self.protected += sequence.protected_blocks;
         sequence.found_blocks = found.full.len();
         if !sequence.introduced {
             sequence.introduced = true;
@@ -202,6 +205,8 @@ impl Scheduler {
             let (prompt, sampling) = (sequence.request.prompt.clone(), sequence.sampling());
             draft.plan.new_sequences.push(NewSequence { seq: seq.id, prompt, sampling });
             self.started.push(sequence.address.client);
+            sequence.rank = self.next_rank;
+            self.next_rank += 1;
         }
         if sequence.request.retention.is_some() {
             for (at, &block) in found.full.iter().enumerate().take(sequence.cached_blocks) {
@@ -210,17 +215,26 @@ impl Scheduler {
         }
         sequence.table = admitted.table;
         self.promised += total.saturating_sub(sequence.table.len());
-        self.running.push(seq);
+        let rank = sequence.rank;
+        let at = self.running.partition_point(|&other| self.slots[other].rank < rank);
+        self.running.insert(at, seq);
         true
     }
 
     /// Blocks to set aside for a sequence that starts now.
     fn promised_blocks(&self, sequence: &Sequence) -> usize {
-        let slots = match self.policy.promise(sequence) {
-            Promise::WholeLength => kv_slots(sequence.prompt_len(), sequence.request.stop.max_tokens),
-            Promise::PresentTokens => sequence.tokens.len(),
-        };
-        slots.div_ceil(self.kv.block_size())
+        let block_size = self.kv.block_size();
+        match self.policy.promise(sequence) {
+            Promise::WholeLength => sequence.whole_blocks(block_size),
+            Promise::PresentTokens | Promise::Protection => sequence.tokens.len().div_ceil(block_size),
+        }
+    }
+
+    /// Whether the promise of protection, if it is due, could be kept.
+    fn can_protect(&self, seq: SeqRef) -> bool {
+        let sequence = &self.slots[seq];
+        self.policy.promise(sequence) != Promise::Protection
+            || self.protected + sequence.whole_blocks(self.kv.block_size()) <= self.kv.num_blocks()
     }
 
     fn affordable(&self, found: &PrefixMatch, total: usize) -> bool {
@@ -229,6 +243,7 @@ impl Scheduler {
 
     fn foresees_room(&mut self, seq: SeqRef, found: &PrefixMatch, total: usize) -> bool {
         let candidate = Candidate {
+            step: self.next_step,
             sequence: &self.slots[seq],
             cost_blocks: self.kv.cost(found, total),
             used_blocks: self.kv.num_blocks() - self.kv.free() + self.promised,
@@ -239,8 +254,8 @@ impl Scheduler {
         self.policy.foresees_room(&candidate, &mut running)
     }
 
-    /// Makes sure that the next slot of the running sequence at `at` can have a block; preempts the most recently
-    /// started sequences for it, which may be this one.
+    /// Makes sure that the next slot of the running sequence at `at` can have a block; preempts the sequences for it that
+    /// started last, which may be this one.
     fn make_room(&mut self, seq: SeqRef, at: usize) -> bool {
         let sequence = &self.slots[seq];
         let has_room = sequence.num_computed < sequence.table.len() * self.kv.block_size();
@@ -248,12 +263,11 @@ impl Scheduler {
             return true;
         }
         while self.kv.free() <= self.promised {
-            let is_growing = |seq: &&SeqRef| {
+            let may_give_way = |seq: &&SeqRef| {
                 let sequence = &self.slots[**seq];
-                let slots = kv_slots(sequence.prompt_len(), sequence.request.stop.max_tokens);
-                sequence.reserved_blocks < slots.div_ceil(self.kv.block_size())
+                sequence.protected_blocks == 0 && sequence.reserved_blocks < sequence.whole_blocks(self.kv.block_size())
             };
-            let Some(victim) = self.running[at..].iter().rev().find(is_growing).copied() else { return false };
+            let Some(victim) = self.running[at..].iter().rev().find(may_give_way).copied() else { return false };
             self.preempt(victim);
             if victim == seq {
                 return false;

@@ -1,0 +1,235 @@
+//! Who runs when: shares of tenants, ageing of priorities, limits of the queue, what happens when memory is short.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use triton_trtllm::engine::bench::{SchedulerBench, prefix_match};
+use triton_trtllm::engine::fake::FakeExecutor;
+use triton_trtllm::engine::{EngineConfig, EngineCore, Request, SchedulerPolicy, Tenant};
+use triton_trtllm::error::ErrorKind;
+use triton_trtllm::ids::TokenId;
+use triton_trtllm::step::{ExecutorLimits, StepPlan};
+
+use crate::common::{Recorder, Rng, SEED, Tape, core, limits, request, run};
+
+#[test]
+fn tenants_get_tokens_by_weight_whoever_came_first() {
+    let limits = ExecutorLimits { num_blocks: 64, ..limits() };
+    let config = EngineConfig { max_batch_size: 4, ..EngineConfig::for_limits(&limits) };
+    let mut engine = core(config, &limits);
+    let mut tapes = [Vec::new(), Vec::new()];
+    for (id, weight) in [(1, 1), (2, 3)] {
+        for number in 0..60 {
+            let tape = Tape::default();
+            let tenant = Tenant { id, weight };
+            let wish = Request { tenant, ..request([id as TokenId, number % 26, 3, 4], 6) };
+            engine.submit(wish, tape.sink(), 1).unwrap();
+            tapes[id as usize - 1].push(tape);
+        }
+    }
+    for now in 1..=80 {
+        engine.step(now).unwrap();
+    }
+    let served: Vec<usize> = tapes.iter().map(|tapes| tapes.iter().map(|tape| tape.tokens().len()).sum()).collect();
+    assert!((5 * served[0] / 2..7 * served[0] / 2).contains(&served[1]), "{served:?}");
+    run(&mut engine);
+    assert!(tapes.iter().flatten().all(|tape| tape.reason().is_some()), "nobody is forgotten");
+}
+
+#[test]
+fn a_tenant_that_returns_has_no_claim_for_its_absence() {
+    let config = EngineConfig { max_batch_size: 1, ..EngineConfig::for_limits(&limits()) };
+    let mut engine = core(config, &limits());
+    let submit = |engine: &mut EngineCore, id, count: usize| -> Vec<Tape> {
+        let tapes: Vec<_> = (0..count).map(|_| Tape::default()).collect();
+        for tape in &tapes {
+            let wish = Request { tenant: Tenant { id, weight: 1 }, ..request([1, 2], 1) };
+            engine.submit(wish, tape.sink(), 1).unwrap();
+        }
+        tapes
+    };
+    let busy = submit(&mut engine, 1, 40);
+    for now in 1..=20 {
+        engine.step(now).unwrap();
+    }
+    let late = submit(&mut engine, 2, 20);
+    for now in 21..=30 {
+        engine.step(now).unwrap();
+    }
+    let ended = |tapes: &[Tape]| tapes.iter().filter(|tape| tape.reason().is_some()).count();
+    assert_eq!((ended(&busy), ended(&late)), (25, 5), "equal shares from when it came");
+}
+
+/// When a request of the lowest priority starts while one of the highest arrives in each step.
+fn start_of_the_lowest(ageing: Option<Duration>) -> Option<u64> {
+    let config = EngineConfig { max_batch_size: 1, priority_ageing: ageing, ..EngineConfig::for_limits(&limits()) };
+    let mut engine = core(config, &limits());
+    let low = Tape::default();
+    engine.submit(Request { priority: -5, ..request([1, 2], 1) }, low.sink(), 1).unwrap();
+    for now in 1..1000 {
+        engine.submit(Request { priority: 5, ..request([3, 4], 1) }, Tape::default().sink(), now).unwrap();
+        engine.step(now).unwrap();
+        if low.reason().is_some() {
+            return Some(now);
+        }
+    }
+    None
+}
+
+#[test]
+fn ageing_bounds_how_long_the_lowest_priority_waits() {
+    assert_eq!(start_of_the_lowest(None), None, "without ageing it starves");
+    let start = start_of_the_lowest(Some(Duration::from_nanos(20))).expect("it starts");
+    assert!((150..=202).contains(&start), "ten priorities of 20 ns each: {start}");
+}
+
+#[test]
+fn the_queue_is_limited_by_prompt_tokens() {
+    let config = EngineConfig { max_queue_tokens: Some(20), ..EngineConfig::for_limits(&limits()) };
+    let mut engine = core(config, &limits());
+    engine.submit(request(vec![1; 12], 1), Tape::default().sink(), 1).unwrap();
+    let error = engine.submit(request(vec![2; 9], 1), Tape::default().sink(), 1).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.message(), "Maximum queue size of 20 tokens has been reached, please try again later");
+    engine.submit(request(vec![2; 8], 1), Tape::default().sink(), 1).expect("exactly full");
+    engine.step(1).unwrap();
+    engine.submit(request(vec![3; 20], 1), Tape::default().sink(), 1).expect("those that run are not queued");
+    run(&mut engine);
+}
+
+#[test]
+fn each_return_sequence_counts_in_the_queue_and_leaves_it() {
+    let config = EngineConfig { max_queue_requests: Some(3), ..EngineConfig::for_limits(&limits()) };
+    let mut engine = core(config, &limits());
+    let two = || Request { num_sequences: 2, ..request([1, 2], 4) };
+    for _ in 0..3 {
+        let id = engine.submit(two(), Tape::default().sink(), 1).unwrap();
+        assert!(engine.submit(two(), Tape::default().sink(), 1).is_err());
+        engine.cancel(id);
+    }
+    engine.submit(two(), Tape::default().sink(), 1).unwrap();
+    engine.step(1).unwrap();
+    engine.submit(two(), Tape::default().sink(), 1).expect("those that run are not queued");
+    run(&mut engine);
+}
+
+/// What a simulated machine does with a crowd.
+#[derive(Debug)]
+struct Load {
+    tokens_per_second: f64,
+    preemptions: usize,
+    most_preemptions: usize,
+    mean_used_blocks: usize,
+}
+
+/// Clients that each send a request when the last one has ended. A step costs 4 ms and 15 us for each token. Outputs are
+/// 64 tokens long in the mean, their lengths geometrically distributed, but each asks for up to 900.
+fn simulate(policy: SchedulerPolicy, num_blocks: usize, clients: usize) -> Load {
+    let limits = ExecutorLimits {
+        num_blocks,
+        block_size_tokens: 16,
+        max_step_tokens: 512,
+        max_step_sequences: 256,
+        max_seq_len_tokens: 1024,
+        vocab_size: 64,
+        pipeline_depth: 1,
+    };
+    let plans: Arc<Mutex<Vec<StepPlan>>> = Arc::default();
+    let recorder = Recorder { inner: FakeExecutor::new(limits.clone(), SEED), plans: Arc::clone(&plans) };
+    let config = EngineConfig { policy, ..EngineConfig::for_limits(&limits) };
+    let mut engine = EngineCore::new(config, Box::new(recorder), None).unwrap();
+    let mut rng = Rng(99);
+    let mut tapes: Vec<Tape> = Vec::new();
+    let (mut seconds, mut used, mut preemptions, mut most) = (0.0, 0, 0, 0);
+    let steps = 1500;
+    for now in 1..=steps {
+        for tape in tapes.extract_if(.., |tape| tape.reason().is_some()) {
+            preemptions += tape.stats().preemptions;
+            most = most.max(tape.stats().preemptions);
+        }
+        while tapes.len() < clients {
+            let mut wish = request((0..32).map(|_| 1 + rng.below(63) as TokenId).collect::<Vec<_>>(), 900);
+            wish.stop.end_ids = vec![0];
+            let tape = Tape::default();
+            engine.submit(wish, tape.sink(), now).unwrap();
+            tapes.push(tape);
+        }
+        engine.step(now).unwrap();
+        let plan = plans.lock().unwrap().pop().unwrap();
+        seconds += 0.004 + 15e-6 * plan.chunks.iter().map(|chunk| chunk.len).sum::<usize>() as f64;
+        used += engine.stats().last_iteration.kv.used_blocks;
+    }
+    let tokens = engine.stats().totals.generated_tokens as f64;
+    Load {
+        tokens_per_second: tokens / seconds,
+        preemptions,
+        most_preemptions: most,
+        mean_used_blocks: used / steps as usize,
+    }
+}
+
+#[test]
+fn the_balanced_policy_keeps_its_throughput_when_twice_the_memory_is_wanted() {
+    let clients = 32;
+    let calm = simulate(SchedulerPolicy::Balanced, 4096, clients);
+    let pool = calm.mean_used_blocks;
+    let pressed = simulate(SchedulerPolicy::Balanced, pool, 2 * clients);
+    let greedy = simulate(SchedulerPolicy::MaxUtilization, pool, 2 * clients);
+    let careful = simulate(SchedulerPolicy::GuaranteedNoEvict, pool, 2 * clients);
+    assert_eq!(calm.preemptions, 0);
+    assert!(pressed.tokens_per_second > 0.85 * calm.tokens_per_second, "{pressed:?}, unpressured {calm:?}");
+    assert!(pressed.most_preemptions <= 3 && pressed.preemptions < greedy.preemptions / 2, "{pressed:?}, {greedy:?}");
+    assert!(pressed.tokens_per_second > 2.0 * careful.tokens_per_second, "{pressed:?}, {careful:?}");
+}
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system allocator unchanged; the counter is a plain thread-local that needs no memory.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on; all blocks come from the system allocator.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+fn allocations() -> u64 {
+    ALLOCATIONS.with(Cell::get)
+}
+
+#[test]
+fn scheduling_allocates_nothing_for_a_token() {
+    for policy in [SchedulerPolicy::GuaranteedNoEvict, SchedulerPolicy::Balanced, SchedulerPolicy::MaxUtilization] {
+        let mut bench = SchedulerBench::decoding(policy, 256).unwrap();
+        let (mut allocated, mut generated) = (0, 0);
+        for _ in 0..256 {
+            let (cost, tokens) = bench.step(&allocations).unwrap();
+            allocated += cost;
+            generated += tokens;
+        }
+        assert_eq!(generated, 256 * 256);
+        // A new block, once in 32 tokens, is told to the runner in a vector; tokens of a sequence are one vector that
+        // doubles; a plan is two.
+        assert!(allocated < generated as u64 / 16, "{allocated} allocations for {generated} tokens with {policy:?}");
+    }
+}
+
+#[test]
+fn a_long_prompt_is_found_with_few_allocations() {
+    assert!(prefix_match(100_000, &allocations).unwrap() < 20, "the list of found blocks grows by doubling");
+}
