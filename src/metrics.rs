@@ -73,6 +73,36 @@ pub struct Snapshot {
     pub timestamp_us: u64,
 }
 
+impl Snapshot {
+    /// Several instances as one: what is counted adds up, what numbers or dates something is the largest.
+    pub fn sum(snapshots: impl IntoIterator<Item = Self>) -> Self {
+        let add = |a: Self, b: Self| Self {
+            active_requests: a.active_requests + b.active_requests,
+            max_requests: a.max_requests + b.max_requests,
+            scheduled_requests: a.scheduled_requests + b.scheduled_requests,
+            context_requests: a.context_requests + b.context_requests,
+            generation_requests: a.generation_requests + b.generation_requests,
+            waiting_requests: a.waiting_requests + b.waiting_requests,
+            paused_requests: a.paused_requests + b.paused_requests,
+            total_context_tokens: a.total_context_tokens + b.total_context_tokens,
+            total_generation_tokens: a.total_generation_tokens + b.total_generation_tokens,
+            empty_generation_slots: a.empty_generation_slots + b.empty_generation_slots,
+            micro_batch_id: a.micro_batch_id.max(b.micro_batch_id),
+            cpu_bytes: a.cpu_bytes + b.cpu_bytes,
+            gpu_bytes: a.gpu_bytes + b.gpu_bytes,
+            pinned_bytes: a.pinned_bytes + b.pinned_bytes,
+            max_blocks: a.max_blocks + b.max_blocks,
+            free_blocks: a.free_blocks + b.free_blocks,
+            used_blocks: a.used_blocks + b.used_blocks,
+            tokens_per_block: a.tokens_per_block.max(b.tokens_per_block),
+            reused_blocks: a.reused_blocks + b.reused_blocks,
+            iteration: a.iteration.max(b.iteration),
+            timestamp_us: a.timestamp_us.max(b.timestamp_us),
+        };
+        snapshots.into_iter().fold(Self::default(), add)
+    }
+}
+
 /// Upper bounds of the histograms' buckets.
 pub const BUCKETS: [f64; 5] = [10.0, 50.0, 100.0, 500.0, 1000.0];
 

@@ -201,7 +201,7 @@ parameters! {
         "Period in which the gauges are updated.";
     cancellation_check_period_ms "cancellation_check_period_ms": i32 = 100, "100", COUNT, Never,
         "Cancelled requests are noticed in every step of the engine.";
-    gpu_device_ids "gpu_device_ids": Option<InstanceLists> = None, "unset = GPU 0", ANY, NotYet,
+    gpu_device_ids "gpu_device_ids": Option<InstanceLists> = None, "unset = GPU 0", ANY, Applied,
         "GPUs of each model instance: instance i uses list i modulo the number of lists. A list of several GPUs is refused: such models are not served yet.";
     participant_ids "participant_ids": Option<InstanceLists> = None, "unset", ANY, NotYet,
         "Ranks of each model instance.";

@@ -1,5 +1,5 @@
-//! The passes that change logits before a token is chosen, in the C++ backend's order: temperature, repetition,
-//! presence and frequency penalties, minimum length, bad words.
+//! The passes that change logits before a token is chosen, in the C++ backend's order: embedding bias, temperature,
+//! repetition, presence and frequency penalties, minimum length, repeated n-grams, bad words.
 
 use super::SamplingParams;
 use crate::ids::TokenId;
@@ -8,18 +8,35 @@ use std::collections::HashMap;
 /// How often each token occurred in a sequence, prompt included. Grows with the distinct tokens, not with the length.
 #[derive(Clone, Debug, Default)]
 pub struct Occurrences {
-    counts: HashMap<TokenId, u32>,
+    counts: HashMap<TokenId, Count>,
+}
+
+/// Occurrences of one token.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    all: u32,
+    /// Those that the presence and frequency penalties see.
+    penalized: u32,
 }
 
 impl Occurrences {
     /// Counts one more occurrence.
     pub fn add(&mut self, token: TokenId) {
-        *self.counts.entry(token).or_insert(0) += 1;
+        let count = self.counts.entry(token).or_default();
+        count.all += 1;
+        count.penalized += 1;
+    }
+
+    /// Counts the tokens of a prompt; the first ones may be without presence and frequency penalties.
+    pub fn add_prompt(&mut self, prompt: &[TokenId], params: &SamplingParams) {
+        let (ignored, rest) = prompt.split_at(prompt.len().min(params.prompt_ignore_length as usize));
+        ignored.iter().for_each(|&token| self.counts.entry(token).or_default().all += 1);
+        rest.iter().for_each(|&token| self.add(token));
     }
 
     /// Occurrences of `token`.
     pub fn count(&self, token: TokenId) -> u32 {
-        self.counts.get(&token).copied().unwrap_or(0)
+        self.counts.get(&token).map_or(0, |count| count.all)
     }
 
     /// Distinct tokens.
@@ -59,6 +76,8 @@ impl SamplingParams {
     pub fn changes_logits(&self, generated: usize) -> bool {
         self.has_penalties()
             || !self.bad_words.is_empty()
+            || self.no_repeat_ngram_size > 0
+            || self.embedding_bias.is_some()
             || (generated < self.min_tokens as usize && !self.end_ids.is_empty())
             || (self.temperature != 1.0 && self.temperature != 0.0)
     }
@@ -66,6 +85,9 @@ impl SamplingParams {
 
 /// Applies all passes to one row of logits `[V]`.
 pub fn apply(logits: &mut [f32], params: &SamplingParams, history: &History<'_>) {
+    if let Some(bias) = &params.embedding_bias {
+        logits.iter_mut().zip(bias.iter()).for_each(|(logit, bias)| *logit += bias);
+    }
     scale_by_temperature(logits, params.temperature);
     if params.has_penalties() {
         penalize(logits, params, history.occurrences);
@@ -73,6 +95,7 @@ pub fn apply(logits: &mut [f32], params: &SamplingParams, history: &History<'_>)
     if history.generated() < params.min_tokens as usize {
         params.end_ids.iter().for_each(|&id| mask(logits, id));
     }
+    mask_repeated_ngrams(logits, params.no_repeat_ngram_size as usize, history.tokens);
     mask_bad_words(logits, &params.bad_words, history.tokens);
 }
 
@@ -88,7 +111,20 @@ fn penalize(logits: &mut [f32], params: &SamplingParams, occurrences: &Occurrenc
     for (&token, &count) in &occurrences.counts {
         let Some(logit) = usize::try_from(token).ok().and_then(|token| logits.get_mut(token)) else { continue };
         *logit = if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
-        *logit -= params.presence_penalty + params.frequency_penalty * count as f32;
+        if count.penalized > 0 {
+            *logit -= params.presence_penalty + params.frequency_penalty * count.penalized as f32;
+        }
+    }
+}
+
+/// Masks every token that has followed the last `size - 1` tokens before.
+fn mask_repeated_ngrams(logits: &mut [f32], size: usize, tokens: &[TokenId]) {
+    if size == 0 || tokens.len() < size {
+        return;
+    }
+    let suffix = &tokens[tokens.len() - (size - 1)..];
+    for ngram in tokens.windows(size).filter(|ngram| ngram[..size - 1] == *suffix) {
+        mask(logits, ngram[size - 1]);
     }
 }
 
@@ -167,6 +203,40 @@ mod tests {
         assert_eq!(run(&[0.0; 4], &params, &[5, 0, 1], 2), [0.0, 0.0, inf, inf]);
         assert_eq!(run(&[0.0; 4], &params, &[0, 1, 5], 2), [0.0, 0.0, inf, 0.0]);
         assert_eq!(run(&[0.0; 4], &params, &[1], 1), [0.0, 0.0, inf, 0.0]);
+    }
+
+    #[test]
+    fn the_embedding_bias_is_added_before_everything_else() {
+        let bias: std::sync::Arc<[f32]> = [1.0, -2.0].into();
+        let params = SamplingParams { embedding_bias: Some(bias), temperature: 0.5, ..Default::default() };
+        assert!(params.changes_logits(0));
+        close(&run(&[0.5, 1.0, 3.0], &params, &[0], 1), &[3.0, -2.0, 6.0]);
+    }
+
+    #[test]
+    fn a_token_that_would_repeat_an_ngram_is_masked() {
+        let inf = f32::NEG_INFINITY;
+        let of = |size| SamplingParams { no_repeat_ngram_size: size, ..Default::default() };
+        assert_eq!(run(&[0.0; 5], &of(3), &[1, 2, 3, 4, 1, 2], 3), [0.0, 0.0, 0.0, inf, 0.0]);
+        assert_eq!(run(&[0.0; 5], &of(3), &[1, 2, 3, 4, 2, 1], 3), [0.0; 5]);
+        assert_eq!(run(&[0.0; 5], &of(1), &[1, 3], 1), [0.0, inf, 0.0, inf, 0.0]);
+        assert_eq!(run(&[0.0; 5], &of(2), &[1], 1), [0.0; 5]);
+    }
+
+    #[test]
+    fn the_start_of_the_prompt_can_be_left_out_of_presence_and_frequency() {
+        let params = SamplingParams {
+            presence_penalty: 1.0,
+            frequency_penalty: 0.5,
+            repetition_penalty: 2.0,
+            prompt_ignore_length: 2,
+            ..Default::default()
+        };
+        let mut occurrences = Occurrences::default();
+        occurrences.add_prompt(&[0, 1, 1], &params);
+        let mut logits = [4.0; 3];
+        apply(&mut logits, &params, &History { tokens: &[0, 1, 1], prompt_len: 3, occurrences: &occurrences });
+        close(&logits, &[2.0, 2.0 - 1.0 - 0.5, 4.0]);
     }
 
     #[test]

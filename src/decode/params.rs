@@ -1,11 +1,13 @@
 //! What a request may say about its tokens.
 
+use super::logits::History;
 use crate::ids::TokenId;
+use std::borrow::Cow;
+use std::sync::Arc;
 
 /// How the next token is chosen. The default is greedy.
 ///
-/// Order of application (the C++ backend's): temperature, repetition, presence and frequency penalties, minimum
-/// length, bad words, then top-k and top-p.
+/// The order of application is that of [`super::logits::apply`], then top-k and top-p.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Logits are divided by this, `>= 0`; 0 means greedy.
@@ -14,12 +16,24 @@ pub struct SamplingParams {
     pub top_k: u32,
     /// Smallest set of tokens whose mass reaches this, in `(0, 1]`; `None`: not set. With `top_k` 0 as well: greedy.
     pub top_p: Option<f32>,
+    /// `top_p` is multiplied by this after each generated token, in `(0, 1]`; 1: it stays.
+    pub top_p_decay: f32,
+    /// What the decay does not go below, in `[0, 1]`.
+    pub top_p_min: f32,
+    /// A token that brings `top_p` back to where it started.
+    pub top_p_reset_id: Option<TokenId>,
     /// `> 0`; positive logits of seen tokens are divided by it, negative multiplied.
     pub repetition_penalty: f32,
     /// Subtracted once from the logit of each seen token.
     pub presence_penalty: f32,
     /// Subtracted from the logit of each seen token times its count.
     pub frequency_penalty: f32,
+    /// This many tokens at the start of the prompt count for neither the presence nor the frequency penalty.
+    pub prompt_ignore_length: u32,
+    /// Sequences of this many tokens do not occur twice, prompt included; 0: they may.
+    pub no_repeat_ngram_size: u32,
+    /// Added to the logits before anything else; tokens beyond its end get nothing.
+    pub embedding_bias: Option<Arc<[f32]>>,
     /// The end ids cannot be sampled before this many tokens were generated.
     pub min_tokens: u32,
     /// Key of the random stream; the same seed gives the same tokens in any batch and after preemption.
@@ -38,15 +52,37 @@ impl Default for SamplingParams {
             temperature: 1.0,
             top_k: 0,
             top_p: None,
+            top_p_decay: 1.0,
+            top_p_min: 1e-6,
+            top_p_reset_id: None,
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            prompt_ignore_length: 0,
+            no_repeat_ngram_size: 0,
+            embedding_bias: None,
             min_tokens: 0,
             seed: 0,
             bad_words: Vec::new(),
             end_ids: Vec::new(),
             log_probs: false,
         }
+    }
+}
+
+impl SamplingParams {
+    /// The parameters that are in force for the next token: `top_p` decays with the generated tokens.
+    ///
+    /// `p ← max(p · decay, min)` after each token, and back to the start after the reset token.
+    pub fn for_next(&self, history: &History<'_>) -> Cow<'_, Self> {
+        let Some(top_p) = self.top_p.filter(|_| self.top_p_decay != 1.0) else { return Cow::Borrowed(self) };
+        let generated = &history.tokens[history.prompt_len..];
+        let since_reset = generated.iter().rev().take_while(|&&token| Some(token) != self.top_p_reset_id).count();
+        let decayed = top_p * self.top_p_decay.powi(since_reset.min(i32::MAX as usize) as i32);
+        // The minimum holds back the decay only: a smaller top_p than the minimum starts as it is.
+        let floored = if since_reset == 0 { top_p } else { decayed.max(self.top_p_min) };
+        // A mass of 0 would be no limit; the smallest positive one leaves the most likely token.
+        Cow::Owned(Self { top_p: Some(floored.clamp(f32::MIN_POSITIVE, 1.0)), ..self.clone() })
     }
 }
 
@@ -59,4 +95,38 @@ pub struct StopCriteria {
     pub end_ids: Vec<TokenId>,
     /// A generated tail equal to one of these ends the sequence; its tokens are part of the output.
     pub stop_words: Vec<Vec<TokenId>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::logits::Occurrences;
+
+    #[test]
+    fn top_p_decays_to_its_minimum_and_starts_again_at_the_reset_token() {
+        let params = SamplingParams {
+            top_p: Some(0.8),
+            top_p_decay: 0.5,
+            top_p_min: 0.15,
+            top_p_reset_id: Some(9),
+            ..Default::default()
+        };
+        let occurrences = Occurrences::default();
+        let top_p = |tokens: &[TokenId]| {
+            params.for_next(&History { tokens, prompt_len: 2, occurrences: &occurrences }).top_p.unwrap()
+        };
+        assert_eq!(top_p(&[1, 9]), 0.8);
+        assert_eq!(top_p(&[1, 9, 3]), 0.4);
+        assert_eq!(top_p(&[1, 9, 3, 3]), 0.2);
+        assert_eq!(top_p(&[1, 9, 3, 3, 3]), 0.15);
+        assert_eq!(top_p(&[1, 9, 3, 3, 9]), 0.8);
+        assert_eq!(top_p(&[1, 9, 3, 3, 9, 4]), 0.4);
+    }
+
+    #[test]
+    fn without_decay_nothing_is_copied() {
+        let params = SamplingParams { top_p: Some(0.5), top_p_min: 0.9, ..Default::default() };
+        let history = History { tokens: &[1, 2], prompt_len: 1, occurrences: &Occurrences::default() };
+        assert!(matches!(params.for_next(&history), Cow::Borrowed(same) if same.top_p == Some(0.5)));
+    }
 }

@@ -75,7 +75,9 @@ fn argmax(logits: &[f32]) -> Result<(TokenId, f32)> {
         return Err(Error::internal(format!("the logit of token {best} is infinite: no token can be sampled")));
     }
     if max == f32::NEG_INFINITY {
-        return Err(Error::invalid("bad_words and min_tokens leave no token that could be sampled"));
+        return Err(Error::invalid(
+            "bad_words, embedding_bias, no_repeat_ngram_size and min_tokens leave no token that could be sampled",
+        ));
     }
     Ok((best as TokenId, max))
 }

@@ -181,7 +181,8 @@ impl RowSampler {
         if sequence.sampling.changes_logits(sequence.generated()) {
             logits::apply(&mut self.row, &sequence.sampling, &sequence.history());
         }
-        let token = sample(&self.row, &sequence.sampling, sequence.tokens.len(), &mut self.scratch);
+        let sampling = sequence.sampling.for_next(&sequence.history());
+        let token = sample(&self.row, &sampling, sequence.tokens.len(), &mut self.scratch);
         Ok(match token {
             Ok(token) => {
                 sequence.push(token.id);

@@ -21,7 +21,7 @@ impl RunnerSequence {
     pub(super) fn new(new: NewSequence) -> Self {
         let mut occurrences = Occurrences::default();
         if new.sampling.has_penalties() {
-            new.prompt.iter().for_each(|&token| occurrences.add(token));
+            occurrences.add_prompt(&new.prompt, &new.sampling);
         }
         Self {
             prompt_len: new.prompt.len(),

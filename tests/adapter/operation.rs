@@ -221,7 +221,7 @@ fn unloading_removes_every_series() {
     assert_eq!(server.family_count(), 0);
 }
 
-fn until(condition: impl Fn() -> bool) {
+pub fn until(condition: impl Fn() -> bool) {
     for _ in 0..10_000 {
         if condition() {
             return;

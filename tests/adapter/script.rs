@@ -9,6 +9,9 @@ use tempfile::TempDir;
 use triton_trtllm::adapter;
 use triton_trtllm::adapter::llm::ModelExecutor;
 use triton_trtllm::config::Parameters;
+use triton_trtllm::decode::SamplingParams;
+use triton_trtllm::decode::logits::{self, History, Occurrences};
+use triton_trtllm::decode::sample::{SampleScratch, sample};
 use triton_trtllm::error::{Error, Result};
 use triton_trtllm::ids::{SeqId, TokenId};
 use triton_trtllm::step::{Executor, ExecutorLimits, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb};
@@ -121,7 +124,7 @@ impl ModelLoader for ScriptLoader {
     }
 }
 
-fn script(parameters: &Parameters, _: &Path) -> Result<ModelExecutor> {
+fn script(parameters: &Parameters, _: &Path, _: usize) -> Result<ModelExecutor> {
     let answer = match parameters.tokenizer_dir.value.as_deref() {
         Some(dir) => Tokenizer::load(Path::new(dir))?.encode(ANSWER, false)?,
         None => Vec::new(),
@@ -153,7 +156,22 @@ struct ScriptExecutor {
 struct Sequence {
     prompt_len: usize,
     tokens: Vec<TokenId>,
-    log_probs: bool,
+    sampling: SamplingParams,
+}
+
+impl Sequence {
+    /// What the passes leave of a row in which the scripted token is the most likely one.
+    fn passes(&self, id: TokenId, vocab_size: usize) -> Result<TokenId> {
+        let mut occurrences = Occurrences::default();
+        occurrences.add_prompt(&self.tokens[..self.prompt_len], &self.sampling);
+        self.tokens[self.prompt_len..].iter().for_each(|&token| occurrences.add(token));
+        let history = History { tokens: &self.tokens, prompt_len: self.prompt_len, occurrences: &occurrences };
+        let mut row = vec![0.0; vocab_size];
+        row[id as usize] = 10.0;
+        logits::apply(&mut row, &self.sampling, &history);
+        let greedy = SamplingParams { temperature: 0.0, ..self.sampling.clone() };
+        Ok(sample(&row, &greedy, self.tokens.len(), &mut SampleScratch::default())?.id)
+    }
 }
 
 impl ScriptExecutor {
@@ -178,16 +196,19 @@ impl Executor for ScriptExecutor {
 
     fn launch(&mut self, plan: &StepPlan) -> Result<()> {
         for new in &plan.new_sequences {
-            let log_probs = new.sampling.log_probs;
-            let sequence = Sequence { prompt_len: new.prompt.len(), tokens: new.prompt.clone(), log_probs };
+            let (prompt_len, tokens) = (new.prompt.len(), new.prompt.clone());
+            let sequence = Sequence { prompt_len, tokens, sampling: new.sampling.clone() };
             self.sequences.insert(new.seq, sequence);
         }
         let mut rows = Vec::new();
         for chunk in plan.chunks.iter().filter(|chunk| chunk.sample) {
             let sequence = &self.sequences[&chunk.seq];
             let end = chunk.start + chunk.len;
-            let id = self.next(sequence, end)?;
-            let log_prob = sequence.log_probs.then_some(TokenLogProb { full: -0.5, candidates: -0.25 });
+            let mut id = self.next(sequence, end)?;
+            if sequence.sampling.changes_logits(end - sequence.prompt_len) {
+                id = sequence.passes(id, self.limits.vocab_size)?;
+            }
+            let log_prob = sequence.sampling.log_probs.then_some(TokenLogProb { full: -0.5, candidates: -0.25 });
             let sequence = self.sequences.get_mut(&chunk.seq).unwrap();
             sequence.tokens.truncate(end);
             sequence.tokens.push(id);

@@ -9,17 +9,18 @@ use crate::device::{DeviceKind, DeviceOptions};
 use crate::error::{Error, Result};
 use crate::runner::{ModelOptions, ModelSource, load};
 
-/// Loads the weights of `model_dir`.
+/// Loads the weights of `model_dir` for the instance with this number.
 ///
 /// # Errors
 /// The file or parameter that is wrong, and what is wrong with it.
-pub fn load_checkpoint(parameters: &Parameters, model_dir: &Path) -> Result<ModelExecutor> {
-    one_device(parameters)?;
-    let model = load(&options(parameters, model_dir))?;
+pub fn load_checkpoint(parameters: &Parameters, model_dir: &Path, instance: usize) -> Result<ModelExecutor> {
+    let gpu_ids = gpu_ids(parameters, instance)?;
+    let model = load(&ModelOptions { gpu_ids, ..model_options(parameters, model_dir) })?;
     Ok(ModelExecutor { executor: model.executor, end_ids: model.special_tokens.eos })
 }
 
-fn options(parameters: &Parameters, model_dir: &Path) -> ModelOptions {
+/// What the parameters say about loading a model, but for its GPUs.
+pub fn model_options(parameters: &Parameters, model_dir: &Path) -> ModelOptions {
     let default = ModelOptions::new(ModelSource::Folder(model_dir.to_owned()));
     let count = |value: Option<i32>| value.map(|value| value as usize);
     let threads = count(Some(parameters.cpu_threads.value).filter(|&threads| threads > 0));
@@ -40,15 +41,33 @@ fn options(parameters: &Parameters, model_dir: &Path) -> ModelOptions {
     }
 }
 
+/// The GPUs of an instance: entry `instance` of `gpu_device_ids`, which is repeated cyclically.
+///
 /// # Errors
-/// `Unsupported` where an instance is to span several GPUs.
-fn one_device(parameters: &Parameters) -> Result<()> {
-    let lists = parameters.gpu_device_ids.value.as_ref();
-    match lists.and_then(|lists| lists.0.iter().find(|list| list.len() > 1)) {
-        Some(list) => Err(Error::unsupported(format!(
-            "gpu_device_ids gives {} GPUs to one instance: models on several GPUs are not served by this version",
-            list.len()
-        ))),
-        None => Ok(()),
+/// `InvalidArg` for a negative number.
+pub fn gpu_ids(parameters: &Parameters, instance: usize) -> Result<Vec<usize>> {
+    let Some(lists) = &parameters.gpu_device_ids.value else { return Ok(Vec::new()) };
+    let list = &lists.0[instance % lists.0.len()];
+    let number = |&id: &i32| {
+        usize::try_from(id).map_err(|_| Error::invalid(format!("gpu_device_ids has {id}, expected 0 or more")))
+    };
+    list.iter().map(number).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn s1_3_4_instances_take_the_gpu_lists_in_turn() {
+        let with = |text: &str| {
+            let config = json!({ "parameters": { "gpu_device_ids": { "string_value": text } } });
+            Parameters::load(&config).unwrap().parameters
+        };
+        let two = with("0;2");
+        assert_eq!([0, 1, 2, 3].map(|instance| gpu_ids(&two, instance).unwrap()), [vec![0], vec![2], vec![0], vec![2]]);
+        assert!(gpu_ids(&with("${gpu_device_ids}"), 3).unwrap().is_empty());
+        assert!(gpu_ids(&with("-1"), 0).unwrap_err().message().contains("gpu_device_ids has -1"));
     }
 }

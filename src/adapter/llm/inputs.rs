@@ -1,6 +1,7 @@
 //! The input tensors of one Triton request, read by name and batch item.
 
 use super::tensors::{Declared, InputRow, SEQUENCE_CONTROLS, Use};
+use crate::adapter::tensor::NamedTensor;
 use crate::error::{Error, Result};
 use crate::triton::{DataType, Input, decode_strings};
 
@@ -73,7 +74,11 @@ impl<'a> Inputs<'a> {
 
     /// The first element of a flag; false where absent. One value serves the whole batch.
     pub fn flag(&self, name: &str) -> bool {
-        self.find(name).and_then(|tensor| tensor.bytes.first().copied()).is_some_and(|byte| byte != 0)
+        let first = |tensor: &Input<'_>| {
+            let width = tensor.dtype.size_bytes().unwrap_or(tensor.bytes.len());
+            tensor.bytes.iter().take(width).any(|&byte| byte != 0)
+        };
+        self.find(name).is_some_and(first)
     }
 
     /// The flag of one batch item.
@@ -81,7 +86,10 @@ impl<'a> Inputs<'a> {
     /// # Errors
     /// `Invalid size for tensor` unless there is one element for each batch item.
     pub fn flag_of(&self, name: &str, item: usize) -> Result<Option<bool>> {
-        self.scalar::<1>(name, item).map(|bytes| bytes.map(|[byte]| byte != 0))
+        Ok(match self.scalar(name)? {
+            Some(tensor) => Some(integers(tensor)?[item] != 0),
+            None => None,
+        })
     }
 
     /// The 32-bit integer of one batch item.
@@ -89,7 +97,10 @@ impl<'a> Inputs<'a> {
     /// # Errors
     /// As for [`Inputs::flag_of`].
     pub fn int(&self, name: &str, item: usize) -> Result<Option<i32>> {
-        self.scalar(name, item).map(|bytes| bytes.map(i32::from_le_bytes))
+        Ok(match self.scalar(name)? {
+            Some(tensor) => Some(integers(tensor)?[item]),
+            None => None,
+        })
     }
 
     /// The 64-bit integer of one batch item.
@@ -97,7 +108,11 @@ impl<'a> Inputs<'a> {
     /// # Errors
     /// As for [`Inputs::flag_of`].
     pub fn uint64(&self, name: &str, item: usize) -> Result<Option<u64>> {
-        self.scalar(name, item).map(|bytes| bytes.map(u64::from_le_bytes))
+        let Some(tensor) = self.scalar(name)? else { return Ok(None) };
+        Ok(Some(match tensor.dtype {
+            DataType::Uint64 | DataType::Int64 => u64::from_le_bytes(tensor.bytes.as_chunks().0[item]),
+            _ => NamedTensor::try_from(tensor)?.to_u64()?[item],
+        }))
     }
 
     /// The finite number of one batch item.
@@ -105,7 +120,10 @@ impl<'a> Inputs<'a> {
     /// # Errors
     /// As for [`Inputs::flag_of`], and `InvalidArg` for NaN and the infinities.
     pub fn float(&self, name: &str, item: usize) -> Result<Option<f32>> {
-        let value = self.scalar(name, item)?.map(f32::from_le_bytes);
+        let value = match self.scalar(name)? {
+            Some(tensor) => Some(NamedTensor::try_from(tensor)?.to_f32()?[item]),
+            None => None,
+        };
         match value {
             Some(value) if !value.is_finite() => {
                 Err(Error::invalid(format!("{} is {value}, expected a finite number", self.given_name(name))))
@@ -120,9 +138,25 @@ impl<'a> Inputs<'a> {
     /// `InvalidArg` where the tensor cannot be divided among the batch items.
     pub fn ints(&self, name: &str, item: usize) -> Result<Vec<i32>> {
         let Some(tensor) = self.find(name) else { return Ok(Vec::new()) };
-        let per_item = self.share(tensor)? * 4;
-        let bytes = tensor.bytes.get(item * per_item..(item + 1) * per_item).ok_or_else(|| wrong_size(tensor.name))?;
-        Ok(bytes.as_chunks().0.iter().map(|&chunk| i32::from_le_bytes(chunk)).collect())
+        let per_item = self.share(tensor)?;
+        let range = item * per_item..(item + 1) * per_item;
+        if let DataType::Int32 | DataType::Uint32 = tensor.dtype {
+            // Only the row is decoded: prompts of a large batch are long.
+            let row = tensor.bytes.as_chunks().0.get(range).ok_or_else(|| wrong_size(tensor.name))?;
+            return Ok(row.iter().map(|&chunk| i32::from_le_bytes(chunk)).collect());
+        }
+        Ok(integers(tensor)?.get(range).ok_or_else(|| wrong_size(tensor.name))?.to_vec())
+    }
+
+    /// The numbers of one batch item's row; empty where absent.
+    ///
+    /// # Errors
+    /// As for [`Inputs::ints`].
+    pub fn floats(&self, name: &str, item: usize) -> Result<Vec<f32>> {
+        let Some(tensor) = self.find(name) else { return Ok(Vec::new()) };
+        let per_item = self.share(tensor)?;
+        let values = NamedTensor::try_from(tensor)?.to_f32()?;
+        Ok(values.get(item * per_item..(item + 1) * per_item).ok_or_else(|| wrong_size(tensor.name))?.to_vec())
     }
 
     /// The texts of one batch item's row; empty where absent.
@@ -155,15 +189,12 @@ impl<'a> Inputs<'a> {
         tensor.filter(|tensor| tensor.element_count() > 0)
     }
 
-    /// The element of one batch item of a tensor with exactly one element for each.
-    fn scalar<const N: usize>(&self, name: &str, item: usize) -> Result<Option<[u8; N]>> {
-        let given = self.tensors.iter().find(|(row, _)| row.name == name).map(|&(_, tensor)| tensor);
-        let Some(tensor) = given else { return Ok(None) };
-        let elements = tensor.bytes.as_chunks::<N>();
-        if tensor.element_count() != self.batch || elements.0.len() != self.batch || !elements.1.is_empty() {
-            return Err(wrong_size(tensor.name));
+    /// A tensor with exactly one element for each batch item.
+    fn scalar(&self, name: &str) -> Result<Option<&'a Input<'a>>> {
+        match self.find(name) {
+            Some(tensor) if tensor.element_count() != self.batch => Err(wrong_size(tensor.name)),
+            tensor => Ok(tensor),
         }
-        Ok(Some(elements.0[item]))
     }
 
     /// Elements of one batch item.
@@ -198,16 +229,29 @@ impl<'a> Inputs<'a> {
     }
 }
 
+/// The elements of a tensor of whole numbers. UINT32 is INT32 in all but its name: -1 comes as its bit pattern.
+fn integers(tensor: &Input<'_>) -> Result<Vec<i32>> {
+    match tensor.dtype {
+        DataType::Int32 | DataType::Uint32 => {
+            Ok(tensor.bytes.as_chunks().0.iter().map(|&chunk| i32::from_le_bytes(chunk)).collect())
+        }
+        _ => NamedTensor::try_from(tensor)?.to_i32(),
+    }
+}
+
 fn wrong_size(name: &str) -> Error {
     Error::invalid(format!("Invalid size for tensor {name}: expected one element for each batch item"))
 }
 
-/// Types of the same width are accepted: repositories of old versions declare UINT32 where INT32 is meant.
+/// Whole numbers of any width are taken where whole numbers or flags are meant, and numbers with a fraction likewise:
+/// repositories of old versions declare other types.
 fn check_type(row: &InputRow, tensor: &Input<'_>) -> Result<()> {
     let width = |dtype: DataType| dtype.size_bytes();
     let float = |dtype| matches!(dtype, DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64);
+    let text = |dtype| dtype == DataType::Bytes;
+    let kind = |dtype| (float(dtype), text(dtype));
     let read = matches!(row.usage, Use::Served | Use::OnlyNumber(_)) && row.declared != Declared::ByUser;
-    if read && (width(row.dtype) != width(tensor.dtype) || float(row.dtype) != float(tensor.dtype)) {
+    if read && kind(row.dtype) != kind(tensor.dtype) {
         return Err(Error::invalid(format!(
             "input {:?} has type {}, expected {}",
             tensor.name,

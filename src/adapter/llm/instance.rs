@@ -1,5 +1,6 @@
 //! One engine behind one Triton instance.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,13 +8,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::active::{Active, Control};
-use super::metrics::{ModelMetrics, Updater, idle_snapshot};
+use super::metrics::{InstanceMetrics, Updater, idle_snapshot};
 use super::request::{Call, Generate, Rules};
 use super::responder::{OpenCall, Responder, RowSink};
 use super::response::Row;
 use crate::engine::{Engine, RequestSink};
 use crate::error::{Error, ErrorKind, Result};
-use crate::triton::{InstanceHandler, Request, Response, Timings, monotonic_ns};
+use crate::triton::{InstanceHandler, ParameterValue, Request, Response, Timings, monotonic_ns};
 
 /// How long an unload waits for requests. The server has none left by then; this only bounds what should be at once.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -41,10 +42,10 @@ impl LlmInstance {
     ///
     /// # Errors
     /// `Internal` when there is no thread.
-    pub fn start(rules: Arc<Rules>, engine: Engine, metrics: Arc<ModelMetrics>, period: StatsPeriod) -> Result<Self> {
+    pub fn start(rules: Arc<Rules>, engine: Engine, metrics: InstanceMetrics, period: StatsPeriod) -> Result<Self> {
         let active = Arc::new(Active::default());
         let responder = Responder::start(active.clone(), metrics.clone())?;
-        metrics.update(&idle_snapshot(&engine));
+        metrics.update(idle_snapshot(&engine));
         let updater = period.map(|period| Updater::start(metrics, engine.clone(), period)).transpose()?;
         let threads = Mutex::new(Some(Threads { _updater: updater, responder }));
         Ok(Self { rules, engine, active, next_call: AtomicU64::new(0), threads })
@@ -67,6 +68,7 @@ impl LlmInstance {
             return Err(Error::new(ErrorKind::Cancelled, "the request was cancelled before it ran"));
         }
         let mut call = Call::parse(&self.rules, &request.inputs()?, &request.requested_outputs()?)?;
+        check_request_type(&request.parameters()?)?;
         let timeout_us = request.timeout_us()?;
         if let Call::Generate(generate) = &mut call
             && timeout_us > 0
@@ -135,6 +137,29 @@ impl InstanceHandler for LlmInstance {
         }
         self.engine.shutdown();
         drop(self.threads.lock().take());
+    }
+}
+
+/// The request parameter `request_type`. Another word than the three counts as none, another type too.
+///
+/// # Errors
+/// `Unsupported` for one half of a disaggregated request.
+fn check_request_type(parameters: &BTreeMap<String, ParameterValue>) -> Result<()> {
+    match parameters.get("request_type") {
+        Some(ParameterValue::Text(text)) => match text.as_str() {
+            "context_and_generation" => Ok(()),
+            "context_only" | "generation_only" => {
+                Err(Error::unsupported(format!("request_type {text} is not supported by this version")))
+            }
+            _ => {
+                tracing::error!(
+                    "request_type is {text:?}, expected context_and_generation, context_only or generation_only: \
+                     taken as context_and_generation"
+                );
+                Ok(())
+            }
+        },
+        _ => Ok(()),
     }
 }
 

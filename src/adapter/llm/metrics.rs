@@ -5,6 +5,8 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
+
 use crate::config::BatchingType;
 use crate::engine::{Engine, EngineStats, IterationStats};
 use crate::error::{Error, Result};
@@ -18,6 +20,15 @@ pub struct ModelMetrics {
     /// Kept so that the series exist; they count what this engine does not do.
     _counters: Vec<Metric>,
     histograms: Vec<(&'static str, Metric)>,
+    /// The last iteration of each instance.
+    instances: Mutex<Vec<Snapshot>>,
+}
+
+/// The share of one instance in its model's metrics.
+#[derive(Clone)]
+pub struct InstanceMetrics {
+    model: Arc<ModelMetrics>,
+    index: usize,
 }
 
 impl ModelMetrics {
@@ -27,16 +38,28 @@ impl ModelMetrics {
     /// Those of the server; histograms that an old server does not have are left out.
     pub fn register(model: &str, version: u64, batching: BatchingType) -> Result<Self> {
         let version = version.to_string();
-        let mut metrics = Self { batching, gauges: Vec::new(), _counters: Vec::new(), histograms: Vec::new() };
+        let mut metrics = Self {
+            batching,
+            gauges: Vec::new(),
+            _counters: Vec::new(),
+            histograms: Vec::new(),
+            instances: Mutex::default(),
+        };
         for family in Family::of(batching) {
             metrics.add(family, model, &version)?;
         }
-        metrics.update(&Snapshot::default());
+        metrics.set(&Snapshot::default());
         Ok(metrics)
     }
 
-    /// Sets the gauges.
-    pub fn update(&self, snapshot: &Snapshot) {
+    /// The metrics of one more instance.
+    pub fn instance(self: &Arc<Self>) -> InstanceMetrics {
+        let mut instances = self.instances.lock();
+        instances.push(Snapshot::default());
+        InstanceMetrics { model: self.clone(), index: instances.len() - 1 }
+    }
+
+    fn set(&self, snapshot: &Snapshot) {
         for (metric, series) in &self.gauges {
             if let Some(value) = series.value.read(snapshot)
                 && let Err(error) = metric.set(value)
@@ -47,7 +70,7 @@ impl ModelMetrics {
     }
 
     /// Observes the lengths of a request that has ended well.
-    pub fn observe_request(&self, prompt_tokens: usize, generated_tokens: usize) {
+    fn observe_request(&self, prompt_tokens: usize, generated_tokens: usize) {
         for (name, metric) in &self.histograms {
             let value = if *name == INPUT_TOKENS { prompt_tokens } else { generated_tokens };
             if let Err(error) = metric.observe(value as f64) {
@@ -78,6 +101,22 @@ impl ModelMetrics {
     }
 }
 
+impl InstanceMetrics {
+    /// Sets the gauges to the sum over the model's instances, which is returned.
+    pub fn update(&self, snapshot: Snapshot) -> Snapshot {
+        let mut instances = self.model.instances.lock();
+        instances[self.index] = snapshot;
+        let sum = Snapshot::sum(instances.iter().copied());
+        self.model.set(&sum);
+        sum
+    }
+
+    /// Observes the lengths of a request that has ended well.
+    pub fn observe_request(&self, prompt_tokens: usize, generated_tokens: usize) {
+        self.model.observe_request(prompt_tokens, generated_tokens);
+    }
+}
+
 /// The thread that brings the gauges up to date.
 pub struct Updater {
     stop: Option<Sender<()>>,
@@ -89,7 +128,7 @@ impl Updater {
     ///
     /// # Errors
     /// `Internal` when there is no thread.
-    pub fn start(metrics: Arc<ModelMetrics>, engine: Engine, period: Duration) -> Result<Self> {
+    pub fn start(metrics: InstanceMetrics, engine: Engine, period: Duration) -> Result<Self> {
         let (stop, stopped) = channel();
         let work = move || {
             let mut last = IterationStats::default();
@@ -98,9 +137,8 @@ impl Updater {
                 let stats = engine.stats();
                 if stats.last_iteration != last {
                     last = stats.last_iteration;
-                    let snapshot = snapshot(&stats, now_us());
-                    metrics.update(&snapshot);
-                    tracing::debug!("{}", iteration_json(&snapshot, metrics.batching));
+                    let sum = metrics.update(snapshot(&stats, now_us()));
+                    tracing::debug!("{}", iteration_json(&sum, metrics.model.batching));
                 }
                 if ended {
                     return;

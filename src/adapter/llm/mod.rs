@@ -16,9 +16,10 @@ mod wanted;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-pub use checkpoint::load_checkpoint;
+pub use checkpoint::{gpu_ids, load_checkpoint, model_options};
 pub use complete::complete;
 pub use instance::LlmInstance;
 pub use open::{ExecutorSource, ModelExecutor};
@@ -44,6 +45,8 @@ pub struct LlmModel {
     tokenizer: Option<Arc<Tokenizer>>,
     metrics: Arc<ModelMetrics>,
     source: ExecutorSource,
+    /// Instances so far: each takes the next number.
+    instances: AtomicUsize,
 }
 
 impl LlmModel {
@@ -59,7 +62,17 @@ impl LlmModel {
         let tokenizer = load_tokenizer(&parameters, &model_dir)?;
         let metrics = Arc::new(ModelMetrics::register(&model.name, model.version, batching)?);
         let config = model.config.clone();
-        Ok(Self { name: model.name.clone(), config, parameters, batching, model_dir, tokenizer, metrics, source })
+        Ok(Self {
+            name: model.name.clone(),
+            config,
+            parameters,
+            batching,
+            model_dir,
+            tokenizer,
+            metrics,
+            source,
+            instances: AtomicUsize::new(0),
+        })
     }
 
     fn rules(&self, opened: &Opened) -> Rules {
@@ -98,13 +111,14 @@ impl LlmModel {
 
 impl ModelHandler for LlmModel {
     fn instance(self: Arc<Self>, instance: Instance) -> Result<Arc<dyn InstanceHandler>> {
-        let executor = (self.source)(&self.parameters, &self.model_dir)?;
+        let number = self.instances.fetch_add(1, Ordering::Relaxed);
+        let executor = (self.source)(&self.parameters, &self.model_dir, number)?;
         let opened = Opened::start(executor, &self.parameters, self.batching, self.max_queue_requests())?;
         let rules = Arc::new(self.rules(&opened));
         let period_ms = self.parameters.stats_check_period_ms.value.max(1) as u64;
         let period = (self.parameters.iter_stats_max_iterations.value > 0).then(|| Duration::from_millis(period_ms));
         tracing::info!("{}: instance {} is ready", self.name, instance.name());
-        Ok(Arc::new(LlmInstance::start(rules, opened.engine, self.metrics.clone(), period)?))
+        Ok(Arc::new(LlmInstance::start(rules, opened.engine, self.metrics.instance(), period)?))
     }
 }
 

@@ -16,8 +16,8 @@ pub struct ModelExecutor {
     pub end_ids: Vec<TokenId>,
 }
 
-/// Makes the executor of an instance from the parameters and the model's folder.
-pub type ExecutorSource = Arc<dyn Fn(&Parameters, &Path) -> Result<ModelExecutor> + Send + Sync>;
+/// Makes the executor of the instance with this number from the parameters and the model's folder.
+pub type ExecutorSource = Arc<dyn Fn(&Parameters, &Path, usize) -> Result<ModelExecutor> + Send + Sync>;
 
 /// An engine that takes requests.
 pub struct Opened {

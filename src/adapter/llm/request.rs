@@ -222,11 +222,30 @@ impl Reader<'_> {
                 .unwrap_or(default.repetition_penalty),
             presence_penalty: self.inputs.float("presence_penalty", row)?.unwrap_or(default.presence_penalty),
             frequency_penalty: self.inputs.float("frequency_penalty", row)?.unwrap_or(default.frequency_penalty),
+            top_p_decay: self
+                .float("runtime_top_p_decay", row, "more than 0 and at most 1", |decay| decay > 0.0 && decay <= 1.0)?
+                .unwrap_or(default.top_p_decay),
+            top_p_min: self
+                .float("runtime_top_p_min", row, "0 to 1", |min| (0.0..=1.0).contains(&min))?
+                .unwrap_or(default.top_p_min),
+            top_p_reset_id: self.int("runtime_top_p_reset_ids", row, 0)?.map(|id| id as TokenId),
+            prompt_ignore_length: self.int("prompt_ignore_length", row, 0)?.unwrap_or(0),
+            no_repeat_ngram_size: self.int("no_repeat_ngram_size", row, 0)?.unwrap_or(0),
+            embedding_bias: self.embedding_bias(row)?,
             min_tokens: self.int("min_tokens", row, 0)?.unwrap_or(1),
             seed: self.inputs.uint64("seed", row)?.unwrap_or(0),
             end_ids: self.end_ids(row)?,
             ..default
         })
+    }
+
+    /// -∞ forbids a token.
+    fn embedding_bias(&self, row: usize) -> Result<Option<Arc<[f32]>>> {
+        let bias = self.inputs.floats("embedding_bias", row)?;
+        if let Some(value) = bias.iter().find(|value| value.is_nan() || **value == f32::INFINITY) {
+            return Err(out_of_range("embedding_bias", value, "numbers or -inf"));
+        }
+        Ok((!bias.is_empty()).then(|| bias.into()))
     }
 
     fn end_ids(&self, row: usize) -> Result<Vec<TokenId>> {

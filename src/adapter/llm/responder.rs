@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::active::{Active, Control};
-use super::metrics::ModelMetrics;
+use super::metrics::InstanceMetrics;
 use super::request::Plan;
 use super::response::{Row, Step};
 use crate::engine::{Delta, RequestSink};
@@ -72,7 +72,7 @@ impl Responder {
     ///
     /// # Errors
     /// `Internal` when there is no thread.
-    pub fn start(active: Arc<Active>, metrics: Arc<ModelMetrics>) -> Result<Self> {
+    pub fn start(active: Arc<Active>, metrics: InstanceMetrics) -> Result<Self> {
         let (events, inbox) = channel();
         let worker = Worker { calls: HashMap::new(), held: VecDeque::new(), active, metrics };
         let thread = thread::Builder::new()
@@ -123,7 +123,7 @@ struct Worker {
     /// Finals that are held back, by time.
     held: VecDeque<(Instant, Final)>,
     active: Arc<Active>,
-    metrics: Arc<ModelMetrics>,
+    metrics: InstanceMetrics,
 }
 
 struct State {
