@@ -21,7 +21,7 @@ pub enum SchedulerPolicy {
 }
 
 /// Everything that the engine, as opposed to the executor, can be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EngineConfig {
     pub policy: SchedulerPolicy,
     /// Whether a prompt may be computed over several steps. Off: it must fit in one.
@@ -36,6 +36,9 @@ pub struct EngineConfig {
     pub max_queue_tokens: Option<usize>,
     /// Waiting for this long raises a request by one priority, so that nobody waits for ever; `None`: never.
     pub priority_ageing: Option<Duration>,
+    /// How much longer a step may take because of prompt tokens that run beside generating sequences, above 1: a long
+    /// prompt is then computed in smaller chunks. `None`: prompts take all that `max_step_tokens` leaves.
+    pub max_step_slowdown: Option<f32>,
     /// Longest time without a completed step while there is work; then the engine is declared broken. `None`: any time.
     pub stall_timeout: Option<Duration>,
     /// Latest KV cache events that are kept for a reader; 0: none.
@@ -50,7 +53,8 @@ pub struct EngineConfig {
 
 impl EngineConfig {
     /// The largest configuration that `limits` allows: balanced, chunked, reuse on, no queue limit, ageing by
-    /// one priority in 10 s, no stall timeout, no events.
+    /// one priority in 10 s, no bound on slowdown, no stall timeout, no
+    /// events.
     pub fn for_limits(limits: &ExecutorLimits) -> Self {
         Self {
             policy: SchedulerPolicy::default(),
@@ -60,6 +64,7 @@ impl EngineConfig {
             max_queue_requests: None,
             max_queue_tokens: None,
             priority_ageing: Some(Duration::from_secs(10)),
+            max_step_slowdown: None,
             stall_timeout: None,
             kv_event_buffer: 0,
             kv_reuse: true,
@@ -90,6 +95,13 @@ impl EngineConfig {
         let is_zero = |duration: Option<Duration>| duration.is_some_and(|duration| duration.is_zero());
         if is_zero(self.stall_timeout) || is_zero(self.priority_ageing) {
             return Err(Error::invalid("stall_timeout or priority_ageing is 0 s, expected more"));
+        }
+        if let Some(slowdown) = self.max_step_slowdown
+            && !(slowdown > 1.0 && slowdown.is_finite() && self.chunked_context)
+        {
+            return Err(Error::invalid(format!(
+                "max_step_slowdown is {slowdown}, expected more than 1, and chunked context"
+            )));
         }
         if self.chunked_context && self.max_step_tokens < block {
             return Err(Error::invalid(format!(

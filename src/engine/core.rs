@@ -141,15 +141,23 @@ impl EngineCore {
         }
     }
 
+    /// As [`EngineCore::step_by`], in no time.
+    ///
+    /// # Errors
+    /// As [`EngineCore::step_by`].
+    pub fn step(&mut self, now_ns: u64) -> Result<Progress> {
+        self.step_by(&|| now_ns)
+    }
+
     /// One turn: ends the cancelled and the late, launches a step if there is one, collects the oldest if the pipeline
     /// is full or nothing else is left to do.
     ///
     /// # Errors
     /// The failure of the executor, after every request has been answered; and again at each later call.
-    pub fn step(&mut self, now_ns: u64) -> Result<Progress> {
+    pub fn step_by(&mut self, clock: &dyn Fn() -> u64) -> Result<Progress> {
         self.health()?;
-        self.now_ns = now_ns;
-        match catch_unwind(AssertUnwindSafe(|| self.turn(now_ns))) {
+        self.now_ns = clock();
+        match catch_unwind(AssertUnwindSafe(|| self.turn(clock))) {
             Ok(Ok(progress)) => Ok(progress),
             Ok(Err(error)) => Err(self.fail(error)),
             Err(panic) => Err(self.fail(Error::internal(panic_text(&*panic)))),
@@ -236,7 +244,8 @@ impl EngineCore {
         self.note(id, "accepted");
     }
 
-    fn turn(&mut self, now_ns: u64) -> Result<Progress> {
+    fn turn(&mut self, clock: &dyn Fn() -> u64) -> Result<Progress> {
+        let now_ns = self.now_ns;
         self.end_unwanted(now_ns);
         let launched = self.in_flight.len() < self.limits.pipeline_depth && self.launch(now_ns)?;
         if !launched && self.in_flight.is_empty() && !self.scheduler.is_empty() {
@@ -244,7 +253,7 @@ impl EngineCore {
             return Err(Error::internal(format!("{waiting} requests wait, none runs and none can start")));
         }
         if !launched || self.in_flight.len() == self.limits.pipeline_depth {
-            self.collect(now_ns)?;
+            self.collect(clock)?;
         }
         self.settle();
         Ok(if self.is_idle() { Progress::Idle } else { Progress::Working })
@@ -275,11 +284,12 @@ impl EngineCore {
         Ok(true)
     }
 
-    fn collect(&mut self, now_ns: u64) -> Result<()> {
+    fn collect(&mut self, clock: &dyn Fn() -> u64) -> Result<()> {
         let Some(plan) = self.in_flight.pop_front() else { return Ok(()) };
         let output = self.executor.collect()?;
+        self.now_ns = clock();
         let mut deltas = std::mem::take(&mut self.deltas);
-        let plan_stats = self.scheduler.update(&plan, &output, now_ns, &mut deltas)?;
+        let plan_stats = self.scheduler.update(&plan, &output, self.now_ns, &mut deltas)?;
         self.iteration += 1;
         let finished: Vec<_> = deltas.drain(..).filter_map(|delta| self.deliver(delta, &output)).collect();
         self.deltas = deltas;

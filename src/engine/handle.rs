@@ -216,10 +216,11 @@ impl EngineLoop {
     /// Works while there is work, else sleeps until a command comes.
     fn run(mut self) {
         while self.take_commands() {
-            let now_ns = now_ns(self.origin);
+            let origin = self.origin;
+            let now_ns = now_ns(origin);
             self.pulse.busy_since_ns.store(now_ns, Ordering::Relaxed);
             // A failure has answered everybody and is in `health`; the loop goes on to refuse what comes.
-            let _ = self.core.step(now_ns);
+            let _ = self.core.step_by(&|| self::now_ns(origin));
             self.pulse.busy_since_ns.store(0, Ordering::Relaxed);
         }
         self.core.abort(&Error::unavailable("the engine was shut down before the request ended"));

@@ -10,6 +10,7 @@ mod forecast;
 mod gate;
 mod handle;
 mod kv;
+mod pace;
 mod policy;
 mod prefix;
 mod queue;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::config::EngineConfig;
 use super::events::KvEvents;
 use super::kv::{KvCache, Place};
+use super::pace::Pace;
 use super::policy::{CapacityPolicy, capacity_policy};
 use super::queue::{Cursor, Key, WaitingQueue};
 use super::request::{Request, RequestStats};
@@ -32,6 +33,7 @@ struct Flight {
     /// Each chunk's sequence and its [`Sequence::life`].
     chunks: Vec<(SeqRef, usize)>,
     stats: PlanStats,
+    launched_ns: u64,
 }
 
 /// The head of the queue did not fit, and will not before more is free or somebody has left.
@@ -45,6 +47,7 @@ pub(super) struct Scheduler {
     config: EngineConfig,
     vocab_size: usize,
     policy: Box<dyn CapacityPolicy>,
+    pace: Option<Pace>,
     kv: KvCache,
     slots: Slots,
     /// In order of their first start: who was preempted is not the youngest when it comes back, and not the next victim.
@@ -73,6 +76,7 @@ impl Scheduler {
         let ageing_ns = config.priority_ageing.map(|ageing| u64::try_from(ageing.as_nanos()).unwrap_or(u64::MAX));
         Self {
             policy: capacity_policy(config.policy),
+            pace: config.max_step_slowdown.map(Pace::new),
             kv: KvCache::new(limits.num_blocks, limits.block_size_tokens, config.kv_reuse, events),
             vocab_size: limits.vocab_size,
             config,
@@ -160,6 +164,10 @@ impl Scheduler {
             return Err(Error::internal(format!("step {} was never scheduled", plan.step)));
         };
         self.kv.set_time(now_ns);
+        if let Some(pace) = &mut self.pace {
+            let tokens = flight.stats.context_tokens + flight.stats.generation_tokens;
+            pace.observe(tokens, flight.launched_ns, now_ns);
+        }
         let mut rows = output.rows.iter().enumerate();
         for (chunk, (seq, life)) in plan.chunks.iter().zip(flight.chunks) {
             let row = if chunk.sample { rows.next() } else { None };

@@ -84,6 +84,7 @@ impl World {
             max_queue_requests: rng.chance(20).then_some(3),
             max_queue_tokens: rng.chance(10).then_some(40),
             priority_ageing: rng.chance(70).then_some(Duration::from_nanos(5)),
+            max_step_slowdown: (chunked && rng.chance(30)).then_some(1.5),
             kv_event_buffer: if rng.chance(30) { 16 } else { 0 },
             ..EngineConfig::for_limits(&limits)
         };

@@ -2,15 +2,17 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use triton_trtllm::engine::bench::{SchedulerBench, prefix_match};
 use triton_trtllm::engine::fake::FakeExecutor;
-use triton_trtllm::engine::{EngineConfig, EngineCore, Request, SchedulerPolicy, Tenant};
-use triton_trtllm::error::ErrorKind;
+use triton_trtllm::engine::{EngineConfig, EngineCore, Progress, Request, SchedulerPolicy, Tenant};
+use triton_trtllm::error::{ErrorKind, Result};
 use triton_trtllm::ids::TokenId;
-use triton_trtllm::step::{ExecutorLimits, StepPlan};
+use triton_trtllm::step::{Executor, ExecutorLimits, StepOutput, StepPlan};
 
 use crate::common::{Recorder, Rng, SEED, Tape, core, limits, request, run};
 
@@ -182,6 +184,92 @@ fn the_balanced_policy_keeps_its_throughput_when_twice_the_memory_is_wanted() {
     assert!(pressed.tokens_per_second > 0.85 * calm.tokens_per_second, "{pressed:?}, unpressured {calm:?}");
     assert!(pressed.most_preemptions <= 3 && pressed.preemptions < greedy.preemptions / 2, "{pressed:?}, {greedy:?}");
     assert!(pressed.tokens_per_second > 2.0 * careful.tokens_per_second, "{pressed:?}, {careful:?}");
+}
+
+/// Takes 4 ms and 100 us for each token of a step, on a clock of its own.
+struct Paced(FakeExecutor, Arc<AtomicU64>, VecDeque<u64>);
+
+impl Executor for Paced {
+    fn limits(&self) -> ExecutorLimits {
+        self.0.limits()
+    }
+
+    fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+        let tokens: usize = plan.chunks.iter().map(|chunk| chunk.len).sum();
+        self.2.push_back(4_000_000 + 100_000 * tokens as u64);
+        self.0.launch(plan)
+    }
+
+    fn collect(&mut self) -> Result<StepOutput> {
+        self.1.fetch_add(self.2.pop_front().unwrap_or(0), Ordering::Relaxed);
+        self.0.collect()
+    }
+}
+
+/// The times between tokens of 8 streams while a prompt of 3,000 tokens comes, ascending, and when the long one starts
+/// to answer.
+fn gaps(max_step_slowdown: Option<f32>, pipeline_depth: usize) -> (Vec<u64>, u64) {
+    let limits = ExecutorLimits {
+        num_blocks: 1024,
+        block_size_tokens: 16,
+        max_step_tokens: 2048,
+        max_step_sequences: 16,
+        max_seq_len_tokens: 4096,
+        pipeline_depth,
+        ..limits()
+    };
+    let config = EngineConfig { max_step_slowdown, ..EngineConfig::for_limits(&limits) };
+    let time = Arc::new(AtomicU64::new(1));
+    let executor = Paced(FakeExecutor::new(limits, SEED), Arc::clone(&time), VecDeque::new());
+    let mut engine = EngineCore::new(config, Box::new(executor), None).unwrap();
+    let now = || time.load(Ordering::Relaxed);
+    let streams: Vec<_> = (0..8).map(|_| Tape::default()).collect();
+    for (number, tape) in streams.iter().enumerate() {
+        engine.submit(request([number as TokenId, 2, 3], 400), tape.sink(), now()).unwrap();
+    }
+    let long = Tape::default();
+    let (mut gaps, mut last) = (Vec::new(), 0);
+    for step in 0..300 {
+        if step == 60 {
+            let prompt: Vec<TokenId> = (0..3000).map(|at| (at * at % 26) as TokenId).collect();
+            engine.submit(request(prompt, 2), long.sink(), now()).unwrap();
+        }
+        engine.step_by(&now).unwrap();
+        if step > 20 {
+            gaps.push(now() - last);
+        }
+        last = now();
+    }
+    gaps.sort_unstable();
+    (gaps, long.stats().first_token_ns - long.stats().arrival_ns)
+}
+
+#[test]
+fn a_long_prompt_leaves_the_streams_their_pace() {
+    for depth in [1, 2] {
+        let (free, _) = gaps(None, depth);
+        let (paced, first_token_ns) = gaps(Some(2.0), depth);
+        let baseline = 4_800_000;
+        assert_eq!(paced[paced.len() / 4], baseline, "most of the time there are 8 streams only");
+        let longest = |gaps: &[u64]| gaps[gaps.len() - 1];
+        assert!(longest(&free) > 20 * baseline, "without a bound: {}", longest(&free));
+        assert!(longest(&paced) <= 2 * baseline, "with a bound: {}", longest(&paced));
+        // 3,000 tokens alone take 0.304 s; beside the streams at least twice that.
+        assert!(first_token_ns < 1_000_000_000, "the prompt does not starve: {first_token_ns}");
+    }
+}
+
+#[test]
+fn times_of_a_request_are_those_after_its_steps() {
+    let time = Arc::new(AtomicU64::new(1));
+    let executor = Paced(FakeExecutor::new(limits(), SEED), Arc::clone(&time), VecDeque::new());
+    let mut engine = EngineCore::new(EngineConfig::for_limits(&limits()), Box::new(executor), None).unwrap();
+    let now = || time.load(Ordering::Relaxed);
+    let tape = Tape::default();
+    engine.submit(request([1, 2], 2), tape.sink(), now()).unwrap();
+    while engine.step_by(&now).unwrap() == Progress::Working {}
+    let stats = tape.stats();
+    assert_eq!((stats.first_scheduled_ns, stats.first_token_ns, stats.last_token_ns), (1, 4_200_001, 8_300_001));
 }
 
 /// Counts the allocations of each thread.

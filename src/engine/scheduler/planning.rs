@@ -29,10 +29,14 @@ impl Scheduler {
         let is_open = self.queue.len() > 0 && self.running.iter().all(|&seq| self.policy.may_join(&self.slots[seq]));
         let places = self.running.len() + 1;
         let chunks = Vec::with_capacity(places);
-        let flight = Flight { chunks: Vec::with_capacity(places), stats: PlanStats::default() };
+        let flight = Flight { chunks: Vec::with_capacity(places), stats: PlanStats::default(), launched_ns: now_ns };
         let plan = StepPlan { chunks, step: self.next_step, ..StepPlan::default() };
         let mut draft = Draft { plan, flight, budget: self.config.max_step_tokens };
         self.schedule_decodes(&mut draft);
+        let decodes = draft.flight.stats.scheduled;
+        if let Some(pace) = self.pace.as_ref().filter(|_| decodes > 0) {
+            draft.budget = draft.budget.min(pace.prompt_tokens(decodes, self.kv.block_size()));
+        }
         self.schedule_prefills(&mut draft);
         if is_open {
             self.admit(&mut draft, now_ns);
