@@ -12,7 +12,7 @@ use crate::config::{Level, Loaded, ModelRole, Parameters};
 use crate::error::Result;
 use crate::triton::{Model, ModelHandler};
 use llm::{ExecutorSource, LlmModel};
-use roles::RoleModel;
+use roles::{BlsModel, RoleModel};
 
 /// Loads a model for the role that its parameter `model_role` names.
 ///
@@ -37,6 +37,7 @@ pub fn load_model_from(model: &Model, source: ExecutorSource) -> Result<Arc<dyn 
     parameters.check()?;
     match parameters.role()? {
         ModelRole::Llm => Ok(Arc::new(LlmModel::load(model, parameters, source)?)),
+        ModelRole::Bls => Ok(Arc::new(BlsModel::load(model, &parameters)?)),
         role => Ok(Arc::new(RoleModel::load(role, &parameters)?)),
     }
 }
@@ -49,6 +50,7 @@ pub fn auto_complete(model: &Model) -> Result<Option<Value>> {
     let Loaded { parameters, .. } = Parameters::load(&model.config)?;
     Ok(match parameters.role()? {
         ModelRole::Llm => llm::complete(&model.config, llm::has_tokenizer(&parameters, model)),
+        ModelRole::Bls => roles::complete_bls(&model.config),
         role => roles::complete(&model.config, role),
     })
 }

@@ -77,11 +77,13 @@ pub enum ModelRole {
     Preprocessing,
     /// Tokens to text.
     Postprocessing,
+    /// Text in, text out through the other models of the server.
+    Bls,
 }
 
 impl ModelRole {
     /// The accepted words.
-    pub const WORDS: &'static [&'static str] = &["llm", "preprocessing", "postprocessing"];
+    pub const WORDS: &'static [&'static str] = &["llm", "preprocessing", "postprocessing", "bls"];
 
     /// The role that the parameter `model_role` names.
     ///
@@ -93,6 +95,7 @@ impl ModelRole {
             Some(text) if is_placeholder(text) => Ok(Self::Llm),
             Some("preprocessing") => Ok(Self::Preprocessing),
             Some("postprocessing") => Ok(Self::Postprocessing),
+            Some("bls" | "tensorrt_llm_bls") => Ok(Self::Bls),
             Some(other) => Err(Error::invalid(format!(
                 "model_role is {other:?}, expected one of {} (default llm)",
                 Self::WORDS.join(", ")

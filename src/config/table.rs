@@ -132,7 +132,7 @@ const FRACTION: Range = Range::Numbers(0.0, 1.0);
 
 parameters! {
     model_role "model_role": Option<String> = None, "`llm`", Range::Words(ModelRole::WORDS), Applied,
-        "What this model does. `llm`: tokens or text in, tokens or text out; `preprocessing`: text to tokens; `postprocessing`: tokens to text. Any other word: the model does not load.";
+        "What this model does. `llm`: tokens or text in, tokens or text out; `preprocessing`: text to tokens; `postprocessing`: tokens to text; `bls`: text in, text out by calling the three others. Any other word: the model does not load.";
     gpt_model_type "gpt_model_type": Option<String> = None, "`inflight_fused_batching`", Range::Words(GptModelType::WORDS), Applied,
         "How requests share steps: in-flight (both words mean the same) or static batching (`V1`, without streaming). Any other text, an unsubstituted placeholder included: the model does not load.";
     gpt_model_path "gpt_model_path": Option<String> = None, "the version folder of the model, if it holds a `config.json`", ANY, Applied,
@@ -253,6 +253,18 @@ parameters! {
         "Whether the tokenizer adds its special tokens to a prompt. `true false 1 0 t f y n yes no`.";
     skip_special_tokens "skip_special_tokens": Switch = Switch(true), "true", ANY, Applied,
         "Whether special tokens are left out of the text of an answer. Words as above.";
+    accumulate_tokens "accumulate_tokens": Switch = Switch(false), "false", ANY, Applied,
+        "Role `bls`, decoupled: every response has the whole text so far instead of its new part. Words as above.";
+    tensorrt_llm_model_name "tensorrt_llm_model_name": Option<String> = None, "`tensorrt_llm`", ANY, Applied,
+        "Role `bls`: the model that generates.";
+    preprocessing_model_name "preprocessing_model_name": Option<String> = None, "`preprocessing`", ANY, Applied,
+        "Role `bls`: the model that turns text into tokens.";
+    postprocessing_model_name "postprocessing_model_name": Option<String> = None, "`postprocessing`", ANY, Applied,
+        "Role `bls`: the model that turns tokens into text.";
+    tensorrt_llm_draft_model_name "tensorrt_llm_draft_model_name": Option<String> = None, "unset", ANY, NotYet,
+        "Role `bls`: the model that drafts tokens. Requests with `num_draft_tokens` above 0 are refused.";
+    multimodal_encoders_name "multimodal_encoders_name": Option<String> = None, "unset", ANY, NotYet,
+        "Role `bls`: the model that encodes images. Requests with images are refused.";
     tokenizer_type "tokenizer_type": Option<String> = None, "unset", ANY, Never,
         "Legacy; the kind of tokenizer is found in its files.";
     multimodal_model_path "multimodal_model_path": Option<String> = None, "unset = text only", ANY, NotYet,

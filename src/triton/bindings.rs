@@ -12,6 +12,16 @@ pub struct TRITONSERVER_Error {
 }
 #[repr(C)]
 #[derive(Debug)]
+pub struct TRITONSERVER_InferenceRequest {
+    _unused: [u8; 0],
+}
+#[repr(C)]
+#[derive(Debug)]
+pub struct TRITONSERVER_InferenceResponse {
+    _unused: [u8; 0],
+}
+#[repr(C)]
+#[derive(Debug)]
 pub struct TRITONSERVER_InferenceTrace {
     _unused: [u8; 0],
 }
@@ -38,6 +48,11 @@ pub struct TRITONSERVER_MetricFamily {
 #[repr(C)]
 #[derive(Debug)]
 pub struct TRITONSERVER_Parameter {
+    _unused: [u8; 0],
+}
+#[repr(C)]
+#[derive(Debug)]
+pub struct TRITONSERVER_ResponseAllocator {
     _unused: [u8; 0],
 }
 #[repr(C)]
@@ -102,6 +117,50 @@ pub const TRITONSERVER_METRIC_KIND_COUNTER: TRITONSERVER_MetricKind = 0;
 pub const TRITONSERVER_METRIC_KIND_GAUGE: TRITONSERVER_MetricKind = 1;
 pub const TRITONSERVER_METRIC_KIND_HISTOGRAM: TRITONSERVER_MetricKind = 2;
 pub type TRITONSERVER_MetricKind = u32;
+pub type TRITONSERVER_ResponseAllocatorAllocFn_t = ::std::option::Option<
+    unsafe extern "C" fn(
+        allocator: *mut TRITONSERVER_ResponseAllocator,
+        tensor_name: *const ::std::os::raw::c_char,
+        byte_size: usize,
+        memory_type: TRITONSERVER_MemoryType,
+        memory_type_id: i64,
+        userp: *mut ::std::os::raw::c_void,
+        buffer: *mut *mut ::std::os::raw::c_void,
+        buffer_userp: *mut *mut ::std::os::raw::c_void,
+        actual_memory_type: *mut TRITONSERVER_MemoryType,
+        actual_memory_type_id: *mut i64,
+    ) -> *mut TRITONSERVER_Error,
+>;
+pub type TRITONSERVER_ResponseAllocatorReleaseFn_t = ::std::option::Option<
+    unsafe extern "C" fn(
+        allocator: *mut TRITONSERVER_ResponseAllocator,
+        buffer: *mut ::std::os::raw::c_void,
+        buffer_userp: *mut ::std::os::raw::c_void,
+        byte_size: usize,
+        memory_type: TRITONSERVER_MemoryType,
+        memory_type_id: i64,
+    ) -> *mut TRITONSERVER_Error,
+>;
+pub type TRITONSERVER_ResponseAllocatorStartFn_t = ::std::option::Option<
+    unsafe extern "C" fn(
+        allocator: *mut TRITONSERVER_ResponseAllocator,
+        userp: *mut ::std::os::raw::c_void,
+    ) -> *mut TRITONSERVER_Error,
+>;
+pub type TRITONSERVER_InferenceRequestReleaseFn_t = ::std::option::Option<
+    unsafe extern "C" fn(
+        request: *mut TRITONSERVER_InferenceRequest,
+        flags: u32,
+        userp: *mut ::std::os::raw::c_void,
+    ),
+>;
+pub type TRITONSERVER_InferenceResponseCompleteFn_t = ::std::option::Option<
+    unsafe extern "C" fn(
+        response: *mut TRITONSERVER_InferenceResponse,
+        flags: u32,
+        userp: *mut ::std::os::raw::c_void,
+    ),
+>;
 #[repr(C)]
 #[derive(Debug)]
 pub struct TRITONBACKEND_Backend {
@@ -269,6 +328,90 @@ unsafe extern "C" {
     pub fn TRITONSERVER_BufferAttributesSetByteSize(
         attributes: *mut TRITONSERVER_BufferAttributes,
         byte_size: usize,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_ResponseAllocatorNew(
+        allocator: *mut *mut TRITONSERVER_ResponseAllocator,
+        alloc: TRITONSERVER_ResponseAllocatorAllocFn_t,
+        release: TRITONSERVER_ResponseAllocatorReleaseFn_t,
+        start: TRITONSERVER_ResponseAllocatorStartFn_t,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_ResponseAllocatorDelete(
+        allocator: *mut TRITONSERVER_ResponseAllocator,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceRequestNew(
+        request: *mut *mut TRITONSERVER_InferenceRequest,
+        server: *mut TRITONSERVER_Server,
+        model_name: *const ::std::os::raw::c_char,
+        model_version: i64,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceRequestDelete(
+        request: *mut TRITONSERVER_InferenceRequest,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceRequestSetId(
+        request: *mut TRITONSERVER_InferenceRequest,
+        id: *const ::std::os::raw::c_char,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceRequestAddInput(
+        request: *mut TRITONSERVER_InferenceRequest,
+        name: *const ::std::os::raw::c_char,
+        datatype: TRITONSERVER_DataType,
+        shape: *const i64,
+        dim_count: u64,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceRequestAppendInputData(
+        request: *mut TRITONSERVER_InferenceRequest,
+        name: *const ::std::os::raw::c_char,
+        base: *const ::std::os::raw::c_void,
+        byte_size: usize,
+        memory_type: TRITONSERVER_MemoryType,
+        memory_type_id: i64,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceRequestAddRequestedOutput(
+        request: *mut TRITONSERVER_InferenceRequest,
+        name: *const ::std::os::raw::c_char,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceRequestSetReleaseCallback(
+        request: *mut TRITONSERVER_InferenceRequest,
+        release: TRITONSERVER_InferenceRequestReleaseFn_t,
+        userp: *mut ::std::os::raw::c_void,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceRequestSetResponseCallback(
+        request: *mut TRITONSERVER_InferenceRequest,
+        allocator: *mut TRITONSERVER_ResponseAllocator,
+        allocator_userp: *mut ::std::os::raw::c_void,
+        response: TRITONSERVER_InferenceResponseCompleteFn_t,
+        userp: *mut ::std::os::raw::c_void,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceRequestCancel(
+        request: *mut TRITONSERVER_InferenceRequest,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_ServerInferAsync(
+        server: *mut TRITONSERVER_Server,
+        request: *mut TRITONSERVER_InferenceRequest,
+        trace: *mut TRITONSERVER_InferenceTrace,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceResponseError(
+        response: *mut TRITONSERVER_InferenceResponse,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceResponseOutputCount(
+        response: *mut TRITONSERVER_InferenceResponse,
+        count: *mut u32,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceResponseOutput(
+        response: *mut TRITONSERVER_InferenceResponse,
+        index: u32,
+        name: *mut *const ::std::os::raw::c_char,
+        datatype: *mut TRITONSERVER_DataType,
+        shape: *mut *const i64,
+        dim_count: *mut u64,
+        base: *mut *const ::std::os::raw::c_void,
+        byte_size: *mut usize,
+        memory_type: *mut TRITONSERVER_MemoryType,
+        memory_type_id: *mut i64,
+        userp: *mut *mut ::std::os::raw::c_void,
+    ) -> *mut TRITONSERVER_Error;
+    pub fn TRITONSERVER_InferenceResponseDelete(
+        response: *mut TRITONSERVER_InferenceResponse,
     ) -> *mut TRITONSERVER_Error;
     pub fn TRITONBACKEND_ApiVersion(
         major: *mut u32,

@@ -39,13 +39,24 @@ impl Drop for ServerError {
 /// # Safety
 /// `raw` is an error that is ours.
 pub(super) unsafe fn take_error(raw: *mut sys::TRITONSERVER_Error) -> Error {
-    // SAFETY: `raw` is alive until the deletion below; its message is borrowed from it and copied before.
+    // SAFETY: `raw` is ours by the caller's premise; it is copied, then deleted and not used after.
+    unsafe {
+        let error = copy_error(raw);
+        sys::TRITONSERVER_ErrorDelete(raw);
+        error
+    }
+}
+
+/// Converts an error that the server keeps.
+///
+/// # Safety
+/// `raw` is an error that lives through the call.
+pub(super) unsafe fn copy_error(raw: *mut sys::TRITONSERVER_Error) -> Error {
+    // SAFETY: the caller's premise; the message is borrowed from the error and copied.
     let (code, message) = unsafe {
         let message = CStr::from_ptr(sys::TRITONSERVER_ErrorMessage(raw)).to_string_lossy().into_owned();
         (sys::TRITONSERVER_ErrorCode(raw), message)
     };
-    // SAFETY: ours by the caller's premise, and not used after.
-    unsafe { sys::TRITONSERVER_ErrorDelete(raw) };
     Error::new(kind(code), message)
 }
 

@@ -11,6 +11,7 @@ mod error;
 #[path = "../../tests/abi/fake.rs"]
 pub mod fake;
 mod ffi;
+mod infer;
 mod instance;
 mod log;
 mod message;
@@ -27,6 +28,7 @@ mod tensor;
 
 use std::sync::{Arc, OnceLock};
 
+pub use infer::{InferRequest, InferResponse, InferResponses, Next, Server};
 pub use instance::{Instance, InstanceKind};
 pub use log::TritonLog;
 pub use metrics::{Metric, MetricFamily, MetricKind};

@@ -6,6 +6,7 @@ use std::ptr;
 use serde_json::Value;
 
 use super::ffi::{check, read, utf8};
+use super::infer::Server;
 use super::message::{Message, message_to_json};
 use super::sys;
 use crate::error::{Result, ResultExt};
@@ -33,6 +34,8 @@ pub struct Model {
     /// The model configuration as JSON, after auto-completion.
     pub config: Value,
     pub backend: Backend,
+    /// The server, for requests to its other models.
+    pub server: Server,
 }
 
 impl Model {
@@ -51,6 +54,7 @@ impl Model {
                 repository: utf8(repository, "the path of the model repository")?.into(),
                 config: read_config(raw)?,
                 backend: Backend::read(backend)?,
+                server: Server::of_model(raw)?,
             })
         }
     }

@@ -115,6 +115,15 @@ impl ResponseSink {
         }
     }
 
+    /// Ends the request with the FINAL flag alone, after responses that were sent before; `success` is for the
+    /// statistics.
+    pub fn finish_empty(mut self, success: bool, timings: Timings) {
+        if let Some(open) = self.open.take() {
+            open.report(success, timings);
+            log_failure(open.send_flags(FINAL), "sending the final flag");
+        }
+    }
+
     /// Whether the client has gone away.
     pub fn is_cancelled(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.factory.is_cancelled())
@@ -159,9 +168,7 @@ impl Open {
     fn close(self, outcome: Result<Response>, timings: Option<Timings>) {
         let response = outcome.and_then(|response| self.build(&response));
         if let Some(timings) = timings {
-            // SAFETY: the request is released by the drop of `self` at the end of this function.
-            let report = unsafe { self.instance.report(self.request.0, response.is_ok(), timings, monotonic_ns()) };
-            log_failure(report, "reporting statistics");
+            self.report(response.is_ok(), timings);
         }
         let sent = match response {
             Ok(response) => response.send(FINAL, None),
@@ -171,6 +178,12 @@ impl Open {
             }),
         };
         log_failure(sent, "sending the final response");
+    }
+
+    fn report(&self, success: bool, timings: Timings) {
+        // SAFETY: the request is released by the drop of `self`.
+        let report = unsafe { self.instance.report(self.request.0, success, timings, monotonic_ns()) };
+        log_failure(report, "reporting statistics");
     }
 
     fn build(&self, response: &Response) -> Result<RawResponse> {

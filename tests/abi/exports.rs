@@ -94,6 +94,26 @@ macro_rules! export {
     )*};
 }
 
+/// The stand-in has no in-process requests: no other model is ever there.
+macro_rules! no_other_models {
+    ($($name:ident)*) => {$(
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name() -> Handle {
+            call(stringify!($name), |_| refuse("the stand-in server answers no in-process requests"))
+        }
+    )*};
+}
+
+no_other_models! {
+    TRITONSERVER_InferenceRequestAddInput TRITONSERVER_InferenceRequestAddRequestedOutput
+    TRITONSERVER_InferenceRequestAppendInputData TRITONSERVER_InferenceRequestCancel
+    TRITONSERVER_InferenceRequestDelete TRITONSERVER_InferenceRequestNew TRITONSERVER_InferenceRequestSetId
+    TRITONSERVER_InferenceRequestSetReleaseCallback TRITONSERVER_InferenceRequestSetResponseCallback
+    TRITONSERVER_InferenceResponseDelete TRITONSERVER_InferenceResponseError TRITONSERVER_InferenceResponseOutput
+    TRITONSERVER_InferenceResponseOutputCount TRITONSERVER_ResponseAllocatorDelete TRITONSERVER_ResponseAllocatorNew
+    TRITONSERVER_ServerInferAsync
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn TRITONSERVER_ErrorNew(code: u32, message: Text) -> Handle {
     // SAFETY: the message is NUL-terminated.
@@ -145,6 +165,10 @@ unsafe extern "C" fn TRITONSERVER_ParameterDelete(parameter: Handle) {
 }
 
 export! {
+    fn TRITONBACKEND_ModelServer(_model: Handle, server: *mut Handle) |_world| {
+        *server = new_handle();
+    }
+
     fn TRITONSERVER_LogMessage(level: u32, file: Text, _line: i32, message: Text) |world| {
         world.log.push((level, text(file)?, text(message)?));
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use triton_trtllm::adapter::llm::{config_template, tensors_markdown};
+use triton_trtllm::adapter::roles::bls_template;
 use triton_trtllm::config::{PARAMETERS, parameters_markdown};
 
 fn in_step(file: &str, expected: &str) {
@@ -30,8 +31,13 @@ fn the_template_of_the_llm_has_every_tensor() {
 }
 
 #[test]
+fn the_template_of_the_bls_has_every_tensor() {
+    in_step("model_repo/tensorrt_llm_bls/config.pbtxt", &bls_template());
+}
+
+#[test]
 fn every_template_uses_known_parameters_only_and_parses_with_its_placeholders() {
-    for model in ["ensemble", "preprocessing", "tensorrt_llm", "postprocessing"] {
+    for model in ["ensemble", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("model_repo").join(model).join("config.pbtxt");
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{model}: {error}"));
         assert!(text.contains(&format!("name: \"{model}\"")));

@@ -21,6 +21,15 @@ def server(tmp_path_factory):
         edit=lambda text: text.replace("decoupled: true", "decoupled: false"),
         **values,
     )
+    copy_template(repository, "tensorrt_llm_bls")
+    copy_template(repository, "tensorrt_llm_bls", name="bls_whole_text", accumulate_tokens="true")
+    copy_template(
+        repository,
+        "tensorrt_llm_bls",
+        name="bls_unary",
+        edit=lambda text: text.replace("decoupled: true", "decoupled: false"),
+        tensorrt_llm_model_name="tensorrt_llm_unary",
+    )
     running = Server(folder, repository, "--model-control-mode=explicit", "--load-model=*")
     yield running
     assert running.stop() == 0, running.log[-4000:]

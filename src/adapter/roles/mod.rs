@@ -1,5 +1,6 @@
 //! What the models around the LLM compute: plain functions from named tensors to named tensors.
 
+mod bls;
 mod model;
 mod postprocessing;
 mod preprocessing;
@@ -8,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use bls::{BlsModel, complete as complete_bls, config_template as bls_template};
 pub use model::{RoleModel, complete};
 pub use postprocessing::Postprocessor;
 pub use preprocessing::Preprocessor;

@@ -37,7 +37,7 @@ impl RoleModel {
         let role = match role {
             ModelRole::Preprocessing => Role::Preprocessing(Preprocessor::new(&texts)?),
             ModelRole::Postprocessing => Role::Postprocessing(Postprocessor::new(&texts)?),
-            ModelRole::Llm => return Err(Error::internal("the role llm is no pure role")),
+            ModelRole::Llm | ModelRole::Bls => return Err(Error::internal(format!("{role:?} is no pure role"))),
         };
         Ok(Self { role: Arc::new(role) })
     }
@@ -184,7 +184,7 @@ pub fn complete(config: &Value, role: ModelRole) -> Option<Value> {
     let (inputs, outputs) = match role {
         ModelRole::Preprocessing => (PREPROCESSING_INPUTS, PREPROCESSING_OUTPUTS),
         ModelRole::Postprocessing => (POSTPROCESSING_INPUTS, POSTPROCESSING_OUTPUTS),
-        ModelRole::Llm => return None,
+        ModelRole::Llm | ModelRole::Bls => return None,
     };
     let mut completed = config.clone();
     let object = completed.as_object_mut()?;
