@@ -181,6 +181,11 @@ impl EngineCore {
         *self.board.lock()
     }
 
+    /// Forgets what the prefix cache holds, as must be done when weights or an adapter change. Running requests go on.
+    pub fn reset_prefix_cache(&mut self) {
+        self.scheduler.reset_cache();
+    }
+
     /// The latest KV cache events, which are gone from the engine then.
     pub fn drain_kv_events(&self) -> KvEventBatch {
         self.events.drain()

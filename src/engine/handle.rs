@@ -48,6 +48,7 @@ struct Pulse {
 enum Command {
     Submit(Vec<Submission>),
     Cancel(RequestId),
+    ResetCache,
     /// Answered when no request is left.
     WhenIdle(Sender<()>),
     Abort(Error),
@@ -134,6 +135,11 @@ impl Engine {
     /// Ends a request with what it has generated, before the next step. Unknown and finished ids are no error.
     pub fn cancel(&self, id: RequestId) {
         let _ = self.shared.commands.send(Command::Cancel(id));
+    }
+
+    /// Forgets what the prefix cache holds, before the next step, as must be done when weights or an adapter change.
+    pub fn reset_prefix_cache(&self) {
+        let _ = self.shared.commands.send(Command::ResetCache);
     }
 
     /// The latest published numbers; never waits for a step.
@@ -245,6 +251,7 @@ impl EngineLoop {
                 None | Some(Command::Stop) => return false,
                 Some(Command::Submit(submissions)) => submissions.into_iter().for_each(|one| self.core.accept(one)),
                 Some(Command::Cancel(id)) => self.core.cancel(id),
+                Some(Command::ResetCache) => self.core.reset_prefix_cache(),
                 Some(Command::WhenIdle(waiter)) => self.idle_waiters.push(waiter),
                 Some(Command::Abort(error)) => self.core.abort(&error),
             }

@@ -268,6 +268,22 @@ impl KvCache {
         self.set_priority(block, keep.priority);
     }
 
+    /// Forgets all content: after a change of weights it would be wrong. Blocks stay with whom they are.
+    pub fn reset(&mut self) {
+        let all: Vec<_> = (0..self.num_blocks() as u32).map(BlockId).filter(|&block| self.is_cached(block)).collect();
+        let full = all.iter().filter(|&&block| self.is_full(block));
+        let block_hashes: Vec<_> = full.map(|&block| self.prefix.hash(block)).collect();
+        let mut removed = Vec::with_capacity(all.len());
+        for block in all {
+            self.end_expiry(block);
+            self.prefix.remove(block, &mut removed);
+            self.blocks.revalue(block, Worth::NOTHING);
+        }
+        if let Some(events) = self.events.as_ref().filter(|_| !block_hashes.is_empty()) {
+            events.push(KvEventData::Removed { block_hashes });
+        }
+    }
+
     /// References equal `tables`, the free lists equal the rest, the tree is sound, used blocks have used parents, and
     /// no block is handed out before the ones behind it.
     pub fn check<'a>(&self, tables: impl Iterator<Item = &'a [BlockId]>) -> Result<(), String> {

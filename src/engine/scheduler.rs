@@ -218,6 +218,15 @@ impl Scheduler {
         self.flights.clear();
     }
 
+    /// Forgets all reusable content. What running sequences have computed is theirs alone from now on.
+    pub fn reset_cache(&mut self) {
+        self.kv.reset();
+        for &seq in &self.running {
+            let sequence = &mut self.slots[seq];
+            (sequence.cached_blocks, sequence.cacheable) = (0, false);
+        }
+    }
+
     /// Every invariant of sequences, blocks and cache.
     pub fn check(&self) -> std::result::Result<(), String> {
         self.kv.check(self.slots.iter().map(|(_, sequence)| &sequence.table[..]))?;

@@ -149,6 +149,30 @@ fn statistics_count_what_the_cache_holds_and_loses() {
     assert_eq!((kv.cached_blocks, kv.evicted_blocks), (8, 2));
 }
 
+#[test]
+fn after_a_reset_nothing_old_is_found_and_running_requests_go_on() {
+    let config = EngineConfig { kv_event_buffer: 8, ..EngineConfig::for_limits(&limits()) };
+    let mut engine = core(config, &limits());
+    serve(&mut engine, kept(80, Some(1000), vec![9; 13]));
+    let running = Tape::default();
+    engine.submit(request(vec![5; 13], 6), running.sink(), 1).unwrap();
+    engine.step(1).unwrap();
+    engine.step(2).unwrap();
+    drop(events(&engine));
+    engine.reset_prefix_cache();
+    engine.check().unwrap();
+    let told = events(&engine);
+    let [KvEventData::Removed { block_hashes }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((block_hashes.len(), engine.stats().totals.requests_finished), (6, 1));
+    run(&mut engine);
+    let alone = model(&limits()).generate(&[5; 13], &Default::default(), &request([], 6).stop).0;
+    assert_eq!(running.tokens(), alone);
+    for token in [9, 5] {
+        assert_eq!(cached(&mut engine, request(vec![token; 13], 1)), 0, "computed before the reset");
+        assert_eq!(cached(&mut engine, request(vec![token; 13], 1)), 12, "computed after it");
+    }
+}
+
 fn events(engine: &EngineCore) -> Vec<KvEventData> {
     engine.drain_kv_events().events.into_iter().map(|event| event.data).collect()
 }

@@ -113,6 +113,7 @@ impl World {
                 self.live[at].may_be_cut = true;
                 self.live[at].tape.hang_up();
             }
+            31 if self.rng.chance(20) => self.core.reset_prefix_cache(),
             _ => {
                 self.now += 1;
                 self.core.step(self.now).unwrap();
