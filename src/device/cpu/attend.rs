@@ -9,8 +9,9 @@
 //!
 //! Source of the merge: Milakov and Gimelshein, "Online normalizer calculation for softmax", algorithm 3.
 
+use super::panel::{Panel, outer_products};
 use super::scratch::Scratch;
-use super::simd::{Float, Kernel, MAX_LANES, Simd, exp, load_up_to, store_up_to, tanh};
+use super::simd::{Float, Kernel, LINE_BYTES, MAX_LANES, Simd, exp, load_up_to, store_up_to, tanh};
 use super::view::{Cache, Side};
 use std::ops::Range;
 
@@ -96,10 +97,9 @@ impl Partial {
 
 /// A thread's memory for one tile.
 struct Workspace {
-    /// `[padded_dim, CHUNK_TOKENS]`.
-    keys: *mut f32,
-    /// `[CHUNK_TOKENS, padded_dim]`.
-    values: *mut f32,
+    /// Keys `[padded_dim, CHUNK_TOKENS]`, then values `[CHUNK_TOKENS, padded_dim]`: the first-level cache has room for
+    /// one of them.
+    panel: *mut f32,
     /// `[rows, padded_dim]`, scaled.
     queries: *mut f32,
     /// `[rows, CHUNK_TOKENS]`.
@@ -111,10 +111,8 @@ struct Workspace {
 
 impl Workspace {
     fn take(sizes: &Sizes) -> Self {
-        let panel = sizes.padded_dim * CHUNK_TOKENS;
         let lens = [
-            panel,
-            panel,
+            sizes.padded_dim * CHUNK_TOKENS,
             sizes.max_rows * sizes.padded_dim,
             sizes.max_rows * CHUNK_TOKENS,
             sizes.partial_len(),
@@ -127,9 +125,9 @@ impl Workspace {
             next = next.wrapping_add(len.next_multiple_of(MAX_LANES));
             part
         });
-        let [keys, values, queries, scores, chunk, total] = parts;
+        let [panel, queries, scores, chunk, total] = parts;
         let (chunk, total) = (Partial::at(chunk, sizes), Partial::at(total, sizes));
-        Self { keys, values, queries, scores, chunk, total, _memory: memory }
+        Self { panel, queries, scores, chunk, total, _memory: memory }
     }
 }
 
@@ -211,9 +209,10 @@ impl<E: Float> Attend<'_, E> {
             ..(self.queries.position + self.queries.count - start).min(CHUNK_TOKENS);
         // SAFETY: by the contract; `seen` are keys of the context.
         unsafe {
-            self.load_keys::<S>(start, seen.clone(), workspace.keys);
-            self.load_values::<S>(start, seen.clone(), workspace.values);
-            let keys = Panel { pointer: workspace.keys, stride: CHUNK_TOKENS };
+            let addresses = Addresses::new(self, start, seen.clone());
+            let next = Addresses::new(self, start + CHUNK_TOKENS, 0..self.tokens_behind(start + CHUNK_TOKENS));
+            self.load_keys::<S>(&addresses, &next, workspace.panel);
+            let keys = Panel { pointer: workspace.panel, stride: CHUNK_TOKENS };
             let queries = Panel { pointer: workspace.queries, stride: padded_dim };
             let scores = Panel { pointer: workspace.scores, stride: CHUNK_TOKENS };
             outer_products::<S>(queries, keys, scores, rows, head_dim, CHUNK_TOKENS);
@@ -227,7 +226,8 @@ impl<E: Float> Attend<'_, E> {
                 *to.sums.add(row) = sum;
             }
             let scores = Panel { pointer: workspace.scores.add(seen.start), stride: CHUNK_TOKENS };
-            let values = Panel { pointer: workspace.values.add(seen.start * padded_dim), stride: padded_dim };
+            self.load_values::<S>(&addresses, &next, workspace.panel);
+            let values = Panel { pointer: workspace.panel.add(seen.start * padded_dim), stride: padded_dim };
             let sums = Panel { pointer: to.values, stride: padded_dim };
             outer_products::<S>(scores, values, sums, rows, seen.len(), padded_dim);
         }
@@ -272,46 +272,61 @@ impl<E: Float> Attend<'_, E> {
         }
     }
 
-    /// Keys `seen` of a chunk, transposed; the others of their vectors are zero.
+    /// Tokens of the chunk that begins at `start`, if this tile goes on to it.
+    fn tokens_behind(&self, start: usize) -> usize {
+        let end = (self.queries.position + self.queries.count).min(self.chunks.end * CHUNK_TOKENS);
+        end.saturating_sub(start).min(CHUNK_TOKENS)
+    }
+
+    /// Keys of a chunk, transposed; those that nobody sees are zero.
     ///
     /// # Safety
     /// As of the kernel.
     #[inline(always)]
-    unsafe fn load_keys<S: Simd>(&self, start: usize, seen: Range<usize>, to: *mut f32) {
+    unsafe fn load_keys<S: Simd>(&self, chunk: &Addresses<E>, next: &Addresses<E>, to: *mut f32) {
         let head_dim = self.sizes.head_dim;
         let unseen = [E::default(); MAX_HEAD_DIM];
+        let at_once = if E::PAIRED { 2 * S::LANES } else { S::LANES };
+        let whole = head_dim / at_once * at_once;
         for first in (0..CHUNK_TOKENS).step_by(S::LANES) {
             let mut rows = [unseen.as_ptr(); MAX_LANES];
-            for (lane, row) in rows.iter_mut().enumerate().take(S::LANES) {
-                if seen.contains(&(first + lane)) {
-                    *row = self.row(start + first + lane, Side::Keys);
-                }
+            for (row, token) in rows.iter_mut().zip(first..first + S::LANES) {
+                *row = chunk.key(token).unwrap_or(unseen.as_ptr());
+                next.prefetch::<S>(next.key(token), head_dim);
             }
-            let to = to.wrapping_add(first);
+            let mut to = to.wrapping_add(first);
             // SAFETY: rows are `head_dim` long; `to` has room for whole vectors.
             unsafe {
-                let whole = head_dim / S::LANES * S::LANES;
-                for d in (0..whole).step_by(S::LANES) {
-                    transpose_to::<S>(to.add(d * CHUNK_TOKENS), |lane| E::load::<S>(rows[lane].add(d)));
+                for d in (0..whole).step_by(at_once) {
+                    E::load_transposed::<S>(to, CHUNK_TOKENS, &rows, d);
+                    to = to.wrapping_add(at_once * CHUNK_TOKENS);
                 }
-                if whole < head_dim {
-                    let rest = |lane: usize| load_up_to::<S, E>(rows[lane].add(whole), head_dim - whole);
-                    transpose_to::<S>(to.add(whole * CHUNK_TOKENS), rest);
+                for d in (whole..head_dim).step_by(S::LANES) {
+                    let mut square = [S::splat(0.0); MAX_LANES];
+                    for (square, row) in square.iter_mut().zip(rows).take(S::LANES) {
+                        *square = load_up_to::<S, E>(row.add(d), head_dim - d);
+                    }
+                    S::transpose(&mut square);
+                    for vector in square.iter().take(S::LANES) {
+                        S::store(to, *vector);
+                        to = to.wrapping_add(CHUNK_TOKENS);
+                    }
                 }
             }
         }
     }
 
-    /// Values `seen` of a chunk.
+    /// Values of a chunk that somebody sees.
     ///
     /// # Safety
     /// As of the kernel.
     #[inline(always)]
-    unsafe fn load_values<S: Simd>(&self, start: usize, seen: Range<usize>, to: *mut f32) {
+    unsafe fn load_values<S: Simd>(&self, chunk: &Addresses<E>, next: &Addresses<E>, to: *mut f32) {
         let Sizes { head_dim, padded_dim, .. } = self.sizes;
         let whole = head_dim / S::LANES * S::LANES;
-        for token in seen {
-            let from = self.row(start + token, Side::Values);
+        for token in 0..CHUNK_TOKENS {
+            next.prefetch::<S>(next.value(token), head_dim);
+            let Some(from) = chunk.value(token) else { continue };
             let to = to.wrapping_add(token * padded_dim);
             // SAFETY: rows of the cache are `head_dim` long and nothing is read past that; rows of `to` are padded.
             unsafe {
@@ -324,30 +339,52 @@ impl<E: Float> Attend<'_, E> {
             }
         }
     }
-
-    /// Address of a token's key or value.
-    #[inline(always)]
-    fn row(&self, token: usize, side: Side) -> *const E {
-        let (block, offset) = (token / self.cache.block_size, token % self.cache.block_size);
-        self.cache.data.pointer(self.cache.row(self.table[block] as usize, side, self.kv_head, offset))
-    }
 }
 
-/// Stores the transpose of `LANES` vectors, one for each key.
-///
-/// # Safety
-/// `to` is good for `LANES` vectors at a stride of a chunk; this CPU has `S`.
-#[inline(always)]
-unsafe fn transpose_to<S: Simd>(to: *mut f32, vector: impl Fn(usize) -> S::V) {
-    // SAFETY: by the contract.
-    unsafe {
-        let mut square = [S::splat(0.0); MAX_LANES];
-        for (lane, square) in square.iter_mut().enumerate().take(S::LANES) {
-            *square = vector(lane);
+/// Where the keys of a chunk are.
+struct Addresses<E> {
+    keys: [*const E; CHUNK_TOKENS],
+    seen: Range<usize>,
+    /// Elements from a token's key to its value.
+    to_value: usize,
+}
+
+impl<E: Float> Addresses<E> {
+    /// Of the tokens `seen`, relative to `start`.
+    #[inline(always)]
+    fn new(attend: &Attend<'_, E>, start: usize, seen: Range<usize>) -> Self {
+        let cache = attend.cache;
+        let row = |block: usize, side| cache.row(attend.table[block] as usize, side, attend.kv_head, 0);
+        let mut keys = [std::ptr::null(); CHUNK_TOKENS];
+        let mut token = seen.start;
+        while token < seen.end {
+            let (block, offset) = ((start + token) / cache.block_size, (start + token) % cache.block_size);
+            let first = cache.data.pointer(row(block, Side::Keys)).cast_const();
+            let until = seen.end.min(token + cache.block_size - offset);
+            for (key, offset) in keys[token..until].iter_mut().zip(offset..) {
+                *key = first.wrapping_add(offset * cache.data.stride);
+            }
+            token = until;
         }
-        S::transpose(&mut square);
-        for (i, vector) in square.iter().enumerate().take(S::LANES) {
-            S::store(to.add(i * CHUNK_TOKENS), *vector);
+        Self { keys, seen, to_value: cache.kv_heads * cache.block_size * cache.data.stride }
+    }
+
+    #[inline(always)]
+    fn key(&self, token: usize) -> Option<*const E> {
+        self.seen.contains(&token).then(|| self.keys[token])
+    }
+
+    #[inline(always)]
+    fn value(&self, token: usize) -> Option<*const E> {
+        self.key(token).map(|key| key.wrapping_add(self.to_value))
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, row: Option<*const E>, head_dim: usize) {
+        let Some(row) = row else { return };
+        for byte in (0..head_dim * size_of::<E>()).step_by(LINE_BYTES) {
+            // SAFETY: this CPU has `S`.
+            unsafe { S::prefetch_far(row.cast::<u8>().wrapping_add(byte)) };
         }
     }
 }
@@ -404,79 +441,6 @@ unsafe fn finish<S: Simd>(total: Partial, sizes: &Sizes, count: usize, out: *mut
             for d in (0..head_dim).step_by(S::LANES) {
                 let value = S::mul(S::load(total.values.add(row * padded_dim + d)), factor);
                 store_up_to::<S>(out.add(d), value, head_dim - d);
-            }
-        }
-    }
-}
-
-/// A row-major f32 matrix in a workspace.
-#[derive(Clone, Copy)]
-struct Panel {
-    pointer: *mut f32,
-    stride: usize,
-}
-
-/// `c [rows, cols] = a [rows, depth] · b [depth, cols]`; each element one chain of additions along `depth`.
-///
-/// # Safety
-/// The panels are good for these sizes, `cols` a multiple of `LANES`; this CPU has `S`.
-#[inline(always)]
-unsafe fn outer_products<S: Simd>(a: Panel, b: Panel, c: Panel, rows: usize, depth: usize, cols: usize) {
-    let (tile_rows, vectors) = S::OUTER_TILE;
-    let mut col = 0;
-    while col < cols {
-        let whole = col + vectors * S::LANES <= cols;
-        for row in (0..rows).step_by(tile_rows) {
-            let a = Panel { pointer: a.pointer.wrapping_add(row * a.stride), ..a };
-            let b = Panel { pointer: b.pointer.wrapping_add(col), ..b };
-            let c = Panel { pointer: c.pointer.wrapping_add(row * c.stride + col), ..c };
-            // SAFETY: by the contract.
-            unsafe {
-                match (tile_rows.min(rows - row), if whole { vectors } else { 1 }) {
-                    (6, 4) => outer_tile::<S, 6, 4>(a, b, c, depth),
-                    (5, 4) => outer_tile::<S, 5, 4>(a, b, c, depth),
-                    (4, 4) => outer_tile::<S, 4, 4>(a, b, c, depth),
-                    (3, 4) => outer_tile::<S, 3, 4>(a, b, c, depth),
-                    (2, 4) => outer_tile::<S, 2, 4>(a, b, c, depth),
-                    (_, 4) => outer_tile::<S, 1, 4>(a, b, c, depth),
-                    (6, 2) => outer_tile::<S, 6, 2>(a, b, c, depth),
-                    (5, 2) => outer_tile::<S, 5, 2>(a, b, c, depth),
-                    (4, 2) => outer_tile::<S, 4, 2>(a, b, c, depth),
-                    (3, 2) => outer_tile::<S, 3, 2>(a, b, c, depth),
-                    (2, 2) => outer_tile::<S, 2, 2>(a, b, c, depth),
-                    (_, 2) => outer_tile::<S, 1, 2>(a, b, c, depth),
-                    (6, _) => outer_tile::<S, 6, 1>(a, b, c, depth),
-                    (5, _) => outer_tile::<S, 5, 1>(a, b, c, depth),
-                    (4, _) => outer_tile::<S, 4, 1>(a, b, c, depth),
-                    (3, _) => outer_tile::<S, 3, 1>(a, b, c, depth),
-                    (2, _) => outer_tile::<S, 2, 1>(a, b, c, depth),
-                    (_, _) => outer_tile::<S, 1, 1>(a, b, c, depth),
-                }
-            }
-        }
-        col += if whole { vectors * S::LANES } else { S::LANES };
-    }
-}
-
-/// # Safety
-/// The panels are good for `R` rows, `N` vectors and `depth`; this CPU has `S`.
-#[inline(always)]
-unsafe fn outer_tile<S: Simd, const R: usize, const N: usize>(a: Panel, b: Panel, c: Panel, depth: usize) {
-    // SAFETY: by the contract.
-    unsafe {
-        let mut sums = [[S::splat(0.0); N]; R];
-        for k in 0..depth {
-            let b: [S::V; N] = std::array::from_fn(|n| S::load(b.pointer.add(k * b.stride + n * S::LANES)));
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let a = S::splat(*a.pointer.add(r * a.stride + k));
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = S::fma(a, b, *sum);
-                }
-            }
-        }
-        for (r, sums) in sums.iter().enumerate() {
-            for (n, sum) in sums.iter().enumerate() {
-                S::store(c.pointer.add(r * c.stride + n * S::LANES), *sum);
             }
         }
     }

@@ -10,6 +10,7 @@ mod elementwise;
 mod linear;
 pub mod mapped_file;
 mod memory;
+mod panel;
 mod pool;
 pub mod probe;
 mod scratch;
@@ -21,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::step::BlockCopy;
 use pool::Pool;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use view::Matrix;
 
 /// Instruction set that the kernels use.
@@ -33,12 +34,26 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL and DQ.
     Avx512,
+    /// The same and AVX-512 BF16, for dot products of bf16 weights. Activations are then split into two bf16 numbers,
+    /// which hold them to one part in 2¹⁶.
+    Avx512Bf16,
 }
 
 impl Isa {
-    /// All that this CPU has, slowest first.
+    /// All that this CPU has, oldest first.
     pub fn available() -> Vec<Self> {
-        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+        let all = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+        all.into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// The fastest that this CPU has. The newest, but for the bf16 dot product, which on some CPUs is slower than the
+    /// multiply-adds that it replaces: measured once in a process.
+    pub fn fastest() -> Self {
+        static FASTEST: OnceLock<Isa> = OnceLock::new();
+        *FASTEST.get_or_init(|| match Self::available().pop() {
+            Some(Self::Avx512Bf16) if !probe::is_bf16_dot_product_fast() => Self::Avx512,
+            newest => newest.unwrap_or(Self::Portable),
+        })
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -49,6 +64,7 @@ impl Isa {
             Self::Portable => true,
             Self::Avx2 => avx2,
             Self::Avx512 => avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq"),
+            Self::Avx512Bf16 => Self::Avx512.is_available() && has!("avx512bf16"),
         }
     }
 
@@ -64,6 +80,7 @@ impl fmt::Display for Isa {
             Self::Portable => "portable kernels",
             Self::Avx2 => "AVX2",
             Self::Avx512 => "AVX-512",
+            Self::Avx512Bf16 => "AVX-512 with bf16 dot products",
         })
     }
 }
@@ -92,10 +109,9 @@ impl CpuDevice {
         if threads == 0 {
             return Err(Error::invalid("the CPU device needs at least 1 thread, 0 were asked for"));
         }
-        let fastest = Isa::available().pop().unwrap_or(Isa::Portable);
-        let isa = options.isa.unwrap_or(fastest);
+        let isa = options.isa.unwrap_or_else(Isa::fastest);
         if !isa.is_available() {
-            return Err(Error::unsupported(format!("this CPU has no {isa}; its best is {fastest}")));
+            return Err(Error::unsupported(format!("this CPU has no {isa}; its best is {}", Isa::fastest())));
         }
         Ok(Arc::new(Self { pool: Pool::shared(threads)?, isa }))
     }

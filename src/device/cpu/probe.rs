@@ -1,9 +1,11 @@
 //! The machine's limits, measured: what `trtllm bench` sets beside its figures.
 
 use super::CpuDevice;
-use super::simd::{Kernel, LINE_BYTES, Simd, dispatch};
+use super::Isa;
+use super::simd::{Float, Kernel, LINE_BYTES, MAX_LANES, Simd, dispatch};
 use crate::device::{Buffer, SharedDevice};
 use crate::error::Result;
+use half::bf16;
 use std::hint::black_box;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +14,9 @@ use std::time::{Duration, Instant};
 /// Bytes that are read: many times any cache's size.
 const BUFFER_BYTES: usize = 512 << 20;
 /// Bytes of a task.
-const PIECE_BYTES: usize = 2 << 20;
+const PIECE_BYTES: usize = 1 << 20;
+/// Tasks that are timed together: about one matrix of a model, so that a moment without neighbours is enough.
+const SLICE_PIECES: usize = 32;
 /// Lines read at once: enough independent additions that memory is what they wait for.
 const LINES: usize = 8;
 /// Bytes that the prefetch runs ahead.
@@ -20,6 +24,9 @@ const AHEAD_BYTES: usize = 8 << 10;
 /// Independent additions in flight: latency × throughput of any CPU so far.
 const CHAINS: usize = 12;
 const FMA_STEPS: usize = 1 << 20;
+const PRODUCT_STEPS: usize = 1 << 10;
+/// The instruction spares the widening of weights, so that it may be a little slower itself.
+const SLOWER_AT_MOST: f64 = 1.1;
 /// Time for one figure.
 const BUDGET: Duration = Duration::from_millis(300);
 
@@ -35,14 +42,17 @@ pub fn read_bandwidth_bytes_per_s(device: &Arc<CpuDevice>) -> Result<f64> {
         // SAFETY: pieces are disjoint parts of the buffer.
         unsafe { std::ptr::write_bytes((start + piece * PIECE_BYTES) as *mut u8, 1, PIECE_BYTES) };
     })?;
+    let mut first = 0;
     let seconds = best_seconds(|| {
-        device.pool.run(BUFFER_BYTES / PIECE_BYTES, &|piece| {
-            let piece = start + piece * PIECE_BYTES;
+        let slice = start + first * PIECE_BYTES;
+        first = (first + SLICE_PIECES) % (BUFFER_BYTES / PIECE_BYTES);
+        device.pool.run(SLICE_PIECES, &|piece| {
+            let piece = slice + piece * PIECE_BYTES;
             // SAFETY: the device has this instruction set; the piece lies in the buffer.
             unsafe { dispatch(device.isa, Read { bytes: piece..piece + PIECE_BYTES }) };
         })
     })?;
-    Ok(BUFFER_BYTES as f64 / seconds)
+    Ok((SLICE_PIECES * PIECE_BYTES) as f64 / seconds)
 }
 
 /// f32 operations per second, a fused multiply-add being two, that all threads of the device together reach in
@@ -61,6 +71,22 @@ pub fn fma_flops_per_s(device: &CpuDevice) -> Result<f64> {
         })
     })?;
     Ok((flops_of_a_task * threads) as f64 / seconds)
+}
+
+/// Whether dot products of bf16 weights take no longer by the instruction for them than by multiply-adds. Takes less than
+/// a millisecond. Asked on CPUs that have it.
+pub(super) fn is_bf16_dot_product_fast() -> bool {
+    const RUNS: usize = 16;
+    let seconds = |isa: Isa| {
+        let run = || {
+            let start = Instant::now();
+            // SAFETY: this CPU has both instruction sets.
+            unsafe { dispatch(isa, Products) };
+            start.elapsed().as_secs_f64()
+        };
+        (0..RUNS).map(|_| run()).fold(f64::INFINITY, f64::min)
+    };
+    seconds(Isa::Avx512Bf16) < SLOWER_AT_MOST * seconds(Isa::Avx512)
 }
 
 /// The shortest of as many runs as fit into the budget.
@@ -97,6 +123,29 @@ impl Kernel for Read {
                         *sum = S::add(*sum, S::load((address as *const f32).add(lane)));
                     }
                 }
+            }
+            for sum in sums {
+                black_box(S::sum(sum));
+            }
+        }
+    }
+}
+
+/// Dot products of bf16 weights, in registers.
+struct Products;
+
+impl Kernel for Products {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: two vectors of weights are there.
+        unsafe {
+            let weights = black_box([bf16::ONE; 2 * MAX_LANES]);
+            let x = [bf16::arrange::<S>(S::splat(black_box(1.0)), S::splat(black_box(2.0))); CHAINS];
+            let mut sums = [S::splat(0.0); CHAINS];
+            for _ in 0..PRODUCT_STEPS {
+                bf16::add_products::<S, CHAINS>(&mut sums, weights.as_ptr(), &x);
             }
             for sum in sums {
                 black_box(S::sum(sum));

@@ -34,8 +34,8 @@ impl Simd for Avx2 {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
         }
-        fn load_bf16_half<const HALF: usize>(from: *const u16) -> __m256 {
-            let pairs = _mm256_loadu_si256(from.cast());
+        fn widen_bf16<const HALF: usize>(pairs: __m256) -> __m256 {
+            let pairs = _mm256_castps_si256(pairs);
             let odd = _mm256_set1_epi32(0xffff_0000_u32 as i32);
             let bits = if HALF == 0 { _mm256_slli_epi32::<16>(pairs) } else { _mm256_and_si256(pairs, odd) };
             _mm256_castsi256_ps(bits)
@@ -87,5 +87,6 @@ impl Simd for Avx2 {
             }
         }
         fn prefetch(address: *const u8) { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        fn prefetch_far(address: *const u8) { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 }

@@ -38,10 +38,22 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn load_f16(from: *const u16) -> Self::V;
     /// Widens bfloat16 numbers in order.
     unsafe fn load_bf16(from: *const u16) -> Self::V;
-    /// Widens the even (`HALF` 0) or odd (1) ones of `2 * LANES` bfloat16 numbers: one operation each.
-    unsafe fn load_bf16_half<const HALF: usize>(from: *const u16) -> Self::V;
+    /// Widens the even (`HALF` 0) or odd (1) ones of `2 * LANES` bfloat16 numbers, two in each lane: one operation.
+    unsafe fn widen_bf16<const HALF: usize>(pairs: Self::V) -> Self::V;
     /// The even and the odd elements of `a` then `b`.
     unsafe fn deinterleave(a: Self::V, b: Self::V) -> (Self::V, Self::V);
+    /// Two vectors of activations as [`Simd::add_bf16_products`] takes them: the even and the odd ones.
+    #[inline(always)]
+    unsafe fn arrange_for_bf16(low: Self::V, high: Self::V) -> [Self::V; 2] {
+        // SAFETY: by the contract.
+        unsafe { Self::deinterleave(low, high).into() }
+    }
+    /// Adds the products of `2 * LANES` bfloat16 weights and those of each row of activations to the row's sum.
+    #[inline(always)]
+    unsafe fn add_bf16_products<const T: usize>(sums: &mut [Self::V; T], weights: Self::V, x: &[[Self::V; 2]; T]) {
+        // SAFETY: by the contract.
+        unsafe { add_widened_products::<Self, T>(sums, weights, x) }
+    }
     /// `a * b + c`; fused but for the portable path.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
@@ -65,6 +77,26 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn transpose(square: &mut [Self::V; MAX_LANES]);
     /// Asks for the cache line at an address, which may be any.
     unsafe fn prefetch(address: *const u8);
+    /// As [`Simd::prefetch`], no further than into the second-level cache.
+    unsafe fn prefetch_far(address: *const u8);
+}
+
+/// [`Simd::add_bf16_products`] by widening the weights.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+unsafe fn add_widened_products<S: Simd, const T: usize>(sums: &mut [S::V; T], weights: S::V, x: &[[S::V; 2]; T]) {
+    // SAFETY: by the contract.
+    unsafe {
+        let (even, odd) = (S::widen_bf16::<0>(weights), S::widen_bf16::<1>(weights));
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum = S::fma(even, x[0], *sum);
+        }
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum = S::fma(odd, x[1], *sum);
+        }
+    }
 }
 
 /// A computation that can be compiled for each instruction set.
@@ -85,6 +117,8 @@ pub(super) unsafe fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => with_avx512_bf16(kernel),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => with_avx512(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => with_avx2(kernel),
@@ -100,6 +134,15 @@ pub(super) unsafe fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 unsafe fn with_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: by the contract.
     unsafe { kernel.run::<avx512::Avx512>() }
+}
+
+/// # Safety
+/// As [`dispatch`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+unsafe fn with_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: by the contract.
+    unsafe { kernel.run::<avx512::Avx512Bf16>() }
 }
 
 /// # Safety

@@ -64,9 +64,8 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16_half<const HALF: usize>(from: *const u16) -> V {
-        // SAFETY: by the trait's contract.
-        let pairs = unsafe { from.cast::<[u32; LANES]>().read_unaligned() };
+    unsafe fn widen_bf16<const HALF: usize>(pairs: V) -> V {
+        let pairs = pairs.map(f32::to_bits);
         pairs.map(|pair| f32::from_bits(if HALF == 0 { pair << 16 } else { pair & 0xffff_0000 }))
     }
 
@@ -149,4 +148,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn prefetch(_address: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn prefetch_far(_address: *const u8) {}
 }
