@@ -3,15 +3,20 @@
 
 mod encoding;
 mod ggml;
+pub mod gguf;
+mod open;
 mod safetensors;
 mod stored;
+mod trtllm;
 
 pub use self::encoding::Encoding;
 pub(super) use self::encoding::push;
 pub use self::ggml::GgmlType;
+pub use self::open::{OpenedCheckpoint, WeightPlaces, gguf_file, open};
 pub use self::safetensors::SafetensorsFolder;
 pub(super) use self::safetensors::found_in;
 pub use self::stored::{RowOrder, StoredTensor};
+pub use self::trtllm::EngineLimits;
 
 use crate::device::DType;
 use crate::error::Result;

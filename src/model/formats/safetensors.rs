@@ -59,6 +59,16 @@ impl SafetensorsFolder {
         Ok(checkpoint)
     }
 
+    /// Maps one file.
+    ///
+    /// # Errors
+    /// One sentence that names the file and what is wrong with it.
+    pub fn open_file(file: &Path) -> Result<Self> {
+        let mut checkpoint = Self { shards: Vec::new(), tensors: HashMap::new() };
+        checkpoint.add_shard(file.to_owned())?;
+        Ok(checkpoint)
+    }
+
     fn add_shard(&mut self, path: PathBuf) -> Result<()> {
         let file = MappedFile::open(&path)?;
         let (header_bytes, metadata) =

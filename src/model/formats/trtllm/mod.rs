@@ -1,0 +1,289 @@
+//! TensorRT-LLM checkpoints: `config.json` with `architecture`, and one safetensors file for each rank.
+
+mod config;
+mod engine;
+mod layout;
+
+pub use self::engine::{EngineFolder, EngineLimits};
+pub(super) use self::engine::{MANAGED, Searched};
+
+use self::layout::{Layout, MODEL_RULES, Rule, Split};
+use super::{SafetensorsFolder, StoredTensor, TensorStore};
+use crate::device::DType;
+use crate::error::{Error, Result};
+use crate::model::Section;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Ranks of one model, at most: a bound for absurd numbers.
+const MAX_RANKS: usize = 4096;
+
+/// The merged tensors of all ranks.
+#[derive(Debug)]
+pub struct TrtllmCheckpoint {
+    /// Rank files, those of a pipeline stage behind each other.
+    ranks: Vec<SafetensorsFolder>,
+    layout: &'static Layout,
+    sizes: Sizes,
+    names: BTreeSet<String>,
+}
+
+/// Numbers of `config.json` that decide how tensors are cut.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    tp: usize,
+    pp: usize,
+    num_layers: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    vocab_size: usize,
+    /// `None`: every rank has the whole embedding; else the dimension that is cut.
+    embedding_split: Option<usize>,
+}
+
+impl TrtllmCheckpoint {
+    /// Maps the files of all ranks, `rank{r}{suffix}.safetensors`. Returns the configuration in the words of the
+    /// Hugging Face folder.
+    ///
+    /// # Errors
+    /// One sentence that names the file or key and what is wrong with it.
+    pub fn open(folder: &Path, config: &Section, suffix: &str) -> Result<(Self, Section)> {
+        let layout = Layout::detect(config)?;
+        config::refuse_quantisation(config)?;
+        let sizes = Sizes::read(config)?;
+        let files: Vec<_> =
+            (0..sizes.tp * sizes.pp).map(|rank| folder.join(format!("rank{rank}{suffix}.safetensors"))).collect();
+        let missing: Vec<_> = files
+            .iter()
+            .filter(|file| !file.exists())
+            .filter_map(|file| Some(file.file_name()?.to_string_lossy()))
+            .collect();
+        if !missing.is_empty() {
+            return Err(Error::invalid(format!(
+                "{} says tp_size {} and pp_size {}, but these files are not there: {}",
+                config.origin(),
+                sizes.tp,
+                sizes.pp,
+                missing.join(", ")
+            )));
+        }
+        let ranks = files.iter().map(|file| SafetensorsFolder::open_file(file)).collect::<Result<Vec<_>>>()?;
+        let mut checkpoint = Self { ranks, layout, sizes, names: BTreeSet::new() };
+        checkpoint.names = checkpoint.folder_names();
+        let traits = config::Traits {
+            has_head: checkpoint.names.contains("lm_head.weight"),
+            has_attention_bias: checkpoint.names.contains("model.layers.0.self_attn.q_proj.bias"),
+            has_mlp_bias: checkpoint.names.contains("model.layers.0.mlp.gate_proj.bias"),
+        };
+        let folder_config = config::folder_config(config, layout.hugging_face, &traits)?;
+        Ok((checkpoint, folder_config))
+    }
+
+    /// "tp 2, pp 1"
+    pub fn parallelism(&self) -> String {
+        format!("tp {}, pp {}", self.sizes.tp, self.sizes.pp)
+    }
+
+    /// The rank files of one pipeline stage.
+    fn stage(&self, stage: usize) -> &[SafetensorsFolder] {
+        &self.ranks[stage * self.sizes.tp..(stage + 1) * self.sizes.tp]
+    }
+
+    /// Rule, name in the rank files and pipeline stage of a tensor of the folder.
+    fn place(&self, name: &str) -> Option<(Split, String, usize)> {
+        let (stem, suffix) = name.rsplit_once('.')?;
+        if let Some((_, rank_name, split)) = MODEL_RULES.iter().find(|rule| rule.0 == stem) {
+            let stage = if *split == Split::Embedding { 0 } else { self.sizes.pp - 1 };
+            return Some((*split, format!("{rank_name}.{suffix}"), stage));
+        }
+        let (layer, part) = stem.strip_prefix("model.layers.")?.split_once('.')?;
+        let (_, rank_name, split) = self.layout.layer.iter().find(|rule| rule.0 == part)?;
+        let (stage, layer) = self.sizes.stage_of(layer.parse().ok()?)?;
+        Some((*split, format!("transformer.layers.{layer}.{rank_name}.{suffix}"), stage))
+    }
+
+    /// The folder's names of all tensors; those that nobody knows keep their own.
+    fn folder_names(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for stage in 0..self.sizes.pp {
+            let first_layer = self.sizes.first_layer(stage);
+            for name in self.stage(stage).iter().flat_map(|rank| TensorStore::names(rank)) {
+                let known = self.folder_names_of(name, first_layer);
+                if known.is_empty() {
+                    names.insert(name.to_owned());
+                }
+                names.extend(known);
+            }
+        }
+        names
+    }
+
+    fn folder_names_of(&self, name: &str, first_layer: usize) -> Vec<String> {
+        let Some((stem, suffix)) = name.rsplit_once('.') else { return Vec::new() };
+        let all = |rules: &[Rule], part: &str, prefix: &str| -> Vec<String> {
+            rules.iter().filter(|rule| rule.1 == part).map(|rule| format!("{prefix}{}.{suffix}", rule.0)).collect()
+        };
+        let in_layer = stem.strip_prefix("transformer.layers.").and_then(|rest| rest.split_once('.'));
+        match in_layer.and_then(|(layer, part)| Some((layer.parse::<usize>().ok()?, part))) {
+            Some((layer, part)) => {
+                all(self.layout.layer, part, &format!("model.layers.{}.", first_layer.saturating_add(layer)))
+            }
+            None => all(&MODEL_RULES, stem, ""),
+        }
+    }
+
+    fn merge<'a>(&'a self, split: Split, parts: Vec<StoredTensor<'a>>) -> Result<StoredTensor<'a>> {
+        let is_vector = parts[0].shape.len() == 1;
+        match split {
+            Split::Replicated => first(parts),
+            Split::Columns if is_vector => first(parts),
+            Split::Rows => StoredTensor::stack(parts),
+            Split::Columns => StoredTensor::concat_columns(parts),
+            Split::Query | Split::Key | Split::Value => self.heads(split, parts),
+            Split::Head => self.without_padding(StoredTensor::stack(parts)?),
+            Split::Embedding => {
+                let whole = match self.sizes.embedding_split {
+                    None => first(parts)?,
+                    Some(0) => StoredTensor::stack(parts)?,
+                    Some(_) => StoredTensor::concat_columns(parts)?,
+                };
+                self.without_padding(whole)
+            }
+        }
+    }
+
+    /// The queries, keys or values out of each rank's fused projection.
+    fn heads<'a>(&self, split: Split, parts: Vec<StoredTensor<'a>>) -> Result<StoredTensor<'a>> {
+        let Sizes { tp, num_heads, num_kv_heads, .. } = self.sizes;
+        let (queries, kv) = (num_heads / tp, num_kv_heads.div_ceil(tp));
+        // With fewer key heads than ranks, several ranks hold copies of one.
+        let copies = (tp / num_kv_heads).max(1);
+        let slices = parts.into_iter().enumerate().filter(|(rank, _)| split == Split::Query || rank % copies == 0);
+        let slices = slices.map(|(_, part)| {
+            let rows = part.shape[0];
+            if !rows.is_multiple_of(queries + 2 * kv) {
+                return Err(Error::invalid(format!(
+                    "{}: a fused projection has {rows} rows, which are no multiple of {queries} query and 2 x {kv} \
+                     key and value heads",
+                    part.file.display()
+                )));
+            }
+            let head_dim = rows / (queries + 2 * kv);
+            let heads = match split {
+                Split::Query => 0..queries,
+                Split::Key => queries..queries + kv,
+                _ => queries + kv..queries + 2 * kv,
+            };
+            part.slice(heads.start * head_dim..heads.end * head_dim)
+        });
+        StoredTensor::stack(slices.collect::<Result<_>>()?)
+    }
+
+    fn without_padding<'a>(&self, whole: StoredTensor<'a>) -> Result<StoredTensor<'a>> {
+        match whole.shape.first() {
+            Some(&rows) if rows > self.sizes.vocab_size => whole.slice(0..self.sizes.vocab_size),
+            _ => Ok(whole),
+        }
+    }
+}
+
+impl TensorStore for TrtllmCheckpoint {
+    fn names(&self) -> Vec<&str> {
+        self.names.iter().map(String::as_str).collect()
+    }
+
+    fn tensor(&self, name: &str) -> Result<Option<StoredTensor<'_>>> {
+        let Some((split, rank_name, stage)) = self.place(name) else { return Ok(None) };
+        let mut parts = Vec::new();
+        for rank in self.stage(stage) {
+            match rank.tensor(&rank_name)? {
+                Some(part) if !part.shape.is_empty() => parts.push(part),
+                Some(part) => return Err(Error::invalid(format!("{}: {rank_name} is no matrix", part.file.display()))),
+                None if parts.is_empty() => {}
+                None => return Err(Error::invalid(format!("{rank_name} is missing in a rank file of {name}"))),
+            }
+        }
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        if parts.len() != self.sizes.tp {
+            return Err(Error::invalid(format!(
+                "{}: only {} of {} ranks have {rank_name}",
+                parts[0].file.display(),
+                parts.len(),
+                self.sizes.tp
+            )));
+        }
+        self.merge(split, parts).map(Some)
+    }
+
+    fn main_dtype(&self) -> Option<DType> {
+        self.ranks.first()?.main_dtype()
+    }
+}
+
+fn first(parts: Vec<StoredTensor<'_>>) -> Result<StoredTensor<'_>> {
+    parts.into_iter().next().ok_or_else(|| Error::internal("a tensor of no ranks"))
+}
+
+impl Sizes {
+    fn read(config: &Section) -> Result<Self> {
+        let mapping = match config.section("mapping")? {
+            Some(mapping) => mapping,
+            None => Section::from_value(config.origin(), json!({}))?,
+        };
+        let ways = |key| Ok::<_, Error>(mapping.count(&[key], MAX_RANKS)?.unwrap_or(1));
+        let (tp, pp) = (ways("tp_size")?, ways("pp_size")?);
+        let num_layers = config.required_count(&["num_hidden_layers"], 4096)?;
+        let num_heads = config.required_count(&["num_attention_heads"], 1 << 16)?;
+        let num_kv_heads = config.count(&["num_key_value_heads"], 1 << 16)?.unwrap_or(num_heads);
+        let bad = |what: String| Err(Error::invalid(format!("{}: {what}", config.origin())));
+        if tp * pp > MAX_RANKS || pp > num_layers {
+            return bad(format!("tp_size {tp} and pp_size {pp} do not fit {num_layers} layers and {MAX_RANKS} ranks"));
+        }
+        if !num_heads.is_multiple_of(tp) {
+            return bad(format!("num_attention_heads is {num_heads}; it must be a multiple of tp_size, {tp}"));
+        }
+        if !num_kv_heads.is_multiple_of(tp) && !tp.is_multiple_of(num_kv_heads) {
+            return bad(format!("num_key_value_heads is {num_kv_heads}; it and tp_size, {tp}, must divide each other"));
+        }
+        if let Some((key, value)) = mapping.first(&["auto_parallel"]).filter(|(_, value)| *value == &Value::Bool(true))
+        {
+            return Err(Error::unsupported(format!("{}: {key} is {value}, which is not supported", mapping.origin())));
+        }
+        let embedding_split = match config.flag("use_parallel_embedding", false)? && tp > 1 {
+            true => Some(config.index(&["embedding_sharding_dim"])?.unwrap_or(0)),
+            false => None,
+        };
+        let vocab_size = config.required_count(&["vocab_size"], 1 << 26)?;
+        Ok(Self { tp, pp, num_layers, num_heads, num_kv_heads, vocab_size, embedding_split })
+    }
+
+    /// The first layer of a pipeline stage: the first stages have one more where layers do not divide evenly.
+    fn first_layer(&self, stage: usize) -> usize {
+        stage * (self.num_layers / self.pp) + stage.min(self.num_layers % self.pp)
+    }
+
+    /// Pipeline stage of a layer, and its number there.
+    fn stage_of(&self, layer: usize) -> Option<(usize, usize)> {
+        let stage = (0..self.pp).rev().find(|&stage| self.first_layer(stage) <= layer)?;
+        (layer < self.num_layers).then(|| (stage, layer - self.first_layer(stage)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_stages_have_the_layers_that_are_left_over() {
+        let config = json!({"num_hidden_layers": 7, "num_attention_heads": 8, "vocab_size": 9, "mapping":
+            {"tp_size": 2, "pp_size": 3}});
+        let sizes = Sizes::read(&Section::from_value("config.json", config).unwrap()).unwrap();
+        let places: Vec<_> = (0..8).map(|layer| sizes.stage_of(layer)).collect();
+        let expected = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1)].map(Some);
+        assert_eq!(places[..7], expected);
+        assert_eq!(places[7], None);
+    }
+}
