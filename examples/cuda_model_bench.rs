@@ -107,7 +107,7 @@ fn main() -> Result<()> {
     let options = ModelOptions {
         device: device.parse()?,
         dtype: Some(DType::BF16),
-        max_batch_size: 256,
+        max_batch_size: Some(256),
         max_seq_len: Some(2048 + BLOCK),
         block_size_tokens: BLOCK,
         ..ModelOptions::new(ModelSource::Dummy(model))

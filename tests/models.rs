@@ -7,6 +7,8 @@ mod bad_checkpoints;
 mod driver;
 #[path = "models/engine.rs"]
 mod engine;
+#[path = "models/formats.rs"]
+mod formats;
 #[path = "models/golden.rs"]
 mod golden;
 #[path = "models/sampling.rs"]

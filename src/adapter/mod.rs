@@ -3,6 +3,7 @@
 pub mod llm;
 pub mod roles;
 pub mod tensor;
+pub mod tokenizer;
 
 use std::sync::Arc;
 

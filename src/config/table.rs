@@ -136,7 +136,9 @@ parameters! {
     gpt_model_type "gpt_model_type": Option<String> = None, "`inflight_fused_batching`", Range::Words(GptModelType::WORDS), Applied,
         "How requests share steps: in-flight (both words mean the same) or static batching (`V1`, without streaming). Any other text, an unsubstituted placeholder included: the model does not load.";
     gpt_model_path "gpt_model_path": Option<String> = None, "the version folder of the model, if it holds a `config.json`", ANY, Applied,
-        "Folder of the model: a Hugging Face checkpoint (`config.json`, `*.safetensors`).";
+        "The model: a Hugging Face folder (`config.json`, `*.safetensors`), a TensorRT-LLM checkpoint (`config.json`, `rank*.safetensors`) or engine folder, a GGUF file or a folder with one. docs/checkpoints.md has the details.";
+    checkpoint_dir "checkpoint_dir": Option<String> = None, "searched: docs/checkpoints.md", ANY, Applied,
+        "Where the weights are if `gpt_model_path` is an engine folder: the Hugging Face folder or TensorRT-LLM checkpoint that the engine was built from.";
     encoder_model_path "encoder_model_path": Option<String> = None, "unset", ANY, NotYet,
         "Folder of the encoder of an encoder-decoder model. A folder that exists is refused: such models are not served yet.";
     tokenizer_dir "tokenizer_dir": Option<String> = None, "the model's folder, if it holds a `tokenizer.json`", ANY, Applied,
@@ -145,11 +147,11 @@ parameters! {
         "Where the model runs. `auto`: the GPU where there is one, else the CPU.";
     cpu_threads "cpu_threads": i32 = 0, "0 = all cores", COUNT, Applied,
         "Threads of the CPU device.";
-    max_batch_size "max_batch_size": Option<i32> = None, "64", POSITIVE, Applied,
+    max_batch_size "max_batch_size": Option<i32> = None, "the engine folder's, else 64", POSITIVE, Applied,
         "Most sequences that run together in the engine. Not the setting of the same name outside `parameters`, which bounds the client's batch dimension.";
     max_num_tokens "max_num_tokens": Option<i32> = None, "by device", POSITIVE, Applied,
         "Most tokens in one step of the engine.";
-    max_seq_len "max_seq_len": Option<i32> = None, "the model's", POSITIVE, Applied,
+    max_seq_len "max_seq_len": Option<i32> = None, "the engine folder's, else the model's", POSITIVE, Applied,
         "Longest sequence, prompt and output together.";
     tokens_per_block "tokens_per_block": Option<i32> = None, "64", Range::Numbers(1.0, 1024.0), Applied,
         "Tokens in one block of the KV cache, a power of two.";

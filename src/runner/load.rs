@@ -6,7 +6,7 @@ use super::memory::{KvLimits, KvPlan};
 use crate::device::{self, DType, DeviceInfo, DeviceKind, DeviceOptions, KvLayer, SharedDevice, Tensor};
 use crate::error::{Error, Result, ResultExt};
 use crate::model::families::{self, Family};
-use crate::model::formats::SafetensorsFolder;
+use crate::model::formats::{self, EngineLimits, OpenedCheckpoint, WeightPlaces};
 use crate::model::{Decoder, Model, ModelConfig, Section, SpecialTokens, WeightLoader, WeightSource, preset};
 use crate::ops::{Arena, Forward, PlanningDevice};
 use crate::step::{Executor, ExecutorLimits, ExecutorMemory};
@@ -14,6 +14,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// Most sequences that run together where nothing else is said.
+const DEFAULT_BATCH_SIZE: usize = 64;
 /// Most tokens of a step where nothing else is said: on a CPU a few hundred tokens already saturate the arithmetic.
 const HOST_STEP_TOKENS: usize = 1024;
 const DEVICE_STEP_TOKENS: usize = 8192;
@@ -24,7 +26,7 @@ const DEVICE_KV_FRACTION: f64 = 0.9;
 /// Where the model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
-    /// A Hugging Face folder.
+    /// A folder or file of any format that [`formats::open`] knows.
     Folder(PathBuf),
     /// The shape of a well-known model with made-up weights.
     Dummy(String),
@@ -34,14 +36,17 @@ pub enum ModelSource {
 #[derive(Clone, Debug)]
 pub struct ModelOptions {
     pub source: ModelSource,
+    /// Where the weights of an engine folder may be.
+    pub weight_places: WeightPlaces,
     pub device: DeviceKind,
     /// Numbers of GPUs; none: the first.
     pub gpu_ids: Vec<usize>,
     pub device_options: DeviceOptions,
     /// Type of the matrices; `None`: the checkpoint's.
     pub dtype: Option<DType>,
-    pub max_batch_size: usize,
-    /// Prompt and output together; `None`: what the checkpoint was made for.
+    /// Sequences that run together; `None`: what the engine was built for, else 64.
+    pub max_batch_size: Option<usize>,
+    /// Prompt and output together; `None`: what the engine or the checkpoint was made for.
     pub max_seq_len: Option<usize>,
     /// Most tokens in one step; `None`: chosen for the device.
     pub max_step_tokens: Option<usize>,
@@ -58,11 +63,12 @@ impl ModelOptions {
     pub fn new(source: ModelSource) -> Self {
         Self {
             source,
+            weight_places: WeightPlaces::default(),
             device: DeviceKind::Auto,
             gpu_ids: Vec::new(),
             device_options: DeviceOptions::default(),
             dtype: None,
-            max_batch_size: 64,
+            max_batch_size: None,
             max_seq_len: None,
             max_step_tokens: None,
             block_size_tokens: 64,
@@ -76,7 +82,7 @@ impl ModelOptions {
             Some(0) => Err(Error::invalid(format!("{name} is 0; it must be at least 1"))),
             _ => Ok(()),
         };
-        at_least_one("max_batch_size", Some(self.max_batch_size))?;
+        at_least_one("max_batch_size", self.max_batch_size)?;
         at_least_one("max_seq_len", self.max_seq_len)?;
         at_least_one("max_num_tokens", self.max_step_tokens)?;
         at_least_one("max_tokens_in_paged_kv_cache", self.kv_max_tokens)?;
@@ -107,6 +113,8 @@ pub struct LoadedModel<E = Box<dyn Executor>> {
 #[derive(Clone, Debug)]
 pub struct LoadReport {
     pub source: String,
+    /// What kind of checkpoint was found.
+    pub format: String,
     pub family: &'static str,
     pub device: DeviceInfo,
     pub parameters: u64,
@@ -118,6 +126,8 @@ pub struct LoadReport {
     /// Bytes of keys and values of one token, all layers.
     pub kv_bytes_per_token: usize,
     pub limits: ExecutorLimits,
+    /// Names of tensors that the model does not use.
+    pub unused: Vec<String>,
     pub seconds: f64,
 }
 
@@ -126,6 +136,7 @@ impl fmt::Display for LoadReport {
         let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
         let limits = &self.limits;
         writeln!(f, "model      {} ({}, {:.1} M parameters)", self.source, self.family, self.parameters as f64 / 1e6)?;
+        writeln!(f, "format     {}", self.format)?;
         writeln!(f, "device     {}", self.device.description)?;
         writeln!(f, "weights    {} ({})", mib(self.weight_bytes), self.dtype)?;
         writeln!(f, "workspace  {} (steps of up to {} tokens)", mib(self.workspace_bytes), limits.max_step_tokens)?;
@@ -143,6 +154,9 @@ impl fmt::Display for LoadReport {
             "limits     {} sequences of up to {} tokens; vocabulary of {}",
             limits.max_step_sequences, limits.max_seq_len_tokens, limits.vocab_size
         )?;
+        if let Some(first) = self.unused.first() {
+            writeln!(f, "ignored    {} tensors that the model does not use, {first} the first", self.unused.len())?;
+        }
         write!(f, "loaded in  {:.2} s", self.seconds)
     }
 }
@@ -161,17 +175,19 @@ pub fn load(options: &ModelOptions) -> Result<LoadedModel> {
 pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedModel<LocalExecutor>> {
     let start = Instant::now();
     options.check()?;
-    let checkpoint = Checkpoint::open(&options.source)?;
+    let checkpoint = Checkpoint::open(options)?;
     let config = (checkpoint.family.configure)(&checkpoint.section)?;
+    let options = &checkpoint.limited(options, &config);
     let plan = LoadPlan::new(device, options, &checkpoint, config)?;
     tracing::info!("{}: {} weights, {} MiB", checkpoint.name, plan.dtype, plan.weight_bytes >> 20);
     let kv = plan.kv_plan(device, options)?;
     let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype);
     let model = (checkpoint.family.load)(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
-    loader.finish()?;
+    let unused = loader.finish().context(&checkpoint.name)?;
     let limits = ExecutorLimits { num_blocks: kv.num_blocks, ..plan.limits.clone() };
     let report = LoadReport {
         source: checkpoint.name.clone(),
+        format: checkpoint.format.clone(),
         family: plan.config.family,
         device: device.info(),
         parameters: plan.parameters,
@@ -182,6 +198,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
         kv_dtype: plan.kv_dtype,
         kv_bytes_per_token: plan.config.kv_bytes_per_token(plan.kv_dtype),
         limits: limits.clone(),
+        unused,
         seconds: start.elapsed().as_secs_f64(),
     };
     let executor = LocalExecutor::new(Parts {
@@ -200,38 +217,54 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
 /// The files of a model.
 struct Checkpoint {
     name: String,
+    format: String,
     family: &'static Family,
     section: Section,
     special_tokens: SpecialTokens,
     weights: WeightSource,
+    engine: EngineLimits,
 }
 
 impl Checkpoint {
-    fn open(source: &ModelSource) -> Result<Self> {
-        let folder = match source {
-            ModelSource::Folder(folder) => folder,
-            ModelSource::Dummy(name) => {
-                let section = preset(name)?;
-                let family = families::detect(&section)?;
-                let special_tokens = SpecialTokens::default();
-                return Ok(Self {
-                    name: format!("dummy {name}"),
-                    family,
-                    section,
-                    special_tokens,
-                    weights: WeightSource::Random,
-                });
-            }
+    fn open(options: &ModelOptions) -> Result<Self> {
+        let path = match &options.source {
+            ModelSource::Folder(path) => path,
+            ModelSource::Dummy(name) => return Self::dummy(name),
         };
-        let section = Section::read_model(folder)?;
-        let family = families::detect(&section)?;
+        let OpenedCheckpoint { format, path, config, special_tokens, store, limits } =
+            formats::open(path, &options.weight_places)?;
         Ok(Self {
-            name: folder.display().to_string(),
-            family,
-            special_tokens: SpecialTokens::read(folder, &section)?,
-            section,
-            weights: WeightSource::Checkpoint(Box::new(SafetensorsFolder::open(folder)?)),
+            name: path.display().to_string(),
+            format,
+            family: families::detect(&config)?,
+            section: config,
+            special_tokens,
+            weights: WeightSource::Checkpoint(store),
+            engine: limits,
         })
+    }
+
+    fn dummy(name: &str) -> Result<Self> {
+        let section = preset(name)?;
+        Ok(Self {
+            name: format!("dummy {name}"),
+            format: "made-up weights".to_owned(),
+            family: families::detect(&section)?,
+            section,
+            special_tokens: SpecialTokens::default(),
+            weights: WeightSource::Random,
+            engine: EngineLimits::default(),
+        })
+    }
+
+    /// Options where they are given, else what the engine was built for.
+    fn limited(&self, options: &ModelOptions, config: &ModelConfig) -> ModelOptions {
+        let engine_seq_len = self.engine.max_seq_len.map(|longest| longest.min(config.rope.longest_tokens()));
+        ModelOptions {
+            max_batch_size: options.max_batch_size.or(self.engine.max_batch_size),
+            max_seq_len: options.max_seq_len.or(engine_seq_len),
+            ..options.clone()
+        }
     }
 }
 
@@ -262,7 +295,7 @@ impl LoadPlan {
         let (parameters, weight_bytes) = (loader.parameters(), loader.bytes());
         loader.finish().context(&checkpoint.name)?;
         let config = model.config().clone();
-        let limits = step_limits(device, options, &config, max_seq_len);
+        let limits = step_limits(device, options, &checkpoint.engine, &config, max_seq_len);
         let kv_dtype = device.kv_dtype(dtype);
         let workspace_bytes = workspace_bytes(&planning, &model, &limits, dtype)?;
         Ok(Self { config, dtype, kv_dtype, parameters, weight_bytes, workspace_bytes, limits })
@@ -284,13 +317,17 @@ impl LoadPlan {
             block_size_tokens: self.limits.block_size_tokens,
             bytes_per_token: self.config.kv_bytes_per_token(self.kv_dtype),
             max_seq_len_tokens: self.limits.max_seq_len_tokens,
-            max_batch_size: options.max_batch_size,
+            max_batch_size: batch_size(options),
             max_tokens: options.kv_max_tokens,
             free_fraction: options.kv_free_fraction,
             default_fraction: if info.host_accessible { HOST_KV_FRACTION } else { DEVICE_KV_FRACTION },
             free_bytes,
         })
     }
+}
+
+fn batch_size(options: &ModelOptions) -> usize {
+    options.max_batch_size.unwrap_or(DEFAULT_BATCH_SIZE)
 }
 
 fn max_seq_len(options: &ModelOptions, config: &ModelConfig) -> Result<usize> {
@@ -307,18 +344,21 @@ fn max_seq_len(options: &ModelOptions, config: &ModelConfig) -> Result<usize> {
 fn step_limits(
     device: &SharedDevice,
     options: &ModelOptions,
+    engine: &EngineLimits,
     config: &ModelConfig,
     max_seq_len: usize,
 ) -> ExecutorLimits {
     let default = if device.info().host_accessible { HOST_STEP_TOKENS } else { DEVICE_STEP_TOKENS };
+    let default = default.min(engine.max_num_tokens.unwrap_or(default));
+    let max_batch_size = batch_size(options);
     // More than all sequences at full length is never used; one block is what the engine needs at least.
-    let most = max_seq_len.saturating_mul(options.max_batch_size).max(options.block_size_tokens);
-    let max_step_tokens = options.max_step_tokens.unwrap_or(default.max(options.max_batch_size)).min(most);
+    let most = max_seq_len.saturating_mul(max_batch_size).max(options.block_size_tokens);
+    let max_step_tokens = options.max_step_tokens.unwrap_or(default.max(max_batch_size)).min(most);
     ExecutorLimits {
         num_blocks: 0,
         block_size_tokens: options.block_size_tokens,
         max_step_tokens,
-        max_step_sequences: options.max_batch_size.min(max_step_tokens),
+        max_step_sequences: max_batch_size.min(max_step_tokens),
         max_seq_len_tokens: max_seq_len,
         vocab_size: config.vocab_size,
         pipeline_depth: 1,

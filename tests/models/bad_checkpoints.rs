@@ -203,7 +203,7 @@ fn a_cache_that_cannot_hold_one_sequence() {
 fn options_out_of_range() {
     let folder = copy_of("qwen3");
     let base = || options(folder.path(), 64);
-    assert_names(&failure_with(&ModelOptions { max_batch_size: 0, ..base() }), &["max_batch_size is 0"]);
+    assert_names(&failure_with(&ModelOptions { max_batch_size: Some(0), ..base() }), &["max_batch_size is 0"]);
     assert_names(&failure_with(&ModelOptions { block_size_tokens: 48, ..base() }), &["tokens_per_block is 48"]);
     assert_names(
         &failure_with(&ModelOptions { max_seq_len: Some(999), ..base() }),

@@ -26,7 +26,7 @@ pub fn device() -> SharedDevice {
 pub fn options(folder: &Path, max_seq_len: usize) -> ModelOptions {
     ModelOptions {
         dtype: Some(DType::F32),
-        max_batch_size: 8,
+        max_batch_size: Some(8),
         max_seq_len: Some(max_seq_len),
         max_step_tokens: Some(8 * max_seq_len),
         block_size_tokens: BLOCK_SIZE,

@@ -19,7 +19,7 @@ impl RequestSink for Channel {
 fn engine(policy: SchedulerPolicy, kv_blocks: usize) -> Engine {
     let folder = fixtures().join("models/llama-gqa");
     let model = load(&ModelOptions {
-        max_batch_size: 12,
+        max_batch_size: Some(12),
         max_step_tokens: Some(32),
         kv_max_tokens: Some(kv_blocks * BLOCK_SIZE),
         ..options(&folder, 96)

@@ -54,7 +54,7 @@ fn assert_close(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
     assert!(worst <= tolerance * scale, "{what}: logits differ by {worst}, at a scale of {scale}");
 }
 
-fn check_folder(folder: &Path) {
+pub fn check_folder(folder: &Path) {
     for case in cases(folder) {
         let mut driver = Driver::new(load(&exact_options(folder, &case)).executor);
         let what = format!("{} with a prompt of {}", folder.display(), case.prompt.len());

@@ -1,12 +1,13 @@
 //! Executors from a model's folder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::open::ModelExecutor;
 use crate::config::{self, Parameters};
 use crate::device::cpu::CpuOptions;
 use crate::device::{DeviceKind, DeviceOptions};
 use crate::error::{Error, Result};
+use crate::model::formats::WeightPlaces;
 use crate::runner::{ModelOptions, ModelSource, load};
 
 /// Loads the weights of `model_dir` for the instance with this number.
@@ -24,14 +25,19 @@ pub fn model_options(parameters: &Parameters, model_dir: &Path) -> ModelOptions 
     let default = ModelOptions::new(ModelSource::Folder(model_dir.to_owned()));
     let count = |value: Option<i32>| value.map(|value| value as usize);
     let threads = count(Some(parameters.cpu_threads.value).filter(|&threads| threads > 0));
+    let folder = |text: &Option<String>| text.as_deref().map(PathBuf::from);
     ModelOptions {
+        weight_places: WeightPlaces {
+            checkpoint_dir: folder(&parameters.checkpoint_dir.value),
+            tokenizer_dir: folder(&parameters.tokenizer_dir.value),
+        },
         device: match parameters.device.value {
             config::DeviceKind::Auto => DeviceKind::Auto,
             config::DeviceKind::Cpu => DeviceKind::Cpu,
             config::DeviceKind::Cuda => DeviceKind::Cuda,
         },
         device_options: DeviceOptions { cpu: CpuOptions { threads, ..Default::default() }, ..Default::default() },
-        max_batch_size: count(parameters.max_batch_size.value).unwrap_or(default.max_batch_size),
+        max_batch_size: count(parameters.max_batch_size.value),
         max_seq_len: count(parameters.max_seq_len.value),
         max_step_tokens: count(parameters.max_num_tokens.value),
         block_size_tokens: count(parameters.tokens_per_block.value).unwrap_or(default.block_size_tokens),

@@ -30,6 +30,7 @@ use metrics::ModelMetrics;
 use open::Opened;
 use request::{Rules, TextRules};
 
+use crate::adapter::tokenizer;
 use crate::config::{BatchingType, Parameters};
 use crate::error::{Result, ResultExt};
 use crate::text::Tokenizer;
@@ -127,7 +128,7 @@ pub fn has_tokenizer(parameters: &Parameters, model: &Model) -> bool {
     let given = parameters.tokenizer_dir.value.as_deref().map(Path::new);
     let model_dir = parameters.model_dir(&version_dir(model)).ok();
     let in_model = model_dir.as_deref().map(Path::new);
-    given.or(in_model).is_some_and(|dir| dir.join("tokenizer.json").exists())
+    given.or(in_model).is_some_and(tokenizer::has_tokenizer)
 }
 
 fn version_dir(model: &Model) -> PathBuf {
@@ -138,15 +139,16 @@ fn version_dir(model: &Model) -> PathBuf {
 fn load_tokenizer(parameters: &Parameters, model_dir: &Path) -> Result<Option<Arc<Tokenizer>>> {
     if let Some(dir) = parameters.tokenizer_dir.value.as_deref() {
         if Path::new(dir).exists() {
-            return Tokenizer::load(Path::new(dir)).map(|tokenizer| Some(Arc::new(tokenizer))).context("tokenizer_dir");
+            let tokenizer = tokenizer::load_tokenizer(Path::new(dir)).context("tokenizer_dir")?;
+            return Ok(Some(Arc::new(tokenizer)));
         }
         tracing::warn!("tokenizer_dir is {dir:?}, which does not exist: the model takes tokens only");
         return Ok(None);
     }
-    if !model_dir.join("tokenizer.json").exists() {
+    if !tokenizer::has_tokenizer(model_dir) {
         return Ok(None);
     }
-    match Tokenizer::load(model_dir) {
+    match tokenizer::load_tokenizer(model_dir) {
         Ok(tokenizer) => Ok(Some(Arc::new(tokenizer))),
         Err(error) => {
             tracing::warn!("the model takes tokens only: {error}");

@@ -9,6 +9,7 @@ use super::tensors::{Declared, INPUTS, InputRow, OUTPUTS, Shape, Use, config_typ
 const TEMPLATE_PARAMETERS: &[(&str, &str)] = &[
     ("gpt_model_type", "inflight_fused_batching"),
     ("gpt_model_path", "${engine_dir}"),
+    ("checkpoint_dir", "${checkpoint_dir}"),
     ("encoder_model_path", "${encoder_engine_dir}"),
     ("tokenizer_dir", "${tokenizer_dir}"),
     ("device", "${device}"),

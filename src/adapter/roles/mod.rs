@@ -15,6 +15,7 @@ pub use postprocessing::Postprocessor;
 pub use preprocessing::Preprocessor;
 
 use crate::adapter::tensor::NamedTensor;
+use crate::adapter::tokenizer;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 
@@ -31,7 +32,7 @@ fn load_tokenizer(parameters: &Parameters) -> Result<Arc<Tokenizer>> {
         let got = parameters.get("tokenizer_dir").map_or("nothing".to_owned(), |value| format!("{value:?}"));
         Error::invalid(format!("parameter `tokenizer_dir` must be a folder with a tokenizer.json, got {got}"))
     })?;
-    Tokenizer::load(Path::new(dir)).map(Arc::new)
+    tokenizer::load_tokenizer(Path::new(dir)).map(Arc::new)
 }
 
 /// A yes-or-no parameter, true by default; a word that is neither yes nor no is logged and means true.

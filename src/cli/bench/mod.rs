@@ -191,7 +191,7 @@ fn load(device: &SharedDevice, args: &CommonArgs, in_flight: usize) -> Result<Lo
         device,
         &ModelOptions {
             dtype: args.model.dtype.map(dtype),
-            max_batch_size,
+            max_batch_size: Some(max_batch_size),
             max_seq_len: Some(args.max_seq_len.unwrap_or(args.isl + args.osl)),
             max_step_tokens: args.max_num_tokens,
             kv_free_fraction: args.kv_fraction,

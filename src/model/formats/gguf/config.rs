@@ -33,7 +33,7 @@ pub fn architecture(general: &Section) -> Result<&'static Architecture> {
     ARCHITECTURES.iter().find(|architecture| architecture.name == name).ok_or_else(|| {
         let supported: Vec<_> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
         Error::unsupported(format!(
-            "{}: general.architecture {name} is not supported; supported are {}",
+            "{}: general.architecture {name:?} is not supported; supported are {}",
             general.origin(),
             supported.join(", ")
         ))
@@ -152,7 +152,7 @@ fn rope_scaling(model: &GgufModel, own: &Section) -> Result<Value> {
             "beta_slow": own.positive(&["rope.scaling.yarn_beta_slow"])?}),
         Some(other) => {
             return Err(Error::unsupported(format!(
-                "{}: rope.scaling.type \"{other}\" is not supported; supported are none, linear, yarn",
+                "{}: rope.scaling.type {other:?} is not supported; supported are none, linear, yarn",
                 own.origin()
             )));
         }

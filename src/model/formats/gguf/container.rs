@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8] = b"GGUF";
 const MAX_DIMENSIONS: u32 = 4;
+/// Bytes of a metadata key or a tensor's name, at most.
+const MAX_NAME_BYTES: usize = 1024;
 /// Arrays in arrays.
 const MAX_DEPTH: usize = 4;
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -109,7 +111,7 @@ impl<'a> Reader<'a> {
         let metadata_count = self.count("metadata_kv_count", 13)?;
         let mut metadata = Map::new();
         for _ in 0..metadata_count {
-            let key = self.string("a metadata key")?;
+            let key = self.name("a metadata key")?;
             let kind = self.u32(&key)?;
             let value = self.value(kind, &key, 0)?;
             if metadata.insert(key.clone(), value).is_some() {
@@ -133,7 +135,7 @@ impl<'a> Reader<'a> {
 
     /// Name, shape, type id and offset of a tensor.
     fn place(&mut self) -> Result<(String, (Vec<usize>, u32, u64))> {
-        let name = self.string("a tensor name")?;
+        let name = self.name("a tensor name")?;
         let dimensions = self.u32(&name)?;
         if dimensions > MAX_DIMENSIONS {
             return Err(self.error(format!(
@@ -238,12 +240,26 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 
+    /// A name that can be shown in a message.
+    fn name(&mut self, what: &str) -> Result<String> {
+        let len = self.count(what, 1)?;
+        if len == 0 || len > MAX_NAME_BYTES {
+            return Err(self.error(format!("has {what} of {len} bytes; it must be 1 to {MAX_NAME_BYTES}")));
+        }
+        let text = std::str::from_utf8(self.take(len, what)?).ok();
+        let text = text.filter(|text| !text.chars().any(char::is_control));
+        text.map(str::to_owned).ok_or_else(|| self.error(format!("has {what} that is no text")))
+    }
+
     /// A number of things of at least `each` bytes, which must fit into what is left.
     fn count(&mut self, what: &str, each: usize) -> Result<usize> {
         let count = self.u64(what)?;
         let left = self.bytes.len() - self.at;
         usize::try_from(count).ok().filter(|count| *count <= left / each).ok_or_else(|| {
-            self.error(format!("announces {count} elements or bytes for {what}, but only {left} bytes follow"))
+            self.error(format!(
+                "announces {count} elements or bytes for {what}, but only {left} bytes follow: cut off while \
+                 copying?"
+            ))
         })
     }
 

@@ -5,9 +5,9 @@ mod container;
 mod names;
 mod vocabulary;
 
+pub use self::container::GgufFile;
 pub use self::vocabulary::{GgufVocabulary, TextMetadata, VocabularyKind};
 
-use self::container::GgufFile;
 use self::names::{Architecture, Heads};
 use super::{RowOrder, StoredTensor, TensorStore};
 use crate::device::DType;

@@ -73,7 +73,7 @@ impl GgufVocabulary {
             "llama" => VocabularyKind::SentencePiece(tokens.sentence_piece(&section)?),
             other => {
                 return Err(Error::unsupported(format!(
-                    "{}: tokenizer.ggml.model \"{other}\" is not supported; supported are gpt2 and llama",
+                    "{}: tokenizer.ggml.model {other:?} is not supported; supported are gpt2 and llama",
                     section.origin()
                 )));
             }
@@ -106,7 +106,7 @@ impl<'a> Tokens<'a> {
     fn byte_level_bpe(&self, section: &Section, text: &TextMetadata) -> Result<String> {
         let pre = section.text(&["tokenizer.ggml.pre"])?.unwrap_or("default");
         let (pre_tokenizer, ignores_merges) = pre_tokenizer(pre).ok_or_else(|| {
-            Error::unsupported(format!("{}: tokenizer.ggml.pre \"{pre}\" is not supported", section.origin()))
+            Error::unsupported(format!("{}: tokenizer.ggml.pre {pre:?} is not supported", section.origin()))
         })?;
         let vocab: Map<String, Value> =
             self.texts.iter().enumerate().map(|(id, text)| ((*text).to_owned(), json!(id))).collect();

@@ -1,0 +1,345 @@
+#!/usr/bin/env python3
+"""Makes tests/fixtures/formats: checkpoints of tests/fixtures/models in other formats, and blocks of every GGUF type.
+
+Needs numpy, safetensors and gguf (for the blocks: its dequantisation is the reference). The tests read only what is
+committed, so this is run again only when a format is added:
+
+    python3 ci/make_format_fixtures.py [--models tests/fixtures/models] [--out tests/fixtures/formats]
+
+TensorRT-LLM checkpoints are written as its converters write them: fused projections per rank, tensors cut by rank, layers
+numbered anew in every pipeline stage, the vocabulary padded to a multiple of the ranks. GGUF files are written byte by
+byte as the format's description says, so that the reader is not tested against a writer that shares its mistakes.
+"""
+
+import argparse
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+RNG = np.random.default_rng(7)
+BLOCKS = 6
+QUANTISED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"]
+ALIGNMENT = 32
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, default=Path("tests/fixtures/models"))
+    parser.add_argument("--out", type=Path, default=Path("tests/fixtures/formats"))
+    args = parser.parse_args()
+    shutil.rmtree(args.out, ignore_errors=True)
+    for name, tp, pp, options in [
+        ("llama-gqa", 1, 1, {}),
+        ("llama-gqa", 2, 1, {}),
+        ("llama-gqa", 4, 2, {"parallel_embedding": 0}),
+        ("llama-bias", 2, 2, {"parallel_embedding": 1}),
+        ("qwen2-tied", 2, 1, {}),
+        ("qwen3", 1, 2, {}),
+        ("mistral-window", 2, 1, {}),
+    ]:
+        write_trtllm(args.models / name, args.out / "trtllm" / f"{name}-tp{tp}-pp{pp}", tp, pp, **options)
+    for name, architecture in [
+        ("llama-gqa", "llama"),
+        ("llama-bias", "llama"),
+        ("llama-llama3", "llama"),
+        ("llama-linear", "llama"),
+        ("llama-f16", "llama"),
+        ("llama-bf16", "llama"),
+        ("qwen2-tied", "qwen2"),
+        ("qwen3", "qwen3"),
+    ]:
+        write_gguf_model(args.models / name, args.out / "gguf" / name, architecture)
+    write_gguf_blocks(args.out / "gguf-blocks.gguf")
+
+
+# TensorRT-LLM
+
+
+def write_trtllm(source, folder, tp, pp, parallel_embedding=None):
+    config = json.loads((source / "config.json").read_text())
+    weights = {name: value for name, value in load_file(source / "model.safetensors").items()}
+    layers = config["num_hidden_layers"]
+    tied = "lm_head.weight" not in weights
+    folder.mkdir(parents=True)
+    shutil.copy(source / "reference.json", folder)
+    architecture = config["architectures"][0]
+    written = {
+        "architecture": architecture,
+        "dtype": config["torch_dtype"],
+        "logits_dtype": "float32",
+        "vocab_size": config["vocab_size"],
+        "hidden_size": config["hidden_size"],
+        "num_hidden_layers": layers,
+        "num_attention_heads": config["num_attention_heads"],
+        "num_key_value_heads": config["num_key_value_heads"],
+        "hidden_act": "silu" if architecture.startswith("Qwen") else "swiglu",
+        "intermediate_size": config["intermediate_size"],
+        "norm_epsilon": config["rms_norm_eps"],
+        "position_embedding_type": "rope_gpt_neox",
+        "max_position_embeddings": config["max_position_embeddings"],
+        "rotary_base": config["rope_theta"],
+        "rotary_scaling": config.get("rope_scaling"),
+        "use_parallel_embedding": parallel_embedding is not None,
+        "embedding_sharding_dim": parallel_embedding or 0,
+        "share_embedding_table": tied,
+        "mapping": {"world_size": tp * pp, "tp_size": tp, "pp_size": pp},
+        "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
+        "producer": {"name": "make_format_fixtures.py"},
+    }
+    if "head_dim" in config:
+        written["head_size"] = config["head_dim"]
+    if "sliding_window" in config and not architecture.startswith("Qwen"):
+        written["sliding_window"] = config["sliding_window"]
+    (folder / "config.json").write_text(json.dumps(written, indent=1) + "\n")
+    first = 0
+    for stage in range(pp):
+        count = layers // pp + (1 if stage < layers % pp else 0)
+        for rank in range(tp):
+            tensors = stage_tensors(weights, config, range(first, first + count), rank, tp)
+            if stage == 0:
+                tensors["transformer.vocab_embedding.weight"] = embedding(weights, rank, tp, parallel_embedding)
+            if stage == pp - 1:
+                tensors["transformer.ln_f.weight"] = weights["model.norm.weight"]
+                if not tied:
+                    tensors["lm_head.weight"] = chunk(padded(weights["lm_head.weight"], tp), rank, tp, 0)
+            tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+            save_file(tensors, folder / f"rank{stage * tp + rank}.safetensors")
+        first += count
+
+
+def stage_tensors(weights, config, layers, rank, tp):
+    tensors = {}
+    for local, layer in enumerate(layers):
+        here = {
+            name.removeprefix(f"model.layers.{layer}."): value
+            for name, value in weights.items()
+            if name.startswith(f"model.layers.{layer}.")
+        }
+        out = f"transformer.layers.{local}."
+        for suffix in ("weight", "bias"):
+            if f"self_attn.q_proj.{suffix}" in here:
+                parts = [here[f"self_attn.{part}_proj.{suffix}"] for part in "qkv"]
+                fused = [chunk(parts[0], rank, tp, 0)] + [kv_chunk(part, config, rank, tp) for part in parts[1:]]
+                tensors[f"{out}attention.qkv.{suffix}"] = np.concatenate(fused)
+            for name, target in [("gate_proj", "fc"), ("up_proj", "gate")]:
+                if f"mlp.{name}.{suffix}" in here:
+                    tensors[f"{out}mlp.{target}.{suffix}"] = chunk(here[f"mlp.{name}.{suffix}"], rank, tp, 0)
+            for name, target in [("self_attn.o_proj", "attention.dense"), ("mlp.down_proj", "mlp.proj")]:
+                if f"{name}.{suffix}" in here:
+                    value = here[f"{name}.{suffix}"]
+                    tensors[f"{out}{target}.{suffix}"] = value if suffix == "bias" else chunk(value, rank, tp, 1)
+        for name, target in [
+            ("input_layernorm", "input_layernorm"),
+            ("post_attention_layernorm", "post_layernorm"),
+            ("self_attn.q_norm", "attention.q_layernorm"),
+            ("self_attn.k_norm", "attention.k_layernorm"),
+        ]:
+            if f"{name}.weight" in here:
+                tensors[f"{out}{target}.weight"] = here[f"{name}.weight"]
+    return tensors
+
+
+def chunk(value, rank, tp, axis):
+    return np.split(value, tp, axis)[rank]
+
+
+def kv_chunk(value, config, rank, tp):
+    heads = config["num_key_value_heads"]
+    if heads >= tp:
+        return chunk(value, rank, tp, 0)
+    return chunk(value, rank * heads // tp, heads, 0)
+
+
+def padded(value, tp):
+    """One row of zeros for each rank too many, so that padding is tested although the sizes divide."""
+    return np.concatenate([value, np.zeros((tp if tp > 1 else 0, value.shape[1]), value.dtype)])
+
+
+def embedding(weights, rank, tp, parallel):
+    value = weights["model.embed_tokens.weight"]
+    if parallel is None:
+        return value
+    return chunk(padded(value, tp), rank, tp, 0) if parallel == 0 else chunk(value, rank, tp, 1)
+
+
+# GGUF
+
+U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
+MODEL_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf_model(source, folder, architecture):
+    config = json.loads((source / "config.json").read_text())
+    weights = read_safetensors(source / "model.safetensors")
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim", config["hidden_size"] // heads)
+    own = {
+        "context_length": (U32, config["max_position_embeddings"]),
+        "embedding_length": (U32, config["hidden_size"]),
+        "block_count": (U32, config["num_hidden_layers"]),
+        "feed_forward_length": (U32, config["intermediate_size"]),
+        "attention.head_count": (U32, heads),
+        "attention.head_count_kv": (U32, kv_heads),
+        "attention.key_length": (U32, head_dim),
+        "attention.layer_norm_rms_epsilon": (F32, config["rms_norm_eps"]),
+        "rope.dimension_count": (U32, head_dim),
+        "rope.freq_base": (F32, config["rope_theta"]),
+    }
+    extra = {}
+    scaling = config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "linear":
+        own |= {"rope.scaling.type": (STRING, "linear"), "rope.scaling.factor": (F32, scaling["factor"])}
+    if kind == "llama3":
+        extra["rope_freqs.weight"] = (0, llama3_factors(config, scaling, head_dim))
+    metadata = {"general.architecture": (STRING, architecture), "general.alignment": (U32, ALIGNMENT)}
+    metadata |= {f"{architecture}.{key}": value for key, value in own.items()}
+    metadata |= vocabulary(config["vocab_size"])
+    tensors = dict(extra)
+    for name, (type_id, value) in weights.items():
+        stem, suffix = name.rsplit(".", 1)
+        if stem in MODEL_NAMES:
+            tensors[f"{MODEL_NAMES[stem]}.{suffix}"] = (type_id, value)
+            continue
+        _, _, layer, part = stem.split(".", 3)
+        if architecture == "llama" and part in ("self_attn.q_proj", "self_attn.k_proj"):
+            value = interleaved(value, heads if part == "self_attn.q_proj" else kv_heads)
+        # Vectors are always float32 in these files.
+        if value.ndim == 1:
+            type_id, value = 0, widened(type_id, value)
+        tensors[f"blk.{layer}.{LAYER_NAMES[part]}.{suffix}"] = (type_id, value)
+    folder.mkdir(parents=True)
+    shutil.copy(source / "reference.json", folder)
+    write_gguf(folder / "model.gguf", metadata, tensors)
+
+
+def read_safetensors(path):
+    """Name -> (GGUF type, array); bfloat16 as its bits."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    types = {"F32": (0, np.float32), "F16": (1, np.float16), "BF16": (30, np.uint16)}
+    tensors = {}
+    for name, entry in header.items():
+        type_id, dtype = types[entry["dtype"]]
+        start, end = entry["data_offsets"]
+        values = np.frombuffer(data[8 + length + start : 8 + length + end], dtype)
+        tensors[name] = (type_id, values.reshape(entry["shape"]))
+    return tensors
+
+
+def widened(type_id, value):
+    if type_id == 30:
+        return (value.astype(np.uint32) << 16).view(np.float32)
+    return value.astype(np.float32)
+
+
+def interleaved(value, heads):
+    """The halves of every head interleaved, as files of the architecture llama have them."""
+    shape = value.shape
+    return value.reshape(heads, 2, shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(shape)
+
+
+def llama3_factors(config, scaling, head_dim):
+    inverse = config["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
+    original = scaling["original_max_position_embeddings"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    length = 2 * np.pi / inverse
+    smooth = (original / length - low) / (high - low)
+    medium = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    factors = np.where(length < original / high, 1.0, np.where(length > original / low, scaling["factor"], medium))
+    return factors.astype(np.float32)
+
+
+def vocabulary(size):
+    """A byte-level vocabulary: control tokens, 100 characters, one merge."""
+    tokens = ["<bos>", "<eos>"] + [chr(33 + i) for i in range(94)] + ["\u0120", "he", "\u0120he"]
+    merges = ["h e", "\u0120 he"]
+    tokens += [f"<unused{i}>" for i in range(size - len(tokens))]
+    types = [3, 3] + [1] * 97 + [5] * (size - 99)
+    return {
+        "tokenizer.ggml.model": (STRING, "gpt2"),
+        "tokenizer.ggml.pre": (STRING, "llama-bpe"),
+        "tokenizer.ggml.tokens": (ARRAY, (STRING, tokens)),
+        "tokenizer.ggml.token_type": (ARRAY, (5, types)),
+        "tokenizer.ggml.merges": (ARRAY, (STRING, merges)),
+        "tokenizer.ggml.bos_token_id": (U32, 0),
+        "tokenizer.ggml.eos_token_id": (U32, 1),
+        "tokenizer.ggml.add_bos_token": (BOOL, True),
+        "tokenizer.chat_template": (STRING, "{% for m in messages %}{{ m.content }}{% endfor %}"),
+    }
+
+
+def write_gguf(path, metadata, tensors):
+    out = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)))
+    for key, (kind, value) in metadata.items():
+        out += string(key) + struct.pack("<I", kind) + packed(kind, value)
+    data = bytearray()
+    for name, (type_id, value) in tensors.items():
+        shape = value.shape if isinstance(value, np.ndarray) else value[0]
+        data += bytes(-len(data) % ALIGNMENT)
+        out += string(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *reversed(shape))
+        out += struct.pack("<IQ", type_id, len(data))
+        data += value.tobytes() if isinstance(value, np.ndarray) else value[1]
+    out += bytes(-len(out) % ALIGNMENT)
+    path.write_bytes(bytes(out + data))
+
+
+def string(text):
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def packed(kind, value):
+    if kind == STRING:
+        return string(value)
+    if kind == ARRAY:
+        item, values = value
+        return struct.pack("<IQ", item, len(values)) + b"".join(packed(item, value) for value in values)
+    return struct.pack("<" + {U32: "I", 5: "i", F32: "f", BOOL: "?"}[kind], value)
+
+
+def write_gguf_blocks(path):
+    """Random blocks of every type, and what the reference makes of them."""
+    tensors = {}
+    for name in QUANTISED:
+        kind = gguf.GGMLQuantizationType[name]
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = RNG.integers(0, 256, (BLOCKS, size), dtype=np.uint8)
+        # Scales that are ordinary numbers: the others would only test what NaN is.
+        halves = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82],
+                  "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "MXFP4": []}[name]
+        for at in halves:
+            scale = RNG.uniform(-2, 2, BLOCKS).astype(np.float16)
+            blocks[:, at : at + 2] = scale.view(np.uint8).reshape(BLOCKS, 2)
+        if name == "MXFP4":
+            blocks[:, 0] = RNG.integers(100, 150, BLOCKS)
+            blocks[:3, 0] = [0, 1, 2]
+        values = gguf.quants.dequantize(blocks, kind).astype(np.float32)
+        shape = (2, BLOCKS // 2 * elements)
+        tensors[f"{name}.blocks"] = (int(kind), (shape, blocks.tobytes()))
+        tensors[f"{name}.values"] = (0, np.ascontiguousarray(values).reshape(shape))
+    write_gguf(path, {"general.architecture": (STRING, "llama")}, tensors)
+
+
+if __name__ == "__main__":
+    main()

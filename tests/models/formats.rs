@@ -1,0 +1,353 @@
+//! The same models in other formats: the logits and tokens of the Hugging Face folder.
+
+use crate::driver::{device, fixtures, options};
+use crate::golden::check_folder;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+use triton_trtllm::adapter::tokenizer::{has_tokenizer, load_tokenizer};
+use triton_trtllm::device::DType;
+use triton_trtllm::error::{Error, ErrorKind};
+use triton_trtllm::model::formats::WeightPlaces;
+use triton_trtllm::model::formats::gguf::GgufFile;
+use triton_trtllm::runner::{LoadReport, ModelOptions, load_on};
+
+fn formats(kind: &str) -> PathBuf {
+    fixtures().join("formats").join(kind)
+}
+
+fn folders(kind: &str, at_least: usize) -> Vec<PathBuf> {
+    let mut folders: Vec<_> = fs::read_dir(formats(kind)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    assert!(folders.len() >= at_least, "fixtures are missing: {folders:?}");
+    folders
+}
+
+/// A folder with copies of folders, by name.
+fn copies(folders: &[(&str, PathBuf)]) -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (name, from) in folders {
+        let to = root.path().join(name);
+        fs::create_dir(&to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    root
+}
+
+fn change_config(folder: &Path, change: impl FnOnce(&mut Value)) {
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(path, config.to_string()).unwrap();
+}
+
+fn report(options: &ModelOptions) -> Result<LoadReport, Error> {
+    load_on(&device(), options).map(|model| model.report)
+}
+
+fn failure(folder: &Path) -> Error {
+    report(&options(folder, 64)).expect_err("it loaded")
+}
+
+fn assert_names(error: &Error, parts: &[&str]) {
+    let message = error.message();
+    assert!(parts.iter().all(|part| message.contains(part)), "{message:?} lacks one of {parts:?}");
+    assert!(!message.contains('\n'), "{message:?} is not one sentence");
+}
+
+#[test]
+fn tensorrt_llm_checkpoints_of_any_parallelism_equal_the_reference() {
+    folders("trtllm", 7).iter().for_each(|folder| check_folder(folder));
+}
+
+#[test]
+fn gguf_files_equal_the_reference() {
+    folders("gguf", 8).iter().for_each(|folder| check_folder(folder));
+}
+
+#[test]
+fn the_report_says_the_format_and_what_is_not_used() {
+    let folder = formats("trtllm").join("llama-gqa-tp2-pp1");
+    let report_of = |path: &Path| report(&options(path, 64)).unwrap();
+    let trtllm = report_of(&folder);
+    assert_eq!((trtllm.format.as_str(), trtllm.family), ("TensorRT-LLM checkpoint (tp 2, pp 1)", "llama"));
+    let plain = report_of(&fixtures().join("models/llama-gqa"));
+    assert_eq!((plain.format.as_str(), plain.parameters), ("Hugging Face folder", trtllm.parameters));
+    let gguf = report_of(&formats("gguf").join("llama-llama3/model.gguf"));
+    assert_eq!((gguf.format.as_str(), gguf.unused.len()), ("GGUF", 0));
+    assert!(gguf.to_string().contains("format     GGUF"));
+}
+
+#[test]
+fn gguf_blocks_are_read_like_the_reference_reads_them() {
+    let file = GgufFile::open(&fixtures().join("formats/gguf-blocks.gguf")).unwrap();
+    let floats = |name: &str| -> Vec<f32> {
+        let tensor = file.tensor(name).unwrap().unwrap();
+        let mut bytes = Vec::new();
+        tensor.read(0..tensor.rows(), DType::F32, &mut bytes);
+        bytes.chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect()
+    };
+    let mut checked = 0;
+    for name in file.names().filter_map(|name| name.strip_suffix(".blocks")) {
+        let (got, expected) = (floats(&format!("{name}.blocks")), floats(&format!("{name}.values")));
+        assert_eq!(got.len(), expected.len(), "{name}");
+        for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            assert!((got - expected).abs() <= expected.abs() * 1e-6, "{name}: element {i} is {got}, not {expected}");
+        }
+        checked += 1;
+    }
+    assert_eq!(checked, 11);
+}
+
+#[test]
+fn a_gguf_file_brings_its_tokenizer() {
+    let path = formats("gguf").join("llama-gqa");
+    assert!(has_tokenizer(&path) && !has_tokenizer(&fixtures().join("models/llama-gqa")));
+    for path in [path.clone(), path.join("model.gguf")] {
+        let tokenizer = load_tokenizer(&path).unwrap();
+        // <bos>, "he", "y", " he"
+        assert_eq!(tokenizer.encode("hey he", true).unwrap(), [0, 97, 90, 98]);
+        assert_eq!(tokenizer.decode(&[0, 97, 90, 98, 1], true), "hey he");
+        assert_eq!(tokenizer.encode("<eos>", false).unwrap(), [1]);
+        assert_eq!((tokenizer.eos_ids(), tokenizer.bos().unwrap().id), ([1].as_slice(), 0));
+    }
+}
+
+#[test]
+fn a_folder_with_several_gguf_models_asks_for_one() {
+    let root = copies(&[("model", formats("gguf").join("llama-gqa"))]);
+    let folder = root.path().join("model");
+    fs::copy(folder.join("model.gguf"), folder.join("other.gguf")).unwrap();
+    assert_names(&failure(&folder), &["several GGUF models: model.gguf, other.gguf", "gpt_model_path"]);
+    fs::rename(folder.join("other.gguf"), folder.join("mmproj-other.gguf")).unwrap();
+    report(&options(&folder, 64)).unwrap();
+}
+
+#[test]
+fn a_missing_part_of_a_split_gguf_model_is_named() {
+    let root = copies(&[("model", formats("gguf").join("llama-gqa"))]);
+    let folder = root.path().join("model");
+    fs::rename(folder.join("model.gguf"), folder.join("m-00001-of-00002.gguf")).unwrap();
+    assert_names(&failure(&folder), &["m-00001-of-00002.gguf has 2 parts", "m-00002-of-00002.gguf is the first"]);
+}
+
+/// An engine folder beside a Hugging Face folder.
+fn engine(pretrained: &Path, build: Value) -> TempDir {
+    let root = copies(&[("hf", fixtures().join("models/llama-gqa"))]);
+    let folder = root.path().join("engine");
+    fs::create_dir(&folder).unwrap();
+    let config: Value = serde_json::from_str(&fs::read_to_string(pretrained.join("config.json")).unwrap()).unwrap();
+    let config = json!({"version": "0.20.0", "pretrained_config": config, "build_config": build});
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    fs::write(folder.join("rank0.engine"), "opaque").unwrap();
+    root
+}
+
+fn engine_options(folder: &Path) -> ModelOptions {
+    ModelOptions { max_batch_size: None, max_seq_len: None, max_step_tokens: None, ..options(folder, 64) }
+}
+
+#[test]
+fn an_engine_folder_gives_limits_and_its_neighbour_the_weights() {
+    let build = json!({"max_batch_size": 5, "max_num_tokens": 48, "max_seq_len": 40, "max_beam_width": 1});
+    let root = engine(&formats("trtllm").join("llama-gqa-tp1-pp1"), build);
+    for path in [root.path().join("engine"), root.path().join("engine/rank0.engine")] {
+        let report = report(&engine_options(&path)).unwrap();
+        assert!(report.format.starts_with("TensorRT-LLM engine folder, weights of "), "{}", report.format);
+        let limits =
+            (report.limits.max_step_sequences, report.limits.max_step_tokens, report.limits.max_seq_len_tokens);
+        assert_eq!(limits, (5, 48, 40));
+    }
+    let given = ModelOptions { max_batch_size: Some(7), ..engine_options(&root.path().join("engine")) };
+    assert_eq!(report(&given).unwrap().limits.max_step_sequences, 7);
+}
+
+#[test]
+fn the_weights_of_an_engine_are_searched_in_order() {
+    let root = engine(&formats("trtllm").join("llama-gqa-tp1-pp1"), json!({"max_seq_len": 40}));
+    let (folder, hf) = (root.path().join("engine"), root.path().join("hf"));
+    let checkpoint = formats("trtllm").join("llama-gqa-tp2-pp1");
+    let with = |checkpoint_dir: Option<&Path>, tokenizer_dir: Option<&Path>| ModelOptions {
+        weight_places: WeightPlaces {
+            checkpoint_dir: checkpoint_dir.map(Path::to_owned),
+            tokenizer_dir: tokenizer_dir.map(Path::to_owned),
+        },
+        ..engine_options(&folder)
+    };
+    let named = report(&with(Some(&checkpoint), None)).unwrap();
+    assert!(named.format.contains("llama-gqa-tp2-pp1"), "{}", named.format);
+    let second = root.path().join("copy");
+    fs::create_dir(&second).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(hf.join(file), second.join(file)).unwrap();
+    }
+    assert_names(&report(&with(None, None)).unwrap_err(), &["several checkpoints beside it fit", "checkpoint_dir"]);
+    [hf, second].iter().for_each(|folder| fs::remove_dir_all(folder).unwrap());
+    let other = report(&with(Some(&fixtures().join("models/llama-bias")), None)).unwrap_err();
+    assert_names(&other, &["num_hidden_layers is 2", "was built with 3"]);
+    let last = report(&with(None, Some(&fixtures().join("models/llama-gqa")))).unwrap();
+    assert!(last.format.contains("models/llama-gqa"), "{}", last.format);
+    fs::copy(
+        formats("trtllm/llama-gqa-tp1-pp1").join("rank0.safetensors"),
+        folder.join("rank0_managed_weights.safetensors"),
+    )
+    .unwrap();
+    let managed = report(&with(None, Some(&fixtures().join("models/llama-gqa")))).unwrap();
+    assert!(managed.format.ends_with("TensorRT-LLM checkpoint (tp 1, pp 1)"), "{}", managed.format);
+}
+
+#[test]
+fn an_engine_folder_without_weights_says_where_they_were_searched() {
+    let root = engine(&formats("trtllm").join("llama-gqa-tp1-pp1"), json!({}));
+    fs::remove_dir_all(root.path().join("hf")).unwrap();
+    let error = failure(&root.path().join("engine"));
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let parts = ["checkpoint_dir (not set)", "folders beside it", "rank0_managed_weights", "tokenizer_dir (not set)"];
+    assert_names(&error, &parts);
+    assert_names(&error, &["fill_template.py", "checkpoint_dir:"]);
+}
+
+#[test]
+fn tensorrt_llm_checkpoints_that_are_not_served_are_named() {
+    let cases: [(&str, Value, &[&str]); 6] = [
+        ("architecture", json!("MedusaForCausalLM"), &["MedusaForCausalLM is a model with Medusa heads"]),
+        ("architecture", json!("EncoderModel"), &["the encoder of an encoder-decoder model"]),
+        ("architecture", json!("WhatForCausalLM"), &["WhatForCausalLM is not supported", "Qwen3ForCausalLM"]),
+        ("quantization", json!({"quant_algo": "W4A16_AWQ"}), &["quant_algo is W4A16_AWQ"]),
+        ("position_embedding_type", json!("alibi"), &["position_embedding_type alibi is not supported"]),
+        ("moe", json!({"num_experts": 8}), &["moe is {\"num_experts\":8}"]),
+    ];
+    for (key, value, parts) in cases {
+        let root = copies(&[("model", formats("trtllm").join("llama-gqa-tp2-pp1"))]);
+        let folder = root.path().join("model");
+        change_config(&folder, |config| config[key] = value);
+        let error = failure(&folder);
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_names(&error, parts);
+        assert_names(&error, &["config.json"]);
+    }
+    let root = copies(&[("encoder", formats("gguf").join("qwen3")), ("decoder", formats("gguf").join("qwen3"))]);
+    assert_names(&failure(root.path()), &["holds an encoder and a decoder"]);
+}
+
+#[test]
+fn tensorrt_llm_checkpoints_that_contradict_themselves_are_explained() {
+    let cases: [(&str, Value, &[&str]); 5] = [
+        ("mapping", json!({"tp_size": 4}), &["tp_size 4 and pp_size 1", "rank2.safetensors, rank3.safetensors"]),
+        ("mapping", json!({"tp_size": 0}), &["mapping: tp_size is 0"]),
+        ("mapping", json!({"tp_size": 2, "pp_size": 9}), &["tp_size 2 and pp_size 9 do not fit 3 layers"]),
+        ("num_attention_heads", json!(5), &["num_attention_heads is 5", "multiple of tp_size, 2"]),
+        ("num_key_value_heads", json!(3), &["num_key_value_heads is 3"]),
+    ];
+    for (key, value, parts) in cases {
+        let root = copies(&[("model", formats("trtllm").join("llama-gqa-tp2-pp1"))]);
+        let folder = root.path().join("model");
+        change_config(&folder, |config| config[key] = value);
+        assert_names(&failure(&folder), parts);
+    }
+    let root = copies(&[("model", formats("trtllm").join("llama-gqa-tp2-pp1"))]);
+    let other = formats("trtllm").join("llama-gqa-tp4-pp2/rank1.safetensors");
+    fs::copy(other, root.path().join("model/rank1.safetensors")).unwrap();
+    assert_names(&failure(&root.path().join("model")), &["safetensors"]);
+}
+
+/// Numbers that look random and are always the same.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) as usize) % bound
+    }
+}
+
+/// Damages a file in many ways. It must load or be refused with one sentence; nothing may panic or take forever.
+fn fuzz(folder: &Path, file: &str, header_bytes: usize, rounds: usize) {
+    let root = copies(&[("model", folder.to_owned())]);
+    let model = root.path().join("model");
+    let original = fs::read(model.join(file)).unwrap();
+    let mut numbers = Numbers(header_bytes as u64);
+    let device = device();
+    let mut refused = 0;
+    for round in 0..rounds {
+        let mut bytes = original.clone();
+        match round % 3 {
+            0 => bytes.truncate(numbers.below(bytes.len())),
+            1 => {
+                for _ in 0..=numbers.below(4) {
+                    bytes[numbers.below(header_bytes)] = numbers.below(256) as u8;
+                }
+            }
+            _ => {
+                let at = numbers.below(header_bytes - 8);
+                let value = [0, 1, u64::MAX, 1 << 62, 1 << 31, bytes.len() as u64][numbers.below(6)];
+                bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        fs::write(model.join(file), &bytes).unwrap();
+        if let Err(error) = load_on(&device, &options(&model, 16)) {
+            assert!(!error.message().contains('\n') && !error.message().is_empty(), "{error:?}");
+            refused += 1;
+        }
+    }
+    assert!(refused > rounds / 4, "{file}: {refused} of {rounds} damaged files were refused");
+}
+
+#[test]
+fn damaged_files_are_refused_in_one_sentence() {
+    let gguf = formats("gguf").join("qwen2-tied");
+    let header = 5000;
+    fuzz(&gguf, "model.gguf", header, 240);
+    let trtllm = formats("trtllm").join("qwen2-tied-tp2-pp1");
+    fuzz(&trtllm, "rank1.safetensors", 2400, 120);
+    let config = fs::read(trtllm.join("config.json")).unwrap().len();
+    fuzz(&trtllm, "config.json", config, 120);
+    fuzz(&fixtures().join("models/qwen3"), "model.safetensors", 2400, 120);
+}
+
+#[test]
+fn gguf_errors_name_the_file_and_the_field() {
+    let root = copies(&[("model", formats("gguf").join("qwen3"))]);
+    let path = root.path().join("model/model.gguf");
+    let original = fs::read(&path).unwrap();
+    let mut check = |change: &dyn Fn(&mut Vec<u8>), parts: &[&str]| {
+        let mut bytes = original.clone();
+        change(&mut bytes);
+        fs::write(&path, &bytes).unwrap();
+        let error = failure(&path);
+        assert_names(&error, parts);
+        assert_names(&error, &["model.gguf"]);
+    };
+    let replace = |bytes: &mut Vec<u8>, from: &[u8], to: &[u8]| {
+        let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+        bytes.splice(at..at + from.len(), to.iter().copied());
+    };
+    check(&|bytes| bytes[0] = b'X', &["is no GGUF file"]);
+    check(&|bytes| bytes[4] = 9, &["version is 9"]);
+    check(&|bytes| bytes[8..16].fill(255), &["announces 18446744073709551615 elements or bytes for tensor_count"]);
+    check(&|bytes| bytes.truncate(200), &["cut off while copying?"]);
+    check(&|bytes| bytes.truncate(bytes.len() - 100), &["places the tensor", "cut off"]);
+    check(&|bytes| replace(bytes, b"qwen3", b"qwenX"), &["general.architecture qwenX is not supported", "qwen3"]);
+    check(
+        &|bytes| replace(bytes, b"qwen3.block_count\x04", b"qwen3.block_count\x63"),
+        &["qwen3.block_count the type 99"],
+    );
+    check(
+        &|bytes| replace(bytes, b"block_count\x04\0\0\0\x02", b"block_count\x04\0\0\0\0"),
+        &["num_hidden_layers is 0"],
+    );
+    check(&|bytes| replace(bytes, b"token_embd", b"token_emXX"), &["lacks 1 tensor: model.embed_tokens.weight"]);
+    let type_of = |name: &[u8], dims: usize| {
+        let at = original.windows(name.len()).position(|window| window == name).unwrap();
+        at + name.len() + 4 + 8 * dims
+    };
+    let at = type_of(b"output_norm.weight", 1);
+    check(
+        &|bytes| bytes[at] = 23,
+        &["model.norm.weight", "has type IQ4_XS (23)"].map(|part| part.trim_start_matches("model.norm.weight")),
+    );
+}
