@@ -314,7 +314,7 @@ fn gguf_errors_name_the_file_and_the_field() {
     let root = copies(&[("model", formats("gguf").join("qwen3"))]);
     let path = root.path().join("model/model.gguf");
     let original = fs::read(&path).unwrap();
-    let mut check = |change: &dyn Fn(&mut Vec<u8>), parts: &[&str]| {
+    let check = |change: &dyn Fn(&mut Vec<u8>), parts: &[&str]| {
         let mut bytes = original.clone();
         change(&mut bytes);
         fs::write(&path, &bytes).unwrap();
@@ -331,7 +331,7 @@ fn gguf_errors_name_the_file_and_the_field() {
     check(&|bytes| bytes[8..16].fill(255), &["announces 18446744073709551615 elements or bytes for tensor_count"]);
     check(&|bytes| bytes.truncate(200), &["cut off while copying?"]);
     check(&|bytes| bytes.truncate(bytes.len() - 100), &["places the tensor", "cut off"]);
-    check(&|bytes| replace(bytes, b"qwen3", b"qwenX"), &["general.architecture qwenX is not supported", "qwen3"]);
+    check(&|bytes| replace(bytes, b"qwen3", b"qwenX"), &["general.architecture \"qwenX\" is not supported", "qwen3"]);
     check(
         &|bytes| replace(bytes, b"qwen3.block_count\x04", b"qwen3.block_count\x63"),
         &["qwen3.block_count the type 99"],
@@ -340,14 +340,14 @@ fn gguf_errors_name_the_file_and_the_field() {
         &|bytes| replace(bytes, b"block_count\x04\0\0\0\x02", b"block_count\x04\0\0\0\0"),
         &["num_hidden_layers is 0"],
     );
-    check(&|bytes| replace(bytes, b"token_embd", b"token_emXX"), &["lacks 1 tensor: model.embed_tokens.weight"]);
+    check(
+        &|bytes| replace(bytes, b"ffn_norm", b"ffn_XXXX"),
+        &["lacks 1 tensor: model.layers.0.post_attention_layernorm.weight"],
+    );
     let type_of = |name: &[u8], dims: usize| {
         let at = original.windows(name.len()).position(|window| window == name).unwrap();
         at + name.len() + 4 + 8 * dims
     };
     let at = type_of(b"output_norm.weight", 1);
-    check(
-        &|bytes| bytes[at] = 23,
-        &["model.norm.weight", "has type IQ4_XS (23)"].map(|part| part.trim_start_matches("model.norm.weight")),
-    );
+    check(&|bytes| bytes[at] = 23, &["output_norm.weight has type IQ4_XS (23)", "supported are F32"]);
 }
