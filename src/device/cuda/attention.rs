@@ -42,6 +42,11 @@ pub(super) fn prefill_shared_bytes(head_dim: usize) -> usize {
     if head_dim <= 128 { queries.max(4 * 64 * row) } else { queries + 4 * 32 * row }
 }
 
+/// Dynamic shared memory of the Hopper prefill kernel: three stages of keys and values (`TILE_BYTES`).
+pub(super) fn wgmma_shared_bytes(head_dim: usize) -> usize {
+    (3 * 2 * 64 * head_dim * 2).max(PREFILL_ROWS * (head_dim + 8) * 2)
+}
+
 /// Into how many parts each sequence is split: the fewest rounds of blocks over the GPU, each block's fixed cost
 /// counted as `OVERHEAD` tokens.
 fn choose_splits(heads: usize, context: usize, slots: usize) -> usize {
@@ -101,13 +106,14 @@ impl CudaDevice {
         let dim = HEAD_DIMS[class];
         if a.batch.max_query_len * group > DECODE_ROWS {
             let tiles = (a.batch.max_query_len * group).div_ceil(PREFILL_ROWS);
-            let geometry = Geometry {
-                grid: (tiles, kv_heads, sequences),
-                block: (256, 1),
-                shared_bytes: prefill_shared_bytes(dim),
+            let hopper = self.kernels.attention_prefill_wgmma.and_then(|kernels| kernels[which].get(class).copied());
+            let (kernel, shared_bytes) = match hopper {
+                Some(kernel) => (kernel, wgmma_shared_bytes(dim)),
+                None => (self.kernels.attention_prefill[which][class], prefill_shared_bytes(dim)),
             };
+            let geometry = Geometry { grid: (tiles, kv_heads, sequences), block: (256, 1), shared_bytes };
             // SAFETY: as above; shared memory of this size was allowed at load.
-            unsafe { launch(&self.context, self.kernels.attention_prefill[which][class], geometry, &args, [])? };
+            unsafe { launch(&self.context, kernel, geometry, &args, [])? };
         }
         if group > DECODE_ROWS {
             return Ok(());

@@ -49,6 +49,8 @@ pub(super) struct Kernels {
     /// By type and by the position in [`HEAD_DIMS`].
     pub attention_prefill: [[Kernel; 3]; 2],
     pub attention_decode: [[Kernel; 3]; 2],
+    /// Hopper only, for the first two of [`HEAD_DIMS`].
+    pub attention_prefill_wgmma: Option<[[Kernel; 2]; 2]>,
     pub add_bias: Kernel,
     pub read_bandwidth: Kernel,
 }
@@ -104,10 +106,19 @@ impl<'a> Lookup<'a> {
         Ok([of("f16")?, of("bf16")?])
     }
 
+    fn wgmma(&self) -> Result<[[Kernel; 2]; 2]> {
+        let [a, b, _] = HEAD_DIMS;
+        let one = |suffix: &str, dim: usize| {
+            self.one("attention_prefill_wgmma", &format!("attention_prefill_wgmma_{suffix}_{dim}"))
+        };
+        Ok([[one("f16", a)?, one("f16", b)?], [one("bf16", a)?, one("bf16", b)?]])
+    }
+
     fn table(&self, target: String) -> Result<Kernels> {
         let version: String = target.chars().filter(char::is_ascii_digit).collect();
         let version: u32 = version.parse().unwrap_or(80);
         Ok(Kernels {
+            attention_prefill_wgmma: target.starts_with("sm_90").then(|| self.wgmma()).transpose()?,
             small_shared: target.starts_with("sm_") && (matches!(version, 86 | 89) || version >= 120),
             target,
             rms_norm: self.per_type("norm", "rms_norm")?,

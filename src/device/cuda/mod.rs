@@ -99,6 +99,10 @@ impl CudaDevice {
                 let decode = attention::decode_shared_bytes(dim, self.kernels.small_shared);
                 allow(self.kernels.attention_decode[which][class], decode)?;
                 allow(self.kernels.attention_prefill[which][class], attention::prefill_shared_bytes(dim))?;
+                let hopper = self.kernels.attention_prefill_wgmma.and_then(|all| all[which].get(class).copied());
+                if let Some(kernel) = hopper {
+                    allow(kernel, attention::wgmma_shared_bytes(dim))?;
+                }
             }
         }
         Ok(())
