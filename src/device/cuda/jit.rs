@@ -16,6 +16,10 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// When there is no compiler, or it refuses a kernel.
 pub(super) fn compile(capability: (i32, i32), options: &CudaOptions) -> Result<Vec<Image>> {
+    compile_modules(SOURCES, capability, options)
+}
+
+fn compile_modules(sources: &[(&str, &str)], capability: (i32, i32), options: &CudaOptions) -> Result<Vec<Image>> {
     let missing = || {
         Error::unavailable(
             "this build holds no compiled kernels, and libnvrtc.so.13, which could compile them, was not found: \
@@ -34,9 +38,9 @@ pub(super) fn compile(capability: (i32, i32), options: &CudaOptions) -> Result<V
     check(unsafe { sys::nvrtcVersion(&mut major, &mut minor) }, "its version")?;
     let suffix = if matches!(capability.0, 9 | 10) { "a" } else { "" };
     let target = format!("sm_{}{}{suffix}", capability.0, capability.1);
-    tracing::info!("compiling {} groups of CUDA kernels for {target}", SOURCES.len());
+    tracing::info!("compiling {} groups of CUDA kernels for {target}", sources.len());
     let cache = options.cache_dir.as_deref().map(Cache::new);
-    SOURCES
+    sources
         .iter()
         .map(|&(module, text)| {
             let key = cache_key(text, &target, (major, minor));
@@ -180,6 +184,24 @@ mod tests {
         cache.write("norm", "sm_90a", "key", b"code");
         assert_eq!(cache.read("norm", "sm_90a", "key").as_deref(), Some(b"code".as_slice()));
         assert_eq!(cache.read("norm", "sm_90a", "other key"), None);
+    }
+
+    /// Needs no GPU. Without a compiler the sentence must say what to install.
+    #[test]
+    fn a_module_compiles_at_load_or_the_compiler_is_asked_for() {
+        let sources = &SOURCES[SOURCES.len() - 1..];
+        let folder = tempfile::tempdir().unwrap();
+        let options = CudaOptions { cache_dir: Some(folder.path().into()), ..CudaOptions::default() };
+        match compile_modules(sources, (9, 0), &options) {
+            Ok(images) => {
+                assert_eq!(images.len(), 1);
+                assert!(images.iter().all(|image| image.code.starts_with(b"\x7fELF")));
+                assert_eq!(fs::read_dir(folder.path().join("kernels")).unwrap().count(), images.len());
+                let again = compile_modules(sources, (9, 0), &options).unwrap();
+                assert!(images.iter().zip(&again).all(|(first, second)| first.code == second.code));
+            }
+            Err(error) => assert!(error.message().contains("nvidia-cuda-nvrtc"), "{error}"),
+        }
     }
 
     #[test]
