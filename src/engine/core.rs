@@ -1,18 +1,19 @@
 //! The body of the engine's loop: requests in, plans down, outputs up, deltas out. A plain object that tests drive
 //! without a thread.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::clients::{Client, Clients};
 use super::config::EngineConfig;
 use super::events::{KvEventBatch, KvEvents};
 use super::gate::{Charge, Gate, failed_request};
 use super::request::{Delta, FinishReason, Request, RequestSink, RequestStats};
 use super::scheduler::{PlanStats, Scheduler};
-use super::sequence::{SeqDelta, SeqRef};
+use super::sequence::SeqDelta;
 use super::sink::{FinalSink, Ledger, panic_text};
 use super::stats::{EngineStats, EngineTotals, IterationStats, KvStats};
 use crate::error::{Error, ErrorKind, Result};
@@ -67,16 +68,6 @@ pub struct EngineCore {
     history: VecDeque<Note>,
     /// Empty between steps.
     deltas: Vec<SeqDelta>,
-}
-
-struct Client {
-    request: RequestId,
-    sink: FinalSink,
-    /// What it counts in the queue, until it runs.
-    charge: Option<Charge>,
-    /// Its sequences; `None`: has ended.
-    sequences: Vec<Option<SeqRef>>,
-    open: usize,
 }
 
 /// What happened to a request: the story behind a leak.
@@ -462,54 +453,6 @@ impl EngineCore {
             },
             memory: self.executor.memory(),
         }
-    }
-}
-
-/// All clients, each in a place that it keeps.
-#[derive(Default)]
-struct Clients {
-    places: Vec<Option<Client>>,
-    free: Vec<u32>,
-    by_request: HashMap<RequestId, u32>,
-}
-
-impl Clients {
-    fn insert(&mut self, client: Client) -> u32 {
-        let place = self.free.pop().unwrap_or(self.places.len() as u32);
-        if place as usize == self.places.len() {
-            self.places.push(None);
-        }
-        self.by_request.insert(client.request, place);
-        self.places[place as usize] = Some(client);
-        place
-    }
-
-    fn remove(&mut self, place: u32) -> Option<Client> {
-        let client = self.places[place as usize].take()?;
-        self.by_request.remove(&client.request);
-        self.free.push(place);
-        Some(client)
-    }
-
-    fn get_mut(&mut self, place: u32) -> Option<&mut Client> {
-        self.places[place as usize].as_mut()
-    }
-
-    fn find(&self, request: RequestId) -> Option<u32> {
-        self.by_request.get(&request).copied()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Client> {
-        self.places.iter().flatten()
-    }
-
-    fn those(&self, which: impl Fn(&Client) -> bool) -> Vec<u32> {
-        let is_chosen = |place: &u32| self.places[*place as usize].as_ref().is_some_and(&which);
-        (0..self.places.len() as u32).filter(is_chosen).collect()
-    }
-
-    fn all(&self) -> Vec<u32> {
-        self.those(|_| true)
     }
 }
 

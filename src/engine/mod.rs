@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod blocks;
+mod clients;
 mod config;
 mod core;
 mod events;
