@@ -55,6 +55,7 @@ def main():
     ]:
         write_gguf_model(args.models / name, args.out / "gguf" / name, architecture)
     write_gguf_blocks(args.out / "gguf-blocks.gguf")
+    write_gguf_sentencepiece(args.models.parent / "tokenizers/sentencepiece/bpe.model", args.out / "sentencepiece.gguf")
 
 
 # TensorRT-LLM
@@ -339,6 +340,50 @@ def write_gguf_blocks(path):
         tensors[f"{name}.blocks"] = (int(kind), (shape, blocks.tobytes()))
         tensors[f"{name}.values"] = (0, np.ascontiguousarray(values).reshape(shape))
     write_gguf(path, {"general.architecture": (STRING, "llama")}, tensors)
+
+
+def write_gguf_sentencepiece(model, path):
+    """The vocabulary of a SentencePiece model, without weights."""
+    pieces = [dict(fields(piece)) for number, piece in fields(model.read_bytes()) if number == 1]
+    metadata = {
+        "general.architecture": (STRING, "llama"),
+        "tokenizer.ggml.model": (STRING, "llama"),
+        "tokenizer.ggml.tokens": (ARRAY, (STRING, [piece[1].decode() for piece in pieces])),
+        "tokenizer.ggml.scores": (ARRAY, (F32, [piece.get(2, 0.0) for piece in pieces])),
+        "tokenizer.ggml.token_type": (ARRAY, (5, [piece.get(3, 1) for piece in pieces])),
+        "tokenizer.ggml.bos_token_id": (U32, 1),
+        "tokenizer.ggml.eos_token_id": (U32, 2),
+        "tokenizer.ggml.unknown_token_id": (U32, 0),
+    }
+    write_gguf(path, metadata, {})
+
+
+def fields(data):
+    """Numbers and values of the fields of a protobuf message."""
+    at = 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(data):
+        key = varint()
+        if key & 7 == 0:
+            yield key >> 3, varint()
+        elif key & 7 == 2:
+            length = varint()
+            at += length
+            yield key >> 3, data[at - length : at]
+        else:
+            at += 4
+            yield key >> 3, struct.unpack("<f", data[at - 4 : at])[0]
 
 
 if __name__ == "__main__":

@@ -118,6 +118,32 @@ fn a_gguf_file_brings_its_tokenizer() {
 }
 
 #[test]
+fn a_sentencepiece_vocabulary_of_a_gguf_file_gives_the_ids_of_the_model() {
+    let tokenizer = load_tokenizer(&formats("sentencepiece.gguf")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(fixtures().join("tokenizers/sentencepiece/bpe.model"), folder.path().join("tokenizer.model")).unwrap();
+    let config = json!({"tokenizer_class": "LlamaTokenizer", "legacy": true});
+    fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let expected = load_tokenizer(folder.path()).unwrap();
+    for text in ["Once upon a time", " two  blanks", "caf\u{e9} \u{1f600}", "a</s>b", ""] {
+        let ids = tokenizer.encode(text, true).unwrap();
+        assert_eq!(ids, expected.encode(text, true).unwrap(), "{text:?}");
+        assert_eq!(ids[0], 1);
+        assert_eq!(tokenizer.decode(&ids, true), expected.decode(&ids, true));
+    }
+}
+
+#[test]
+fn a_torch_pickle_is_refused_by_name() {
+    let root = copies(&[("model", fixtures().join("models/qwen3"))]);
+    let folder = root.path().join("model");
+    fs::rename(folder.join("model.safetensors"), folder.join("pytorch_model.bin")).unwrap();
+    let error = failure(&folder);
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert_names(&error, &["pytorch_model.bin is a torch pickle", "safetensors"]);
+}
+
+#[test]
 fn a_folder_with_several_gguf_models_asks_for_one() {
     let root = copies(&[("model", formats("gguf").join("llama-gqa"))]);
     let folder = root.path().join("model");

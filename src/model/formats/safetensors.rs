@@ -13,6 +13,8 @@ use std::path::{Component, Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// Older forms of the weights.
+const PICKLES: [&str; 4] = ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.ckpt"];
 /// Names of files in an error message, at most.
 const MAX_SHOWN: usize = 12;
 
@@ -123,6 +125,13 @@ fn checkpoint_files(folder: &Path) -> Result<(BTreeSet<String>, BTreeMap<String,
     if !index_path.exists() {
         if folder.join(SINGLE).exists() {
             return Ok((BTreeSet::from([SINGLE.to_owned()]), BTreeMap::new()));
+        }
+        if let Some(pickle) = PICKLES.iter().map(|name| folder.join(name)).find(|path| path.exists()) {
+            return Err(Error::unsupported(format!(
+                "{} is a torch pickle, which is not read: reading it would run code of the file; convert the model to \
+                 safetensors",
+                pickle.display()
+            )));
         }
         return Err(Error::invalid(format!(
             "{} has no {SINGLE} and no {INDEX}; {}",
