@@ -120,7 +120,7 @@ impl<'a> StoredTensor<'a> {
                 self.shape
             )));
         }
-        let rows_each = if length == 0 { 0 } else { self.rows() / length };
+        let rows_each = self.rows().checked_div(length).unwrap_or(0);
         let (start, end) = (range.start * rows_each, range.end * rows_each);
         let mut bands = Vec::new();
         let mut first = 0;

@@ -92,6 +92,8 @@ struct Reader<'a> {
     at: usize,
 }
 
+/// Shape, type id and offset of a tensor.
+type Place = (Vec<usize>, u32, u64);
 type Contents = (Map<String, Value>, BTreeMap<String, Entry>);
 
 impl<'a> Reader<'a> {
@@ -134,7 +136,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Name, shape, type id and offset of a tensor.
-    fn place(&mut self) -> Result<(String, (Vec<usize>, u32, u64))> {
+    fn place(&mut self) -> Result<(String, Place)> {
         let name = self.name("a tensor name")?;
         let dimensions = self.u32(&name)?;
         if dimensions > MAX_DIMENSIONS {
@@ -164,7 +166,7 @@ impl<'a> Reader<'a> {
         Ok((self.at as u64).next_multiple_of(alignment))
     }
 
-    fn entry(&self, name: &str, (shape, type_id, offset): (Vec<usize>, u32, u64), start: u64) -> Result<Entry> {
+    fn entry(&self, name: &str, (shape, type_id, offset): Place, start: u64) -> Result<Entry> {
         let encoding = match type_id {
             0 => Some(Encoding::Plain(DType::F32)),
             1 => Some(Encoding::Plain(DType::F16)),
