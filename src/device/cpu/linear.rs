@@ -304,7 +304,8 @@ impl<W: Float> Rows<'_, W> {
             lines: at(tile + 1) - at(tile),
             line_stride: self.weight.stride * size_of::<W>(),
             step_stride: 2 * S::LANES * size_of::<W>(),
-            far: true,
+            // With more tiles the weights come back from the first-level cache.
+            far: tiles == 1,
         }
     }
 
