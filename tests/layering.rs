@@ -15,7 +15,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("decode", &["step"]),
     ("step", &["decode"]),
     ("engine", &["decode", "step"]),
-    ("device", &["step"]),
+    ("device", &["decode", "step"]),
     ("ops", &["device", "step"]),
     ("model", &["device", "ops"]),
     ("runner", &["decode", "device", "model", "ops", "step"]),

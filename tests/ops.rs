@@ -12,6 +12,8 @@ mod harness;
 mod invariance;
 #[path = "ops/linear.rs"]
 mod linear;
+#[path = "ops/sampling.rs"]
+mod sampling;
 #[path = "ops/small.rs"]
 mod small;
 

@@ -305,9 +305,9 @@ mod tests {
 
     #[test]
     fn keys_without_effect_are_named_once() {
-        let notes = load(&[("sink_token_length", "4"), ("cuda_graph_mode", "true")]).notes;
+        let notes = load(&[("sink_token_length", "4"), ("cuda_graph_cache_size", "7")]).notes;
         assert_eq!(notes.len(), 1, "{notes:?}");
-        assert!(notes[0].text.contains("sink_token_length, cuda_graph_mode"), "{notes:?}");
+        assert!(notes[0].text.contains("sink_token_length, cuda_graph_cache_size"), "{notes:?}");
     }
 
     #[test]

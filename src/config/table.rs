@@ -189,8 +189,8 @@ parameters! {
         "Decode attention splits long sequences by itself.";
     enable_context_fmha_fp32_acc "enable_context_fmha_fp32_acc": bool = false, "false", ANY, Never,
         "Attention always accumulates in 32 bits.";
-    cuda_graph_mode "cuda_graph_mode": bool = false, "false", ANY, NotYet,
-        "Whether decode steps run as CUDA graphs.";
+    cuda_graph_mode "cuda_graph_mode": bool = true, "true (the C++ backend: false)", ANY, Applied,
+        "Whether decode steps on a GPU run as CUDA graphs. They are recorded as they are needed.";
     cuda_graph_cache_size "cuda_graph_cache_size": i32 = 0, "0", COUNT, NotYet,
         "Number of CUDA graphs that are kept.";
     recv_poll_period_ms "recv_poll_period_ms": i32 = 0, "0", COUNT, Never,

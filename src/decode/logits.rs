@@ -74,12 +74,28 @@ impl SamplingParams {
 
     /// Whether [`apply`] would change logits of a sequence with this many generated tokens.
     pub fn changes_logits(&self, generated: usize) -> bool {
+        self.edits_logits(generated) || self.inverse_temperature() != 1.0
+    }
+
+    /// Whether [`apply`] would do more than to scale. Once false, it stays so for the rest of the sequence.
+    fn edits_logits(&self, generated: usize) -> bool {
         self.has_penalties()
             || !self.bad_words.is_empty()
             || self.no_repeat_ngram_size > 0
             || self.embedding_bias.is_some()
             || (generated < self.min_tokens as usize && !self.end_ids.is_empty())
-            || (self.temperature != 1.0 && self.temperature != 0.0)
+    }
+
+    /// Whether the next token cannot be chosen from scaled logits alone, or only by who knows the tokens before.
+    pub fn needs_host(&self, generated: usize) -> bool {
+        let follows_tokens = self.top_p.is_some() && self.top_p_decay != 1.0 && self.top_p_reset_id.is_some();
+        self.edits_logits(generated) || follows_tokens
+    }
+
+    /// What logits are multiplied by: `1 / (temperature + 1e-6)`; 1 is "not set" and 0 is greedy, so both leave the
+    /// logits alone.
+    pub fn inverse_temperature(&self) -> f32 {
+        if self.temperature == 1.0 || self.temperature == 0.0 { 1.0 } else { 1.0 / (self.temperature + 1e-6) }
     }
 }
 
@@ -88,7 +104,7 @@ pub fn apply(logits: &mut [f32], params: &SamplingParams, history: &History<'_>)
     if let Some(bias) = &params.embedding_bias {
         logits.iter_mut().zip(bias.iter()).for_each(|(logit, bias)| *logit += bias);
     }
-    scale_by_temperature(logits, params.temperature);
+    scale(logits, params.inverse_temperature());
     if params.has_penalties() {
         penalize(logits, params, history.occurrences);
     }
@@ -99,11 +115,10 @@ pub fn apply(logits: &mut [f32], params: &SamplingParams, history: &History<'_>)
     mask_bad_words(logits, &params.bad_words, history.tokens);
 }
 
-/// `logits *= 1 / (temperature + 1e-6)`; 1 is "not set" and 0 is greedy, so both leave the logits alone.
-fn scale_by_temperature(logits: &mut [f32], temperature: f32) {
-    if temperature != 1.0 && temperature != 0.0 {
-        let inverse = 1.0 / (temperature + 1e-6);
-        logits.iter_mut().for_each(|logit| *logit *= inverse);
+/// `logits *= factor`, left alone by 1.
+pub fn scale(logits: &mut [f32], factor: f32) {
+    if factor != 1.0 {
+        logits.iter_mut().for_each(|logit| *logit *= factor);
     }
 }
 

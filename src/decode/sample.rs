@@ -17,6 +17,31 @@ pub struct SampleScratch {
     heap: BinaryHeap<Reverse<Candidate>>,
 }
 
+/// Why nothing can be chosen from a row of logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SampleFault {
+    NotNumbers { count: u32 },
+    Infinite { token: TokenId },
+    NoToken,
+}
+
+impl SampleFault {
+    /// The fault in a sentence, for a vocabulary of `vocab_size`.
+    pub fn into_error(self, vocab_size: usize) -> Error {
+        match self {
+            Self::NotNumbers { count } => {
+                Error::internal(format!("{count} of {vocab_size} logits are NaN: no token can be sampled"))
+            }
+            Self::Infinite { token } => {
+                Error::internal(format!("the logit of token {token} is infinite: no token can be sampled"))
+            }
+            Self::NoToken => Error::invalid(
+                "bad_words, embedding_bias, no_repeat_ngram_size and min_tokens leave no token that could be sampled",
+            ),
+        }
+    }
+}
+
 /// Chooses the token at `position` (tokens before it, prompt included) from processed logits `[V]`.
 ///
 /// # Errors
@@ -27,6 +52,19 @@ pub fn sample(
     position: usize,
     scratch: &mut SampleScratch,
 ) -> Result<SampledToken> {
+    choose(logits, params, position, scratch).map_err(|fault| fault.into_error(logits.len()))
+}
+
+/// [`sample`] with the fault as a value.
+///
+/// # Errors
+/// As [`sample`].
+pub fn choose(
+    logits: &[f32],
+    params: &SamplingParams,
+    position: usize,
+    scratch: &mut SampleScratch,
+) -> std::result::Result<SampledToken, SampleFault> {
     let (best, max) = argmax(logits)?;
     if params.is_greedy() {
         let log_prob = params.log_probs.then(|| {
@@ -55,29 +93,24 @@ pub fn sample(
 }
 
 /// The lowest index of the largest logit, and its value.
-fn argmax(logits: &[f32]) -> Result<(TokenId, f32)> {
+fn argmax(logits: &[f32]) -> std::result::Result<(TokenId, f32), SampleFault> {
     let mut best = 0;
     let mut max = f32::NEG_INFINITY;
-    let mut not_numbers = 0_usize;
+    let mut not_numbers = 0_u32;
     for (index, &logit) in logits.iter().enumerate() {
-        not_numbers += usize::from(logit.is_nan());
+        not_numbers += u32::from(logit.is_nan());
         if logit > max {
             (best, max) = (index, logit);
         }
     }
     if not_numbers > 0 {
-        return Err(Error::internal(format!(
-            "{not_numbers} of {} logits are NaN: no token can be sampled",
-            logits.len()
-        )));
+        return Err(SampleFault::NotNumbers { count: not_numbers });
     }
     if max == f32::INFINITY {
-        return Err(Error::internal(format!("the logit of token {best} is infinite: no token can be sampled")));
+        return Err(SampleFault::Infinite { token: best as TokenId });
     }
     if max == f32::NEG_INFINITY {
-        return Err(Error::invalid(
-            "bad_words, embedding_bias, no_repeat_ngram_size and min_tokens leave no token that could be sampled",
-        ));
+        return Err(SampleFault::NoToken);
     }
     Ok((best as TokenId, max))
 }
@@ -119,7 +152,9 @@ impl Eq for Candidate {}
 fn collect_candidates(logits: &[f32], max: f32, top_k: usize, scratch: &mut SampleScratch) {
     let SampleScratch { candidates, heap } = scratch;
     candidates.clear();
-    let all = logits.iter().enumerate().map(|(id, &logit)| Candidate { logit, weight: 0.0, id: id as u32 });
+    // The sum makes both zeros equal.
+    let candidate = |(id, &logit): (usize, &f32)| Candidate { logit: logit + 0.0, weight: 0.0, id: id as u32 };
+    let all = logits.iter().enumerate().map(candidate);
     if top_k == 0 || top_k >= logits.len() {
         candidates.extend(all);
     } else {

@@ -11,9 +11,13 @@ pub mod cpu;
 pub mod cuda;
 mod memory;
 mod open;
+mod sampling;
+mod work;
 
 pub use memory::{Buffer, DType, RawBuffer, Tensor};
 pub use open::{CudaOptions, DeviceKind, DeviceOptions, open};
+pub use sampling::{RowMode, RowSample, RowSampling, Sample};
+pub use work::{Graph, Transfers};
 
 use crate::error::Result;
 use std::sync::Arc;
@@ -60,6 +64,17 @@ pub trait Device: Send + Sync {
     /// Waits until everything enqueued is done.
     fn synchronize(&self) -> Result<()>;
 
+    /// Whether calls only enqueue, so that the host can prepare a step while another one runs.
+    fn is_asynchronous(&self) -> bool;
+
+    /// Copies for steps that overlap: uploads of up to `upload_bytes`, results of up to `result_bytes`, of up to `depth`
+    /// steps at a time.
+    fn transfers(&self, upload_bytes: usize, result_bytes: usize, depth: usize) -> Result<Box<dyn Transfers>>;
+
+    /// Calls `work` and keeps what it enqueues instead of running it; `work` neither allocates nor waits nor copies to
+    /// or from the host. `None`, and `work` was not called: this device has no graphs.
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>>;
+
     /// `out[t] = table[ids[t]] * scale`. `out [T, C]`, `table [V, C]`, `ids [1, T]` I32.
     fn embed(&self, out: &Tensor, table: &Tensor, ids: &Tensor, scale: f32) -> Result<()>;
 
@@ -85,6 +100,13 @@ pub trait Device: Send + Sync {
 
     /// `out[r] = x[rows[r]]`. `rows [1, R]` I32.
     fn gather_rows(&self, out: &Tensor, x: &Tensor, rows: &Tensor) -> Result<()>;
+
+    /// Replaces each negative id `-1 - slot` of `tokens [1, T]` by `sampled[slot]`: tokens that were sampled on the device
+    /// and that the host does not know yet. Both I32; `sampled [1, N]`.
+    fn resolve_tokens(&self, tokens: &Tensor, sampled: &Tensor) -> Result<()>;
+
+    /// Chooses a token for each row of logits, as [`crate::decode::sample::sample`] does.
+    fn sample(&self, args: &Sample<'_>) -> Result<()>;
 
     /// Copies the first `num_tokens` slots of whole blocks within one layer's cache, in order.
     fn copy_blocks(&self, cache: &KvLayer, copies: &[crate::step::BlockCopy]) -> Result<()>;

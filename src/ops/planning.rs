@@ -1,7 +1,8 @@
 //! A device that computes nothing: a forward pass on it shows how much memory the real one needs.
 
 use crate::device::{
-    Activation, Attention, DType, Device, DeviceInfo, KvLayer, RawBuffer, RopeKvWrite, SharedDevice, Tensor, Weight,
+    Activation, Attention, DType, Device, DeviceInfo, Graph, KvLayer, RawBuffer, RopeKvWrite, Sample, SharedDevice,
+    Tensor, Transfers, Weight,
 };
 use crate::error::Result;
 use std::sync::Arc;
@@ -86,6 +87,26 @@ impl Device for PlanningDevice {
     }
 
     fn gather_rows(&self, _out: &Tensor, _x: &Tensor, _rows: &Tensor) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_asynchronous(&self) -> bool {
+        self.real.is_asynchronous()
+    }
+
+    fn transfers(&self, upload_bytes: usize, result_bytes: usize, depth: usize) -> Result<Box<dyn Transfers>> {
+        self.real.transfers(upload_bytes, result_bytes, depth)
+    }
+
+    fn capture(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {
+        Ok(None)
+    }
+
+    fn resolve_tokens(&self, _tokens: &Tensor, _sampled: &Tensor) -> Result<()> {
+        Ok(())
+    }
+
+    fn sample(&self, _args: &Sample<'_>) -> Result<()> {
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The device tensors of one step: one buffer, one upload.
 
 use super::sequences::RunnerSequence;
-use crate::device::{AttentionBatch, Buffer, DType, SharedDevice, Tensor};
+use crate::device::{AttentionBatch, Buffer, DType, RowSampling, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result};
 use crate::ops::StepTensors;
 use crate::step::Chunk;
@@ -20,16 +20,22 @@ pub struct StepShape {
     pub rows: usize,
     /// Entries of each block table.
     pub blocks: usize,
+    /// Bound of the chunks' lengths.
+    pub query_len: usize,
+    /// Bound of the context lengths.
+    pub context_len: usize,
 }
 
 impl StepShape {
     /// Without padding.
-    fn exact(chunks: &[(&Chunk, &RunnerSequence)]) -> Self {
+    pub(super) fn exact(chunks: &[(&Chunk, &RunnerSequence)]) -> Self {
         Self {
             tokens: chunks.iter().map(|(chunk, _)| chunk.len).sum(),
             sequences: chunks.len(),
             rows: chunks.iter().filter(|(chunk, _)| chunk.sample).count(),
             blocks: chunks.iter().map(|(_, sequence)| sequence.blocks.len()).max().unwrap_or(0).max(1),
+            query_len: chunks.iter().map(|(chunk, _)| chunk.len).max().unwrap_or(0),
+            context_len: chunks.iter().map(|(chunk, _)| chunk.start + chunk.len).max().unwrap_or(0),
         }
     }
 
@@ -47,6 +53,7 @@ impl StepShape {
             cu_seqlens: next(self.sequences + 1),
             context_lens: next(self.sequences),
             sample_rows: next(self.rows),
+            sampling: next(self.rows * RowSampling::WORDS),
             block_tables: next(self.sequences * self.blocks),
             end,
         }
@@ -60,13 +67,20 @@ struct Sections {
     cu_seqlens: Range<usize>,
     context_lens: Range<usize>,
     sample_rows: Range<usize>,
+    sampling: Range<usize>,
     block_tables: Range<usize>,
     end: usize,
 }
 
+/// The inputs of one step on the device.
+pub(super) struct UploadedStep {
+    pub(super) tensors: StepTensors,
+    /// `[R, 8]`: how each row is sampled.
+    pub(super) sampling: Tensor,
+}
+
 /// Fixed memory for the inputs of any step within `limits`.
 pub struct StepInput {
-    device: SharedDevice,
     buffer: Arc<Buffer>,
     staging: Vec<i32>,
     bytes: Vec<u8>,
@@ -76,54 +90,78 @@ pub struct StepInput {
 impl StepInput {
     /// `limits`: the largest step.
     pub fn new(device: &SharedDevice, limits: StepShape, block_size_tokens: usize) -> Result<Self> {
-        let elements = limits.sections().end;
-        let buffer = Buffer::new(device, elements * DType::I32.size(), "the inputs of a step")?;
-        let (staging, bytes) = (Vec::with_capacity(elements), Vec::with_capacity(elements * DType::I32.size()));
-        Ok(Self { device: device.clone(), buffer, staging, bytes, block_size_tokens })
+        let bytes = Self::bytes(limits);
+        let buffer = Buffer::new(device, bytes, "the inputs of a step")?;
+        let staging = Vec::with_capacity(bytes / DType::I32.size());
+        Ok(Self { buffer, staging, bytes: Vec::with_capacity(bytes), block_size_tokens })
+    }
+
+    /// Bytes of a step's inputs.
+    pub(super) fn bytes(shape: StepShape) -> usize {
+        shape.sections().end * DType::I32.size()
     }
 
     /// The tensors of a step of this shape, whatever they hold: to plan memory.
-    pub fn tensors(&self, shape: StepShape, max_query_len: usize, max_context_len: usize) -> Result<StepTensors> {
+    pub fn tensors(&self, shape: StepShape) -> Result<StepTensors> {
         let sections = shape.sections();
-        let view = |section: &Range<usize>, rows: usize| {
-            let cols = section.len() / rows.max(1);
-            Tensor::new(self.buffer.clone(), section.start * DType::I32.size(), rows, cols, DType::I32)
-        };
         Ok(StepTensors {
-            tokens: view(&sections.tokens, 1)?,
-            positions: view(&sections.positions, 1)?,
-            slots: view(&sections.slots, 1)?,
-            sample_rows: view(&sections.sample_rows, 1)?,
+            tokens: self.view(&sections.tokens, 1)?,
+            positions: self.view(&sections.positions, 1)?,
+            slots: self.view(&sections.slots, 1)?,
+            sample_rows: self.view(&sections.sample_rows, 1)?,
             batch: AttentionBatch {
-                cu_seqlens: view(&sections.cu_seqlens, 1)?,
-                context_lens: view(&sections.context_lens, 1)?,
-                block_tables: view(&sections.block_tables, shape.sequences)?,
-                max_query_len,
-                max_context_len,
+                cu_seqlens: self.view(&sections.cu_seqlens, 1)?,
+                context_lens: self.view(&sections.context_lens, 1)?,
+                block_tables: self.view(&sections.block_tables, shape.sequences)?,
+                max_query_len: shape.query_len,
+                max_context_len: shape.context_len,
             },
         })
     }
 
-    /// Uploads the inputs of `chunks`, without padding.
-    pub(super) fn upload(&mut self, chunks: &[(&Chunk, &RunnerSequence)]) -> Result<StepTensors> {
-        self.upload_padded(chunks, StepShape::exact(chunks))
+    fn view(&self, section: &Range<usize>, rows: usize) -> Result<Tensor> {
+        let cols = section.len() / rows.max(1);
+        Tensor::new(self.buffer.clone(), section.start * DType::I32.size(), rows, cols, DType::I32)
     }
 
     /// Uploads the inputs of `chunks` padded to `shape`: further tokens have slot -1, so that nothing is written for
-    /// them; further sequences see one token of block 0, and the first of them takes all further tokens.
-    fn upload_padded(&mut self, chunks: &[(&Chunk, &RunnerSequence)], shape: StepShape) -> Result<StepTensors> {
+    /// them; each further sequence has one of them and sees one token of block 0; further rows are not sampled. Row r's
+    /// token goes to entry `first_slot + r` of the sampled tokens.
+    pub(super) fn upload(
+        &mut self,
+        transfers: &mut dyn Transfers,
+        chunks: &[(&Chunk, &RunnerSequence)],
+        shape: StepShape,
+        first_slot: usize,
+    ) -> Result<UploadedStep> {
         let sections = shape.sections();
+        self.fill(chunks, shape, &sections, first_slot)?;
+        self.bytes.resize(sections.end * DType::I32.size(), 0);
+        for (bytes, word) in self.bytes.chunks_exact_mut(DType::I32.size()).zip(&self.staging) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        let all = Tensor::new(self.buffer.clone(), 0, 1, sections.end, DType::I32)?;
+        transfers.upload(&all, &self.bytes)?;
+        Ok(UploadedStep { tensors: self.tensors(shape)?, sampling: self.view(&sections.sampling, shape.rows)? })
+    }
+
+    fn fill(
+        &mut self,
+        chunks: &[(&Chunk, &RunnerSequence)],
+        shape: StepShape,
+        sections: &Sections,
+        first_slot: usize,
+    ) -> Result<()> {
         self.staging.clear();
         self.staging.resize(sections.end, 0);
         self.staging[sections.slots.clone()].fill(-1);
         self.staging[sections.context_lens.clone()].fill(1);
-        self.staging[sections.cu_seqlens.clone()].fill(shape.tokens as i32);
         let (mut token, mut row) = (0, 0);
         for (index, &(chunk, sequence)) in chunks.iter().enumerate() {
             self.staging[sections.cu_seqlens.start + index] = token as i32;
             self.staging[sections.context_lens.start + index] = (chunk.start + chunk.len) as i32;
             let table = sections.block_tables.start + index * shape.blocks;
-            for (entry, block) in self.staging[table..].iter_mut().zip(&sequence.blocks) {
+            for (entry, block) in self.staging[table..table + shape.blocks].iter_mut().zip(&sequence.blocks) {
                 *entry = block.0 as i32;
             }
             for position in chunk.start..chunk.start + chunk.len {
@@ -134,17 +172,16 @@ impl StepInput {
             }
             if chunk.sample {
                 self.staging[sections.sample_rows.start + row] = token as i32 - 1;
+                let words = sections.sampling.start + row * RowSampling::WORDS;
+                let sampling = sampling_of(sequence, first_slot + row).encode();
+                self.staging[words..words + RowSampling::WORDS].copy_from_slice(&sampling);
                 row += 1;
             }
         }
-        self.staging[sections.cu_seqlens.start + chunks.len()] = token as i32;
-        self.bytes.clear();
-        self.bytes.extend(self.staging.iter().flat_map(|value| value.to_ne_bytes()));
-        let all = Tensor::new(self.buffer.clone(), 0, 1, sections.end, DType::I32)?;
-        self.device.upload(&all, &self.bytes)?;
-        let max_query_len = chunks.iter().map(|(chunk, _)| chunk.len).max().unwrap_or(0);
-        let max_context_len = chunks.iter().map(|(chunk, _)| chunk.start + chunk.len).max().unwrap_or(0);
-        self.tensors(shape, max_query_len, max_context_len)
+        for (further, entry) in self.staging[sections.cu_seqlens.clone()][chunks.len()..].iter_mut().enumerate() {
+            *entry = (token + further).min(shape.tokens) as i32;
+        }
+        Ok(())
     }
 
     fn slot(&self, sequence: &RunnerSequence, position: usize) -> Result<i32> {
@@ -155,6 +192,16 @@ impl StepInput {
             ))
         })?;
         Ok((block.0 as usize * self.block_size_tokens + position % self.block_size_tokens) as i32)
+    }
+}
+
+fn sampling_of(sequence: &RunnerSequence, slot: usize) -> RowSampling {
+    match sequence.is_sampled_by_host() {
+        true => RowSampling { slot: slot as u32, ..RowSampling::SKIP },
+        false => {
+            let sampling = sequence.sampling.for_next(&sequence.history());
+            RowSampling::new(&sampling, sequence.tokens.len(), slot)
+        }
     }
 }
 
@@ -183,33 +230,62 @@ mod tests {
         Chunk { seq: SeqId(1), start, len, keep_blocks: 0, append_blocks: Vec::new(), sample }
     }
 
+    fn device() -> SharedDevice {
+        CpuDevice::new(CpuOptions { threads: Some(1), ..Default::default() }).unwrap()
+    }
+
     #[test]
-    fn a_decode_and_a_prefill_chunk_are_packed_and_padded() {
-        let device: SharedDevice = CpuDevice::new(CpuOptions { threads: Some(1), ..Default::default() }).unwrap();
-        let limits = StepShape { tokens: 16, sequences: 4, rows: 4, blocks: 8 };
+    fn a_decode_and_a_prefill_chunk_are_packed() {
+        let device = device();
+        let limits = StepShape { tokens: 16, sequences: 4, rows: 4, blocks: 8, query_len: 16, context_len: 32 };
         let mut input = StepInput::new(&device, limits, 4).unwrap();
-        let (a, b) = (sequence(&[10, 11, 12, 13, 14, 15], &[5, 2]), sequence(&[20, 21, 22], &[7]));
+        let mut transfers = device.transfers(0, 0, 1).unwrap();
+        let (mut a, b) = (sequence(&[10, 11, 12, 13, 14], &[5, 2]), sequence(&[20, 21, 22], &[7]));
+        a.push_in_flight(6);
         let (chunk_a, chunk_b) = (chunk(5, 1, true), chunk(1, 2, false));
         let chunks = [(&chunk_a, &a), (&chunk_b, &b)];
-        let shape = StepShape { tokens: 5, sequences: 3, rows: 2, blocks: 3 };
-        let step = input.upload_padded(&chunks, shape).unwrap();
-        assert_eq!(values(&device, &step.tokens), [15, 21, 22, 0, 0]);
-        assert_eq!(values(&device, &step.positions), [5, 1, 2, 0, 0]);
-        assert_eq!(values(&device, &step.slots), [9, 29, 30, -1, -1]);
-        assert_eq!(values(&device, &step.batch.cu_seqlens), [0, 1, 3, 5]);
-        assert_eq!(values(&device, &step.batch.context_lens), [6, 3, 1]);
-        assert_eq!(values(&device, &step.batch.block_tables), [5, 2, 0, 7, 0, 0, 0, 0, 0]);
-        assert_eq!(values(&device, &step.sample_rows), [0, 0]);
-        assert_eq!((step.batch.max_query_len, step.batch.max_context_len), (2, 6));
-        assert_eq!(input.upload(&chunks).unwrap().tokens.addr(), step.tokens.addr());
+        let shape = StepShape::exact(&chunks);
+        assert_eq!((shape.query_len, shape.context_len, shape.blocks), (2, 6, 2));
+        let UploadedStep { tensors: step, sampling } = input.upload(&mut *transfers, &chunks, shape, 3).unwrap();
+        assert_eq!(values(&device, &step.tokens), [-7, 21, 22]);
+        assert_eq!(values(&device, &step.positions), [5, 1, 2]);
+        assert_eq!(values(&device, &step.slots), [9, 29, 30]);
+        assert_eq!(values(&device, &step.batch.cu_seqlens), [0, 1, 3]);
+        assert_eq!(values(&device, &step.batch.context_lens), [6, 3]);
+        assert_eq!(values(&device, &step.batch.block_tables), [5, 2, 7, 0]);
+        assert_eq!(values(&device, &step.sample_rows), [0]);
+        let row = RowSampling::decode(&values(&device, &sampling)).unwrap();
+        assert_eq!((row.position, row.slot), (6, 3));
+    }
+
+    #[test]
+    fn decodes_are_padded_with_sequences_of_one_token() {
+        let device = device();
+        let shape = StepShape { tokens: 4, sequences: 4, rows: 4, blocks: 3, query_len: 1, context_len: 12 };
+        let mut input = StepInput::new(&device, shape, 4).unwrap();
+        let mut transfers = device.transfers(0, 0, 1).unwrap();
+        let a = sequence(&[10, 11, 12, 13, 14, 15], &[5, 2]);
+        let decode = chunk(5, 1, true);
+        let UploadedStep { tensors: step, sampling } =
+            input.upload(&mut *transfers, &[(&decode, &a)], shape, 0).unwrap();
+        assert_eq!(values(&device, &step.tokens), [15, 0, 0, 0]);
+        assert_eq!(values(&device, &step.slots), [9, -1, -1, -1]);
+        assert_eq!(values(&device, &step.batch.cu_seqlens), [0, 1, 2, 3, 4]);
+        assert_eq!(values(&device, &step.batch.context_lens), [6, 1, 1, 1]);
+        assert_eq!(values(&device, &step.batch.block_tables), [5, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let modes: Vec<_> = values(&device, &sampling).chunks_exact(RowSampling::WORDS).map(|row| row[0]).collect();
+        assert_eq!(modes, [1, 0, 0, 0]);
     }
 
     #[test]
     fn a_position_without_a_block_is_an_error() {
-        let device: SharedDevice = CpuDevice::new(CpuOptions { threads: Some(1), ..Default::default() }).unwrap();
-        let mut input = StepInput::new(&device, StepShape { tokens: 8, sequences: 1, rows: 1, blocks: 2 }, 4).unwrap();
-        let (sequence, chunk) = (sequence(&[1; 6], &[0]), chunk(0, 6, true));
-        let error = input.upload(&[(&chunk, &sequence)]).unwrap_err();
-        assert!(error.message().contains("position 4 lies behind a block table of 1 blocks"));
+        let device = device();
+        let limits = StepShape { tokens: 4, sequences: 1, rows: 1, blocks: 2, query_len: 4, context_len: 8 };
+        let mut input = StepInput::new(&device, limits, 4).unwrap();
+        let mut transfers = device.transfers(0, 0, 1).unwrap();
+        let (sequence, chunk) = (sequence(&[1, 2, 3, 4, 5], &[0]), chunk(4, 1, true));
+        let chunks = [(&chunk, &sequence)];
+        let error = input.upload(&mut *transfers, &chunks, StepShape::exact(&chunks), 0).err().unwrap();
+        assert!(error.message().contains("position 4"), "{error}");
     }
 }

@@ -56,6 +56,11 @@ pub struct ModelOptions {
     pub kv_max_tokens: Option<usize>,
     /// `kv_cache_free_gpu_mem_fraction`.
     pub kv_free_fraction: Option<f64>,
+    /// `cuda_graph_mode`: whether decode steps are padded to few shapes and repeated from a recording; `None`: where the
+    /// device works on its own.
+    pub graphs: Option<bool>,
+    /// Steps that may be launched before the oldest is read; `None`: 2 where the device works on its own, else 1.
+    pub pipeline_depth: Option<usize>,
 }
 
 impl ModelOptions {
@@ -74,6 +79,8 @@ impl ModelOptions {
             block_size_tokens: 64,
             kv_max_tokens: None,
             kv_free_fraction: None,
+            graphs: None,
+            pipeline_depth: None,
         }
     }
 
@@ -86,6 +93,7 @@ impl ModelOptions {
         at_least_one("max_seq_len", self.max_seq_len)?;
         at_least_one("max_num_tokens", self.max_step_tokens)?;
         at_least_one("max_tokens_in_paged_kv_cache", self.kv_max_tokens)?;
+        at_least_one("pipeline_depth", self.pipeline_depth)?;
         let size = self.block_size_tokens;
         if !size.is_power_of_two() || size > 1024 {
             return Err(Error::invalid(format!(
@@ -208,6 +216,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
         activation: device.activation_dtype(plan.dtype),
         memory: memory_in_use(&report),
         model: Box::new(model),
+        graphs: options.graphs.unwrap_or(device.is_asynchronous()),
         limits,
     })?;
     tracing::info!("loaded\n{report}");
@@ -361,7 +370,7 @@ fn step_limits(
         max_step_sequences: max_batch_size.min(max_step_tokens),
         max_seq_len_tokens: max_seq_len,
         vocab_size: config.vocab_size,
-        pipeline_depth: 1,
+        pipeline_depth: options.pipeline_depth.unwrap_or(if device.is_asynchronous() { 2 } else { 1 }),
     }
 }
 
@@ -370,7 +379,7 @@ fn workspace_bytes(planning: &SharedDevice, model: &Decoder, limits: &ExecutorLi
     let arena = Arena::new(planning, 1 << 50)?;
     let shape = largest_step(limits);
     let input = StepInput::new(planning, shape, limits.block_size_tokens)?;
-    let step = input.tensors(shape, limits.max_step_tokens, limits.max_seq_len_tokens)?;
+    let step = input.tensors(shape)?;
     let one_block = ExecutorLimits { num_blocks: 1, ..limits.clone() };
     let kv = allocate_kv(planning, model.config(), &one_block, planning.kv_dtype(dtype))?;
     model.forward(&Forward::new(planning, &arena, &step, &kv, planning.activation_dtype(dtype)))?;

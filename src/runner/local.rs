@@ -1,30 +1,45 @@
 //! A model on a device of this process.
 
+use super::graphs::Graphs;
+use super::host_rows::{HostSampler, download_rows};
 use super::input::{StepInput, StepShape};
 use super::sequences::Sequences;
-use crate::decode::logits;
-use crate::decode::sample::{SampleScratch, sample};
-use crate::device::{DType, KvLayer, SharedDevice, Tensor};
+use crate::device::{DType, KvLayer, RowSample, Sample, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::SeqId;
 use crate::model::Model;
 use crate::ops::{Arena, Forward};
-use crate::step::{Executor, ExecutorLimits, ExecutorMemory, SampledRow, SampledToken, StepOutput, StepPlan};
+use crate::step::{Executor, ExecutorLimits, ExecutorMemory, SampledRow, StepOutput, StepPlan};
 use std::collections::VecDeque;
 
-/// Runs each step when it is launched; `collect` hands out the finished ones.
+/// Enqueues each step when it is launched; `collect` waits for its tokens.
+///
+/// Sampled tokens stay on the device until they are collected: entry `s * R + r` of `sampled` holds the token of row r of
+/// the last step whose number is s modulo the pipeline's depth, and a later step takes it from there.
 pub struct LocalExecutor {
+    // Before the memory that it works on.
+    graphs: Option<Graphs>,
     device: SharedDevice,
     model: Box<dyn Model>,
     kv: Vec<KvLayer>,
     arena: Arena,
     input: StepInput,
+    transfers: Box<dyn Transfers>,
+    /// `[1, depth * max_step_sequences]`.
+    sampled: Tensor,
+    /// `[max_step_sequences, 4]`.
+    results: Tensor,
     activation: DType,
     limits: ExecutorLimits,
     memory: ExecutorMemory,
     sequences: Sequences,
-    sampler: RowSampler,
+    host_sampler: HostSampler,
+    in_flight: VecDeque<Flight>,
     finished: VecDeque<StepOutput>,
+    launched: usize,
+    fetched: Vec<u8>,
+    /// Rows of the last step and its logits.
+    last_logits: Option<(usize, Tensor)>,
 }
 
 /// What a [`LocalExecutor`] is made of.
@@ -36,25 +51,54 @@ pub(super) struct Parts {
     pub(super) activation: DType,
     pub(super) limits: ExecutorLimits,
     pub(super) memory: ExecutorMemory,
+    /// Whether decode steps are padded and recorded.
+    pub(super) graphs: bool,
+}
+
+/// A step whose tokens were not collected.
+struct Flight {
+    step: u64,
+    rows: Vec<FlightRow>,
+    /// Whether the device samples some of its rows.
+    fetches: bool,
+}
+
+struct FlightRow {
+    seq: SeqId,
+    /// Of the sampled token.
+    position: usize,
+    log_probs: bool,
+    /// Known at once, when the host has sampled it.
+    sampled: Option<RowSample>,
 }
 
 impl LocalExecutor {
     pub(super) fn new(parts: Parts) -> Result<Self> {
-        let limits = parts.limits;
-        let arena = Arena::new(&parts.device, parts.workspace_bytes)?;
-        let input = StepInput::new(&parts.device, largest_step(&limits), limits.block_size_tokens)?;
+        let (device, limits) = (parts.device, parts.limits);
+        let (largest, depth) = (largest_step(&limits), limits.pipeline_depth);
+        let result_bytes = largest.rows * RowSample::WORDS * DType::I32.size();
+        let transfers = device.transfers(StepInput::bytes(largest), result_bytes, depth)?;
+        let memory = ExecutorMemory { pinned_bytes: transfers.pinned_bytes() as u64, ..parts.memory };
         Ok(Self {
-            device: parts.device,
+            graphs: parts.graphs.then(|| Graphs::new(&limits)),
+            arena: Arena::new(&device, parts.workspace_bytes)?,
+            input: StepInput::new(&device, largest, limits.block_size_tokens)?,
+            transfers,
+            sampled: Tensor::zeros(&device, 1, depth * largest.rows, DType::I32, "sampled tokens")?,
+            results: Tensor::zeros(&device, largest.rows, RowSample::WORDS, DType::I32, "sampled tokens")?,
             model: parts.model,
             kv: parts.kv,
-            arena,
-            input,
             activation: parts.activation,
+            device,
             limits,
-            memory: parts.memory,
+            memory,
             sequences: Sequences::default(),
-            sampler: RowSampler::default(),
+            host_sampler: HostSampler::default(),
+            in_flight: VecDeque::new(),
             finished: VecDeque::new(),
+            launched: 0,
+            fetched: Vec::new(),
+            last_logits: None,
         })
     }
 
@@ -64,32 +108,121 @@ impl LocalExecutor {
     }
 
     /// The logits `[R, V]` of the last step, before any pass.
-    pub fn last_logits(&self) -> impl Iterator<Item = Vec<f32>> {
-        let row_bytes = (self.sampler.vocab_size * DType::F32.size()).max(1);
-        self.sampler.bytes.chunks_exact(row_bytes).map(|row| floats(row).collect())
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn last_logits(&self) -> Result<Vec<Vec<f32>>> {
+        match &self.last_logits {
+            Some((rows, logits)) => download_rows(&self.device, &logits.row_range(0, *rows)),
+            None => Ok(Vec::new()),
+        }
     }
 
-    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput> {
+    fn start(&mut self, plan: &StepPlan) -> Result<()> {
         self.check(plan)?;
         self.sequences.apply(plan)?;
-        if !plan.block_copies.is_empty() {
-            for layer in &self.kv {
-                self.device.copy_blocks(layer, &plan.block_copies)?;
+        for layer in self.kv.iter().filter(|_| !plan.block_copies.is_empty()) {
+            self.device.copy_blocks(layer, &plan.block_copies)?;
+        }
+        let mut flight = Flight { step: plan.step, rows: Vec::new(), fetches: false };
+        if !plan.chunks.is_empty() {
+            let first_slot = self.launched % self.limits.pipeline_depth * self.limits.max_step_sequences;
+            self.launched += 1;
+            let logits = self.forward(plan, first_slot)?;
+            self.sample(plan, &logits, first_slot, &mut flight)?;
+            self.last_logits = Some((flight.rows.len(), logits));
+        }
+        self.in_flight.push_back(flight);
+        Ok(())
+    }
+
+    /// Enqueues uploads, forward pass and the sampling of rows that the device samples. Returns the logits.
+    fn forward(&mut self, plan: &StepPlan, first_slot: usize) -> Result<Tensor> {
+        let Self { graphs, device, model, kv, arena, input, transfers, sampled, results, sequences, .. } = self;
+        let activation = self.activation;
+        let chunks = plan.chunks.iter().map(|chunk| Ok((chunk, sequences.find(chunk.seq)?)));
+        let chunks = chunks.collect::<Result<Vec<_>>>()?;
+        let exact = StepShape::exact(&chunks);
+        let bucket = graphs.as_ref().and_then(|graphs| graphs.bucket(exact));
+        let shape = bucket.unwrap_or(exact);
+        let step = input.upload(&mut **transfers, &chunks, shape, first_slot)?;
+        let out = results.row_range(0, shape.rows);
+        let mut run = || {
+            device.resolve_tokens(&step.tensors.tokens, sampled)?;
+            let _scope = arena.scope();
+            let logits = model.forward(&Forward::new(device, arena, &step.tensors, kv, activation))?;
+            if shape.rows > 0 {
+                device.sample(&Sample { logits: &logits, params: &step.sampling, out: &out, sampled })?;
+            }
+            Ok(logits)
+        };
+        match (graphs, bucket) {
+            (Some(graphs), Some(bucket)) => graphs.run(device, bucket, &mut run),
+            _ => run(),
+        }
+    }
+
+    /// Appends a token to each sampled sequence: at once where the host samples it, else one in flight.
+    fn sample(&mut self, plan: &StepPlan, logits: &Tensor, first_slot: usize, flight: &mut Flight) -> Result<()> {
+        let mut by_host = Vec::new();
+        for (row, chunk) in plan.chunks.iter().filter(|chunk| chunk.sample).enumerate() {
+            let sequence = self.sequences.find_mut(chunk.seq)?;
+            let (position, log_probs) = (sequence.tokens.len(), sequence.sampling.log_probs);
+            flight.rows.push(FlightRow { seq: chunk.seq, position, log_probs, sampled: None });
+            if sequence.is_sampled_by_host() {
+                by_host.push(row);
+            } else {
+                sequence.push_in_flight(first_slot + row);
             }
         }
-        let mut output = StepOutput { step: plan.step, rows: Vec::new() };
-        if plan.chunks.is_empty() {
-            return Ok(output);
+        if by_host.len() < flight.rows.len() {
+            flight.fetches = true;
+            self.transfers.fetch(&self.results.row_range(0, flight.rows.len()))?;
         }
-        let chunks = plan.chunks.iter().map(|chunk| Ok((chunk, self.sequences.find(chunk.seq)?)));
-        let step = self.input.upload(&chunks.collect::<Result<Vec<_>>>()?)?;
-        let _scope = self.arena.scope();
-        let logits = self.model.forward(&Forward::new(&self.device, &self.arena, &step, &self.kv, self.activation))?;
-        self.sampler.read(&self.device, &logits)?;
-        for (row, chunk) in plan.chunks.iter().filter(|chunk| chunk.sample).enumerate() {
-            output.rows.push(self.sampler.sample(row, chunk.seq, &mut self.sequences)?);
+        if !by_host.is_empty() {
+            // Reading the logits waits for the steps before anyhow, and their tokens belong to the history.
+            while !self.in_flight.is_empty() {
+                self.land_oldest()?;
+            }
         }
-        Ok(output)
+        for row in by_host {
+            let sequence = self.sequences.find_mut(flight.rows[row].seq)?;
+            flight.rows[row].sampled = Some(self.host_sampler.sample(&self.device, logits, row, sequence)?);
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest step in flight.
+    fn land_oldest(&mut self) -> Result<()> {
+        let Some(flight) = self.in_flight.pop_front() else {
+            return Err(Error::internal("no step was launched that could be collected"));
+        };
+        if flight.fetches {
+            self.transfers.collect(&mut self.fetched).context(format!("step {}", flight.step))?;
+        }
+        let mut output = StepOutput { step: flight.step, rows: Vec::with_capacity(flight.rows.len()) };
+        let mut words = self.fetched.chunks_exact(RowSample::WORDS * DType::I32.size());
+        for row in flight.rows {
+            let fetched = words.next();
+            let sample = match (row.sampled, fetched) {
+                (Some(sample), _) => sample,
+                (None, Some(fetched)) => {
+                    let sample = RowSample::decode(&integers(fetched), row.log_probs)?;
+                    self.sequences.land(row.seq, row.position, sample.token());
+                    sample
+                }
+                (None, None) => return Err(Error::internal("a step has fewer results than rows")),
+            };
+            output.rows.push(match sample.0 {
+                Ok(token) => SampledRow { seq: row.seq, tokens: vec![token], error: None },
+                Err(fault) => {
+                    let error = fault.into_error(self.limits.vocab_size);
+                    SampledRow { seq: row.seq, tokens: Vec::new(), error: Some(error) }
+                }
+            });
+        }
+        self.finished.push_back(output);
+        Ok(())
     }
 
     /// Holds a plan against the limits that the memory was planned for.
@@ -128,6 +261,8 @@ pub(super) fn largest_step(limits: &ExecutorLimits) -> StepShape {
         sequences: limits.max_step_sequences,
         rows: limits.max_step_sequences,
         blocks: limits.max_seq_len_tokens.div_ceil(limits.block_size_tokens),
+        query_len: limits.max_step_tokens,
+        context_len: limits.max_seq_len_tokens,
     }
 }
 
@@ -137,13 +272,18 @@ impl Executor for LocalExecutor {
     }
 
     fn launch(&mut self, plan: &StepPlan) -> Result<()> {
-        let output = self.run(plan).context(format!("step {}", plan.step))?;
-        self.finished.push_back(output);
-        Ok(())
+        let (open, depth) = (self.in_flight.len() + self.finished.len(), self.limits.pipeline_depth);
+        if open >= depth {
+            return Err(Error::internal(format!("step {} is launched while {open} of {depth} are open", plan.step)));
+        }
+        self.start(plan).context(format!("step {}", plan.step))
     }
 
     fn collect(&mut self) -> Result<StepOutput> {
-        self.finished.pop_front().ok_or_else(|| Error::internal("no step was launched that could be collected"))
+        if self.finished.is_empty() {
+            self.land_oldest()?;
+        }
+        self.finished.pop_front().ok_or_else(|| Error::internal("a step has landed without an output"))
     }
 
     fn memory(&self) -> ExecutorMemory {
@@ -151,48 +291,15 @@ impl Executor for LocalExecutor {
     }
 }
 
-/// Samples on the host.
-#[derive(Default)]
-struct RowSampler {
-    bytes: Vec<u8>,
-    vocab_size: usize,
-    row: Vec<f32>,
-    scratch: SampleScratch,
-}
-
-impl RowSampler {
-    /// Takes the logits `[R, V]` of a step.
-    fn read(&mut self, device: &SharedDevice, logits: &Tensor) -> Result<()> {
-        self.vocab_size = logits.cols();
-        self.bytes.resize(logits.bytes(), 0);
-        if logits.rows() == 0 {
-            return device.synchronize();
+impl Drop for LocalExecutor {
+    /// Waits for what is in flight: graphs go first, and may be running.
+    fn drop(&mut self) {
+        if let Err(error) = self.device.synchronize() {
+            tracing::error!("{error}");
         }
-        device.download(logits, &mut self.bytes)
-    }
-
-    /// Samples one row and appends the token to its sequence. A row that cannot be sampled is an error of its own.
-    fn sample(&mut self, row: usize, seq: SeqId, sequences: &mut Sequences) -> Result<SampledRow> {
-        let sequence = sequences.find_mut(seq)?;
-        let row_bytes = self.vocab_size * DType::F32.size();
-        let bytes = &self.bytes[row * row_bytes..(row + 1) * row_bytes];
-        self.row.clear();
-        self.row.extend(floats(bytes));
-        if sequence.sampling.changes_logits(sequence.generated()) {
-            logits::apply(&mut self.row, &sequence.sampling, &sequence.history());
-        }
-        let sampling = sequence.sampling.for_next(&sequence.history());
-        let token = sample(&self.row, &sampling, sequence.tokens.len(), &mut self.scratch);
-        Ok(match token {
-            Ok(token) => {
-                sequence.push(token.id);
-                SampledRow { seq, tokens: vec![token], error: None }
-            }
-            Err(error) => SampledRow { seq, tokens: Vec::<SampledToken>::new(), error: Some(error) },
-        })
     }
 }
 
-fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
+fn integers(bytes: &[u8]) -> Vec<i32> {
+    bytes.chunks_exact(4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
 }

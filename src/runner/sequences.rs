@@ -10,6 +10,7 @@ use std::collections::HashMap;
 /// Tokens, memory and sampling state of one sequence.
 #[derive(Debug)]
 pub(super) struct RunnerSequence {
+    /// A negative one is in flight: `-1 - slot` stands for the token in that entry of the device's sampled tokens.
     pub(super) tokens: Vec<TokenId>,
     pub(super) blocks: Vec<BlockId>,
     pub(super) sampling: SamplingParams,
@@ -30,6 +31,16 @@ impl RunnerSequence {
             sampling: new.sampling,
             occurrences,
         }
+    }
+
+    /// Appends a token that the device samples into entry `slot`.
+    pub(super) fn push_in_flight(&mut self, slot: usize) {
+        self.tokens.push(-1 - slot as TokenId);
+    }
+
+    /// Whether the next token is sampled by the host, which must know all tokens before.
+    pub(super) fn is_sampled_by_host(&self) -> bool {
+        self.sampling.needs_host(self.generated())
     }
 
     /// Appends a sampled token.
@@ -65,6 +76,9 @@ impl Sequences {
             self.by_id.remove(seq);
         }
         for new in &plan.new_sequences {
+            if let Some(token) = new.prompt.iter().find(|&&token| token < 0) {
+                return Err(Error::internal(format!("the prompt of sequence {} has a token {token}", new.seq)));
+            }
             self.by_id.insert(new.seq, RunnerSequence::new(new.clone()));
         }
         for chunk in &plan.chunks {
@@ -103,6 +117,13 @@ impl Sequences {
 
     pub(super) fn find_mut(&mut self, seq: SeqId) -> Result<&mut RunnerSequence> {
         self.by_id.get_mut(&seq).ok_or_else(|| unknown(seq))
+    }
+
+    /// Replaces the token in flight at `position`, unless the sequence is gone.
+    pub(super) fn land(&mut self, seq: SeqId, position: usize, token: TokenId) {
+        if let Some(sequence) = self.by_id.get_mut(&seq) {
+            sequence.tokens[position] = token;
+        }
     }
 
     pub(super) fn len(&self) -> usize {

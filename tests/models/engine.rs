@@ -16,14 +16,29 @@ impl RequestSink for Channel {
     }
 }
 
-fn engine(policy: SchedulerPolicy, kv_blocks: usize) -> Engine {
+/// How steps follow each other.
+#[derive(Clone, Copy, Debug)]
+struct Steps {
+    pipeline_depth: usize,
+    graphs: bool,
+}
+
+const ONE_BY_ONE: Steps = Steps { pipeline_depth: 1, graphs: false };
+const OVERLAPPING: Steps = Steps { pipeline_depth: 2, graphs: false };
+const PADDED: Steps = Steps { pipeline_depth: 1, graphs: true };
+const PADDED_AND_OVERLAPPING: Steps = Steps { pipeline_depth: 2, graphs: true };
+
+fn engine(policy: SchedulerPolicy, kv_blocks: usize, steps: Steps) -> Engine {
     let folder = fixtures().join("models/llama-gqa");
     let model = load(&ModelOptions {
         max_batch_size: Some(12),
         max_step_tokens: Some(32),
         kv_max_tokens: Some(kv_blocks * BLOCK_SIZE),
+        pipeline_depth: Some(steps.pipeline_depth),
+        graphs: Some(steps.graphs),
         ..options(&folder, 96)
     });
+    assert_eq!(model.executor.limits().pipeline_depth, steps.pipeline_depth);
     let config = EngineConfig { policy, ..EngineConfig::for_limits(&model.executor.limits()) };
     Engine::start(config, Box::new(model.executor)).unwrap()
 }
@@ -64,16 +79,18 @@ fn submit(engine: &Engine, request: Request) -> Receiver<Delta> {
 }
 
 fn each_gets_what_it_gets_alone(policy: SchedulerPolicy, kv_blocks: usize, expect_preemptions: bool) {
-    let engine_alone = engine(SchedulerPolicy::GuaranteedNoEvict, 400);
+    let engine_alone = engine(SchedulerPolicy::GuaranteedNoEvict, 400, ONE_BY_ONE);
     let alone: Vec<_> = requests().into_iter().map(|request| tokens(&submit(&engine_alone, request))).collect();
-    let together = engine(policy, kv_blocks);
-    let running: Vec<_> = requests().into_iter().map(|request| submit(&together, request)).collect();
-    for (index, (deltas, expected)) in running.iter().zip(&alone).enumerate() {
-        assert_eq!(&tokens(deltas), expected, "request {index}");
+    for steps in [ONE_BY_ONE, OVERLAPPING, PADDED, PADDED_AND_OVERLAPPING] {
+        let together = engine(policy, kv_blocks, steps);
+        let running: Vec<_> = requests().into_iter().map(|request| submit(&together, request)).collect();
+        for (index, (deltas, expected)) in running.iter().zip(&alone).enumerate() {
+            assert_eq!(&tokens(deltas), expected, "{steps:?}: request {index}");
+        }
+        let totals = together.stats().totals;
+        assert_eq!(totals.preemptions > 0, expect_preemptions, "{steps:?}: {totals:?}");
+        assert!(totals.cached_tokens > 0, "{steps:?}: {totals:?}");
     }
-    let totals = together.stats().totals;
-    assert_eq!(totals.preemptions > 0, expect_preemptions, "{totals:?}");
-    assert!(totals.cached_tokens > 0, "{totals:?}");
 }
 
 #[test]
@@ -84,4 +101,122 @@ fn concurrent_requests_get_what_they_get_alone() {
 #[test]
 fn concurrent_requests_get_what_they_get_alone_when_preempted() {
     each_gets_what_it_gets_alone(SchedulerPolicy::MaxUtilization, 24, true);
+}
+
+/// Everything of a request that a client sees.
+#[derive(Debug, Default)]
+struct Answer {
+    tokens: Vec<TokenId>,
+    log_probs: Vec<f32>,
+    reason: Option<FinishReason>,
+    error: bool,
+}
+
+impl Answer {
+    /// Up to the last bits of log-probabilities, which depend on the batch on some devices.
+    fn equals(&self, other: &Self) -> bool {
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
+        (&self.tokens, self.reason, self.error) == (&other.tokens, other.reason, other.error)
+            && self.log_probs.len() == other.log_probs.len()
+            && self.log_probs.iter().zip(&other.log_probs).all(close)
+    }
+}
+
+fn answer(deltas: &Receiver<Delta>) -> Answer {
+    let mut answer = Answer::default();
+    for delta in deltas {
+        answer.tokens.extend(delta.tokens);
+        answer.log_probs.extend(delta.log_probs.iter().map(|log_prob| log_prob.full));
+        if let Some(finish) = delta.finish {
+            answer.reason = Some(finish.reason);
+            answer.error = finish.error.is_some();
+        }
+    }
+    answer
+}
+
+/// Ends of every kind, at steps that are not foreseen: end ids, stop words, rows that fail; and rows that only the host
+/// can sample beside rows of the device.
+fn eventful_requests() -> Vec<Request> {
+    let mut requests = requests();
+    for (index, request) in requests.iter_mut().enumerate() {
+        request.stop.end_ids = (0..24).map(|id| id * 5 + index as TokenId % 5).collect();
+        request.sampling.end_ids = request.stop.end_ids.clone();
+        request.sampling.log_probs = index % 2 == 0;
+        match index % 8 {
+            1 => request.sampling.min_tokens = 6,
+            3 => request.sampling.bad_words = vec![vec![7], vec![1, 2]],
+            5 => {
+                request.stop.end_ids.clear();
+                request.stop.stop_words = (0..64).map(|id| vec![id * 2]).collect();
+            }
+            6 => request.stop.end_ids.clear(),
+            _ => {}
+        }
+        if index % 16 == 10 {
+            request.sampling.bad_words = (0..128).map(|id| vec![id]).collect();
+        }
+    }
+    requests
+}
+
+#[test]
+fn overlapping_steps_end_requests_where_single_steps_end_them() {
+    let run = |steps| {
+        let engine = engine(SchedulerPolicy::MaxUtilization, 40, steps);
+        let running: Vec<_> = eventful_requests().into_iter().map(|request| submit(&engine, request)).collect();
+        running.iter().map(answer).collect::<Vec<_>>()
+    };
+    let expected = run(ONE_BY_ONE);
+    for reason in [FinishReason::EndId, FinishReason::StopWords, FinishReason::Length, FinishReason::Error] {
+        let found = expected.iter().filter(|answer| answer.reason == Some(reason)).count();
+        assert!(found >= 2, "{found} requests end with {reason:?}");
+    }
+    for steps in [OVERLAPPING, PADDED_AND_OVERLAPPING] {
+        for (index, (got, expected)) in run(steps).iter().zip(&expected).enumerate() {
+            assert!(got.equals(expected), "{steps:?}: request {index}: {got:?}, not {expected:?}");
+        }
+    }
+}
+
+/// Goes away after some tokens.
+struct Leaving {
+    sender: Sender<Delta>,
+    left: usize,
+}
+
+impl RequestSink for Leaving {
+    fn delta(&mut self, delta: Delta) {
+        self.left = self.left.saturating_sub(delta.tokens.len());
+        self.sender.send(delta).unwrap();
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.left == 0
+    }
+}
+
+#[test]
+fn clients_that_leave_between_overlapping_steps_disturb_nobody() {
+    let alone = engine(SchedulerPolicy::GuaranteedNoEvict, 400, ONE_BY_ONE);
+    let expected: Vec<_> = requests().into_iter().map(|request| tokens(&submit(&alone, request))).collect();
+    let engine = engine(SchedulerPolicy::MaxUtilization, 40, PADDED_AND_OVERLAPPING);
+    let mut running = Vec::new();
+    for (index, request) in requests().into_iter().enumerate() {
+        let (sender, receiver) = channel();
+        let left = if index % 3 == 0 { 1 + index % 5 } else { usize::MAX };
+        engine.submit(request, Box::new(Leaving { sender, left })).unwrap();
+        running.push(receiver);
+    }
+    for (index, (deltas, expected)) in running.iter().zip(&expected).enumerate() {
+        let answer = answer(deltas);
+        match answer.reason {
+            Some(FinishReason::Cancelled) => {
+                assert!(index % 3 == 0 && expected.starts_with(&answer.tokens), "request {index}: {answer:?}");
+            }
+            _ => assert_eq!(&answer.tokens, expected, "request {index}"),
+        }
+    }
+    let cancelled = engine.stats().totals.requests_cancelled;
+    assert!(cancelled > 5, "{cancelled} requests were cancelled");
 }

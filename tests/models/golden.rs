@@ -62,7 +62,7 @@ pub fn check_folder(folder: &Path) {
         for (index, (&token, &log_prob)) in case.tokens.iter().zip(&case.log_probs).enumerate() {
             let rows = driver.step(&[seq], usize::MAX, Vec::new());
             if index == 0 {
-                assert_close(&driver.executor.last_logits().next().unwrap(), &case.logits, 1e-4, &what);
+                assert_close(&driver.executor.last_logits().unwrap()[0], &case.logits, 1e-4, &what);
             }
             let got = rows[0].tokens[0];
             assert_eq!(got.id, token, "{what}: token {index}");
@@ -173,7 +173,7 @@ fn half_precision_weights_stay_half_and_stay_close() {
                 DType::BF16 => 8e-2,
                 _ => 2e-2,
             };
-            assert_close(&driver.executor.last_logits().next().unwrap(), &case.logits, tolerance, name);
+            assert_close(&driver.executor.last_logits().unwrap()[0], &case.logits, tolerance, name);
         }
     }
 }

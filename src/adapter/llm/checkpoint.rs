@@ -43,6 +43,7 @@ pub fn model_options(parameters: &Parameters, model_dir: &Path) -> ModelOptions 
         block_size_tokens: count(parameters.tokens_per_block.value).unwrap_or(default.block_size_tokens),
         kv_max_tokens: count(parameters.max_tokens_in_paged_kv_cache.value),
         kv_free_fraction: parameters.kv_cache_free_gpu_mem_fraction.value.map(f64::from),
+        graphs: (!parameters.cuda_graph_mode.value).then_some(false),
         ..default
     }
 }

@@ -13,11 +13,16 @@ mod memory;
 mod panel;
 mod pool;
 pub mod probe;
+mod sampling;
 mod scratch;
 mod simd;
+mod transfers;
 mod view;
 
-use super::{Activation, Attention, DType, Device, DeviceInfo, KvLayer, RawBuffer, RopeKvWrite, Tensor, Weight};
+use super::{
+    Activation, Attention, DType, Device, DeviceInfo, Graph, KvLayer, RawBuffer, RopeKvWrite, Sample, Tensor,
+    Transfers, Weight,
+};
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
 use pool::Pool;
@@ -138,6 +143,22 @@ fn expect_size(tensor: &Tensor, bytes: usize) -> Result<()> {
     Err(Error::internal(format!("a copy of {bytes} bytes and a tensor of {}", tensor.bytes())))
 }
 
+/// Copies host bytes into a tensor.
+fn copy_in(dst: &Tensor, src: &[u8]) -> Result<()> {
+    expect_size(dst, src.len())?;
+    // SAFETY: the tensor has that many bytes, and calls on a device are ordered: nobody else uses them now.
+    unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), contiguous(dst)?, src.len()) };
+    Ok(())
+}
+
+/// Copies a tensor into host bytes.
+fn copy_out(src: &Tensor, dst: &mut [u8]) -> Result<()> {
+    expect_size(src, dst.len())?;
+    // SAFETY: the tensor has that many bytes, and calls on a device are ordered: nobody writes to them now.
+    unsafe { std::ptr::copy_nonoverlapping(contiguous(src)?, dst.as_mut_ptr(), dst.len()) };
+    Ok(())
+}
+
 impl Device for CpuDevice {
     fn info(&self) -> DeviceInfo {
         let memory = memory::host_memory();
@@ -169,17 +190,11 @@ impl Device for CpuDevice {
     }
 
     fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()> {
-        expect_size(dst, src.len())?;
-        // SAFETY: the tensor has that many bytes, and calls on a device are ordered: nobody else uses them now.
-        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), contiguous(dst)?, src.len()) };
-        Ok(())
+        copy_in(dst, src)
     }
 
     fn download(&self, src: &Tensor, dst: &mut [u8]) -> Result<()> {
-        expect_size(src, dst.len())?;
-        // SAFETY: the tensor has that many bytes, and calls on a device are ordered: nobody writes to them now.
-        unsafe { std::ptr::copy_nonoverlapping(contiguous(src)?, dst.as_mut_ptr(), dst.len()) };
-        Ok(())
+        copy_out(src, dst)
     }
 
     fn host_bytes<'a>(&self, tensor: &'a Tensor) -> Option<&'a [u8]> {
@@ -190,6 +205,18 @@ impl Device for CpuDevice {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn is_asynchronous(&self) -> bool {
+        false
+    }
+
+    fn transfers(&self, _upload_bytes: usize, _result_bytes: usize, _depth: usize) -> Result<Box<dyn Transfers>> {
+        Ok(Box::new(transfers::HostTransfers::default()))
+    }
+
+    fn capture(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {
+        Ok(None)
     }
 
     fn embed(&self, out: &Tensor, table: &Tensor, ids: &Tensor, scale: f32) -> Result<()> {
@@ -228,6 +255,14 @@ impl Device for CpuDevice {
 
     fn gather_rows(&self, out: &Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {
         elementwise::gather_rows(Matrix::of(out, "gather_rows: out")?, Matrix::of(x, "gather_rows: x")?, rows)
+    }
+
+    fn resolve_tokens(&self, tokens: &Tensor, sampled: &Tensor) -> Result<()> {
+        sampling::resolve_tokens(tokens, sampled)
+    }
+
+    fn sample(&self, args: &Sample<'_>) -> Result<()> {
+        sampling::sample(self, args)
     }
 
     fn copy_blocks(&self, cache: &KvLayer, copies: &[BlockCopy]) -> Result<()> {

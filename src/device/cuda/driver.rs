@@ -162,7 +162,7 @@ impl Context {
         self.check(unsafe { sys::cuCtxSetCurrent(self.context) }, "the context")
     }
 
-    fn check(&self, result: CUresult, what: &str) -> Result<()> {
+    pub fn check(&self, result: CUresult, what: &str) -> Result<()> {
         if result == CUresult::CUDA_SUCCESS {
             return Ok(());
         }
@@ -240,7 +240,7 @@ impl Context {
         self.log_failure(self.check(unsafe { sys::cuMemFree_v2(address) }, "freeing memory"));
     }
 
-    fn log_failure(&self, result: Result<()>) {
+    pub fn log_failure(&self, result: Result<()>) {
         if let Err(error) = result {
             tracing::error!("{error}");
         }

@@ -53,6 +53,8 @@ pub(super) struct Kernels {
     pub attention_prefill_wgmma: Option<[[Kernel; 2]; 2]>,
     pub add_bias: Kernel,
     pub read_bandwidth: Kernel,
+    pub resolve_tokens: Kernel,
+    pub sample: Kernel,
 }
 
 impl Kernels {
@@ -133,6 +135,8 @@ impl<'a> Lookup<'a> {
             attention_decode: self.per_head_dim("attention_decode", "attention_decode")?,
             add_bias: self.one("gemv", "add_bias")?,
             read_bandwidth: self.one("gemv", "read_bandwidth")?,
+            resolve_tokens: self.one("sampling", "resolve_tokens")?,
+            sample: self.one("sampling", "sample")?,
         })
     }
 }
@@ -254,6 +258,29 @@ record!(
         inverse_cap: f32,
         window: i32,
         splits: i32,
+    }
+);
+
+record!(
+    /// `resolve_tokens` in `kernels/sampling.cu`.
+    ResolveArgs {
+        tokens: u64,
+        sampled: u64,
+        count: i32,
+        entries: i32,
+    }
+);
+
+record!(
+    /// `sample` in `kernels/sampling.cu`.
+    SampleArgs {
+        logits: u64,
+        params: u64,
+        out: u64,
+        sampled: u64,
+        logits_stride: i64,
+        vocab: i32,
+        entries: i32,
     }
 );
 

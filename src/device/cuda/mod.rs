@@ -8,15 +8,18 @@ mod attention;
 mod bench;
 mod driver;
 mod elementwise;
+mod graph;
 mod images;
 mod jit;
 mod kernels;
 mod libraries;
 mod linear;
 mod probes;
+mod sampling;
 
 use super::{
-    Activation, Attention, CudaOptions, DType, Device, DeviceInfo, KvLayer, RawBuffer, RopeKvWrite, Tensor, Weight,
+    Activation, Attention, CudaOptions, DType, Device, DeviceInfo, Graph, KvLayer, RawBuffer, RopeKvWrite, Sample,
+    Tensor, Transfers, Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
@@ -164,6 +167,18 @@ impl Device for CudaDevice {
         self.context.synchronize()
     }
 
+    fn is_asynchronous(&self) -> bool {
+        true
+    }
+
+    fn transfers(&self, upload_bytes: usize, result_bytes: usize, depth: usize) -> Result<Box<dyn Transfers>> {
+        Ok(Box::new(graph::CudaTransfers::new(&self.context, upload_bytes, result_bytes, depth)?))
+    }
+
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {
+        self.record(work).map(Some)
+    }
+
     fn embed(&self, out: &Tensor, table: &Tensor, ids: &Tensor, scale: f32) -> Result<()> {
         if out.rows() == 0 { Ok(()) } else { self.take_rows(out, table, ids, scale) }
     }
@@ -198,6 +213,14 @@ impl Device for CudaDevice {
 
     fn gather_rows(&self, out: &Tensor, x: &Tensor, rows: &Tensor) -> Result<()> {
         if out.rows() == 0 { Ok(()) } else { self.take_rows(out, x, rows, 1.0) }
+    }
+
+    fn resolve_tokens(&self, tokens: &Tensor, sampled: &Tensor) -> Result<()> {
+        if tokens.cols() == 0 { Ok(()) } else { self.resolve(tokens, sampled) }
+    }
+
+    fn sample(&self, args: &Sample<'_>) -> Result<()> {
+        if args.logits.rows() == 0 { Ok(()) } else { self.sample_rows(args) }
     }
 
     fn copy_blocks(&self, cache: &KvLayer, copies: &[BlockCopy]) -> Result<()> {

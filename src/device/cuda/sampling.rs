@@ -1,0 +1,41 @@
+//! Launches of the sampling kernels.
+
+use super::CudaDevice;
+use super::driver::Geometry;
+use super::kernels::{ResolveArgs, SampleArgs, launch};
+use crate::device::{Sample, Tensor};
+use crate::error::Result;
+
+/// Threads that choose one row's token (`THREADS`).
+const ROW_THREADS: usize = 1024;
+
+impl CudaDevice {
+    pub(super) fn resolve(&self, tokens: &Tensor, sampled: &Tensor) -> Result<()> {
+        let args = ResolveArgs {
+            tokens: tokens.addr(),
+            sampled: sampled.addr(),
+            count: tokens.cols() as i32,
+            entries: sampled.cols() as i32,
+        };
+        let geometry = Geometry { grid: (tokens.cols().div_ceil(256), 1, 1), block: (256, 1), shared_bytes: 0 };
+        // SAFETY: the kernel takes these arguments; both tensors are contiguous rows of integers, and entries outside
+        // are not read.
+        unsafe { launch(&self.context, self.kernels.resolve_tokens, geometry, &args, []) }
+    }
+
+    pub(super) fn sample_rows(&self, a: &Sample<'_>) -> Result<()> {
+        let args = SampleArgs {
+            logits: a.logits.addr(),
+            params: a.params.addr(),
+            out: a.out.addr(),
+            sampled: a.sampled.addr(),
+            logits_stride: a.logits.stride() as i64,
+            vocab: a.logits.cols() as i32,
+            entries: a.sampled.cols() as i32,
+        };
+        let geometry = Geometry { grid: (a.logits.rows(), 1, 1), block: (ROW_THREADS, 1), shared_bytes: 0 };
+        // SAFETY: the kernel takes these arguments; rows of parameters and results are contiguous and as many as those
+        // of the logits.
+        unsafe { launch(&self.context, self.kernels.sample, geometry, &args, []) }
+    }
+}

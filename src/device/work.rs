@@ -1,0 +1,25 @@
+//! What a device does beside computing: copies that overlap with it, and recorded work.
+
+use super::Tensor;
+use crate::error::Result;
+
+/// Copies between the host and one device, staged so that the host waits for nothing but results.
+pub trait Transfers: Send {
+    /// Enqueues a copy of `src` into a contiguous tensor of that size; `src` may be reused at once.
+    fn upload(&mut self, dst: &Tensor, src: &[u8]) -> Result<()>;
+
+    /// Enqueues a copy of a contiguous tensor to the host, to be handed out by [`Transfers::collect`].
+    fn fetch(&mut self, src: &Tensor) -> Result<()>;
+
+    /// Waits for the oldest fetch that was not collected, and puts its bytes into `dst`.
+    fn collect(&mut self, dst: &mut Vec<u8>) -> Result<()>;
+
+    /// Page-locked host memory in use.
+    fn pinned_bytes(&self) -> usize;
+}
+
+/// Work that [`super::Device::capture`] recorded. Repeats it on the same addresses, with what they hold then.
+pub trait Graph: Send {
+    /// Enqueues the work.
+    fn launch(&self) -> Result<()>;
+}

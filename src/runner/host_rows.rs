@@ -1,0 +1,50 @@
+//! Rows that the host samples: those whose passes need the sequence's history.
+
+use super::sequences::RunnerSequence;
+use crate::decode::logits;
+use crate::decode::sample::{SampleScratch, choose};
+use crate::device::{DType, RowSample, SharedDevice, Tensor};
+use crate::error::Result;
+
+/// Samples single rows on the host.
+#[derive(Default)]
+pub(super) struct HostSampler {
+    bytes: Vec<u8>,
+    row: Vec<f32>,
+    scratch: SampleScratch,
+}
+
+impl HostSampler {
+    /// Waits for the logits `[R, V]`, samples one row of them and appends the token to its sequence, all of whose
+    /// tokens are known.
+    pub(super) fn sample(
+        &mut self,
+        device: &SharedDevice,
+        logits: &Tensor,
+        row: usize,
+        sequence: &mut RunnerSequence,
+    ) -> Result<RowSample> {
+        let logits = logits.row_range(row, 1);
+        self.bytes.resize(logits.bytes(), 0);
+        device.download(&logits, &mut self.bytes)?;
+        self.row.clear();
+        self.row.extend(floats(&self.bytes));
+        logits::apply(&mut self.row, &sequence.sampling, &sequence.history());
+        let sampling = sequence.sampling.for_next(&sequence.history());
+        let sampled = RowSample(choose(&self.row, &sampling, sequence.tokens.len(), &mut self.scratch));
+        sequence.push(sampled.token());
+        Ok(sampled)
+    }
+}
+
+/// Downloads the rows of logits `[R, V]`.
+pub(super) fn download_rows(device: &SharedDevice, logits: &Tensor) -> Result<Vec<Vec<f32>>> {
+    let mut bytes = vec![0; logits.bytes()];
+    device.download(logits, &mut bytes)?;
+    let row_bytes = (logits.cols() * DType::F32.size()).max(1);
+    Ok(bytes.chunks_exact(row_bytes).map(|row| floats(row).collect()).collect())
+}
+
+fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
+}
