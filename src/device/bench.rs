@@ -177,6 +177,8 @@ impl Bench<'_> {
             scale: 0.088,
             window: None,
             softcap: None,
+            sinks: None,
+            alibi: None,
         };
         self.figure(name, (bytes, 4 * pairs * HEADS * HEAD_DIM), &mut || self.device.attention(&args))
     }

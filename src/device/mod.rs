@@ -9,11 +9,15 @@ pub mod bench;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod experts;
+mod features;
 mod memory;
 mod open;
 mod sampling;
 mod work;
 
+pub use experts::{ExpertGroups, ExpertLinear, GroupScore, Route, RoutingRule, Score};
+pub use features::{Elementwise, Feature};
 pub use memory::{Buffer, DType, RawBuffer, Tensor};
 pub use open::{CudaOptions, DeviceKind, DeviceOptions, open};
 pub use sampling::{RowMode, RowSample, RowSampling, Sample};
@@ -107,6 +111,44 @@ pub trait Device: Send + Sync {
 
     /// Chooses a token for each row of logits, as [`crate::decode::sample::sample`] does.
     fn sample(&self, args: &Sample<'_>) -> Result<()>;
+
+    /// Whether the device has an operation, or a variant of one, that not every device has. A model that needs what is
+    /// not there is refused when it is loaded.
+    fn supports(&self, _feature: Feature) -> bool {
+        false
+    }
+
+    /// `out = (x - mean) / √(variance + eps) * weight + bias` for every `group` columns, in f32. `weight` and `bias`
+    /// have a value for each column of a group, or of the whole row. `x` and `out` may be the same tensor.
+    fn layer_norm(&self, _args: &LayerNorm<'_>) -> Result<()> {
+        Err(Feature::LayerNorm.missing())
+    }
+
+    /// `out = function(x)`, element by element. `x` and `out` may be the same tensor.
+    fn elementwise(&self, _out: &Tensor, _x: &Tensor, _function: Elementwise) -> Result<()> {
+        Err(Feature::Elementwise.missing())
+    }
+
+    /// `sum += x`. Both `[T, C]`.
+    fn add(&self, _sum: &Tensor, _x: &Tensor) -> Result<()> {
+        Err(Feature::Add.missing())
+    }
+
+    /// Chooses the experts of every token and their weights.
+    fn route(&self, _args: &Route<'_>) -> Result<()> {
+        Err(Feature::Experts.missing())
+    }
+
+    /// [`Device::linear`] with a matrix for each row.
+    fn expert_linear(&self, _args: &ExpertLinear<'_>) -> Result<()> {
+        Err(Feature::Experts.missing())
+    }
+
+    /// `out[t] = Σⱼ weights[t, j] * x[t * k + j]` for `weights [T, k]` F32, added to `out` if `accumulate`.
+    /// `out [T, C]`, `x [T * k, C]`.
+    fn combine(&self, _out: &Tensor, _x: &Tensor, _weights: &Tensor, _accumulate: bool) -> Result<()> {
+        Err(Feature::Experts.missing())
+    }
 
     /// Copies the first `num_tokens` slots of whole blocks within one layer's cache, in order.
     fn copy_blocks(&self, cache: &KvLayer, copies: &[crate::step::BlockCopy]) -> Result<()>;
@@ -218,15 +260,36 @@ pub struct Attention<'a> {
     pub window: Option<usize>,
     /// `cap * tanh(score / cap)`.
     pub softcap: Option<f32>,
+    /// `[1, H]` F32: one more score of each head in the softmax, without a value.
+    pub sinks: Option<&'a Tensor>,
+    /// `[1, H]` F32: `slope * (key position - query position)` is added to every score, before the softmax.
+    pub alibi: Option<&'a Tensor>,
 }
 
-/// Activation of a gated feed-forward layer.
+/// Arguments of [`Device::layer_norm`].
+pub struct LayerNorm<'a> {
+    pub out: &'a Tensor,
+    pub x: &'a Tensor,
+    pub weight: &'a Tensor,
+    pub bias: Option<&'a Tensor>,
+    pub group: usize,
+    pub eps: f32,
+}
+
+/// Activation of a feed-forward layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
     /// `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
     GeluTanh,
+    /// `x Φ(x)` with the normal distribution's Φ.
+    Gelu,
+    Relu,
+    /// `max(x, 0)²`.
+    ReluSquared,
+    /// `x * sigmoid(1.702 x)` with `x` at most 7; a gated layer's `up` is bounded by ±7, and 1 is added to it.
+    ClampedSwish,
 }
 
 /// A device shared by everything that lives on it.

@@ -130,6 +130,8 @@ impl Decoder {
             scale: 1.0 / (config.head_dim as f32).sqrt(),
             window: config.windows[index],
             softcap: None,
+            sinks: None,
+            alibi: None,
         };
         cx.rope_kv_write(&query, &key, &value, &args)?;
         cx.attention(&query, &args)
@@ -161,7 +163,7 @@ impl Model for Decoder {
         }
         let (residual, delta) = (cx.gather_rows(&residual)?, cx.gather_rows(&delta)?);
         let x = cx.add_rms_norm(&residual, &delta, &self.final_norm, self.config.norm_eps)?;
-        cx.logits(&x, &self.head)
+        cx.logits(&x, &self.head, None)
     }
 }
 

@@ -33,6 +33,10 @@ pub struct LayerAttention<'a> {
     pub window: Option<usize>,
     /// `cap * tanh(score / cap)`.
     pub softcap: Option<f32>,
+    /// `[1, H]` F32: scores without a value.
+    pub sinks: Option<&'a Tensor>,
+    /// `[1, H]` F32: slopes of linear biases.
+    pub alibi: Option<&'a Tensor>,
 }
 
 /// One step's forward pass. Each verb checks its shapes and types, takes its output from the arena and calls the
@@ -77,6 +81,15 @@ impl<'a> Forward<'a> {
         let out = self.activation(self.step.tokens.cols(), table.cols())?;
         if out.rows() > 0 {
             self.device.embed(&out, table, &self.step.tokens, scale)?;
+        }
+        Ok(out)
+    }
+
+    /// `table[positions]`: `[T, C]`, learned positions.
+    pub fn embed_positions(&self, table: &Tensor) -> Result<Tensor> {
+        let out = self.activation(self.step.positions.cols(), table.cols())?;
+        if out.rows() > 0 {
+            self.device.embed(&out, table, &self.step.positions, 1.0)?;
         }
         Ok(out)
     }
@@ -152,6 +165,9 @@ impl<'a> Forward<'a> {
     pub fn attention(&self, q: &Tensor, args: &LayerAttention<'_>) -> Result<Tensor> {
         let cache = self.cache(args.layer)?;
         check(q.cols() == args.num_heads * cache.head_dim, "attention", ("q", q), ("cache", &cache.data))?;
+        for of_heads in [args.sinks, args.alibi].into_iter().flatten() {
+            check(of_heads.cols() == args.num_heads, "attention", ("q", q), ("a value for each head", of_heads))?;
+        }
         let out = self.activation(q.rows(), q.cols())?;
         if out.rows() > 0 {
             self.device.attention(&Attention {
@@ -163,6 +179,8 @@ impl<'a> Forward<'a> {
                 scale: args.scale,
                 window: args.window,
                 softcap: args.softcap,
+                sinks: args.sinks,
+                alibi: args.alibi,
             })?;
         }
         Ok(out)
@@ -188,10 +206,10 @@ impl<'a> Forward<'a> {
         Ok(out)
     }
 
-    /// `x · weightᵀ` in F32: `[R, V]` from normalised hidden states `[R, C]`.
-    pub fn logits(&self, x: &Tensor, weight: &Weight) -> Result<Tensor> {
+    /// `x · weightᵀ + bias` in F32: of a vocabulary `[R, V]`, or of experts `[T, E]`.
+    pub fn logits(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
         let out = self.arena.allocate(x.rows(), weight.out_features(), DType::F32)?;
-        self.linear_into(&out, x, weight, None, "logits")?;
+        self.linear_into(&out, x, weight, bias, "logits")?;
         Ok(out)
     }
 
@@ -236,5 +254,7 @@ fn check(fits: bool, op: &str, a: (&str, &Tensor), b: (&str, &Tensor)) -> Result
     Err(Error::internal(format!("{op}: {} does not fit {}", show(a), show(b))))
 }
 
+mod experts;
+mod functions;
 #[cfg(test)]
 mod tests;

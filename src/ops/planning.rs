@@ -1,8 +1,7 @@
 //! A device that computes nothing: a forward pass on it shows how much memory the real one needs.
 
 use crate::device::{
-    Activation, Attention, DType, Device, DeviceInfo, Graph, KvLayer, RawBuffer, RopeKvWrite, Sample, SharedDevice,
-    Tensor, Transfers, Weight,
+    Activation, Attention, DType, Device, DeviceInfo, Elementwise, ExpertLinear, Feature, Graph, KvLayer, LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, SharedDevice, Tensor, Transfers, Weight,
 };
 use crate::error::Result;
 use std::sync::Arc;
@@ -18,6 +17,11 @@ impl PlanningDevice {
     /// A stand-in with the types of `real`.
     pub fn shared(real: &SharedDevice) -> SharedDevice {
         Arc::new(Self { real: real.clone(), next_addr: AtomicU64::new(1 << 12) })
+    }
+
+    /// So that a model is refused before it is loaded, not in its first step.
+    fn need(&self, feature: Feature) -> Result<()> {
+        if self.real.supports(feature) { Ok(()) } else { Err(feature.missing()) }
     }
 }
 
@@ -78,12 +82,41 @@ impl Device for PlanningDevice {
         Ok(())
     }
 
-    fn attention(&self, _args: &Attention<'_>) -> Result<()> {
-        Ok(())
+    fn attention(&self, args: &Attention<'_>) -> Result<()> {
+        args.sinks.map_or(Ok(()), |_| self.need(Feature::Sinks))?;
+        args.alibi.map_or(Ok(()), |_| self.need(Feature::Alibi))
     }
 
-    fn gated_activation(&self, _out: &Tensor, _gate_up: &Tensor, _activation: Activation) -> Result<()> {
-        Ok(())
+    fn gated_activation(&self, _out: &Tensor, _gate_up: &Tensor, activation: Activation) -> Result<()> {
+        self.need(Feature::Gated(activation))
+    }
+
+    fn supports(&self, feature: Feature) -> bool {
+        self.real.supports(feature)
+    }
+
+    fn layer_norm(&self, _args: &LayerNorm<'_>) -> Result<()> {
+        self.need(Feature::LayerNorm)
+    }
+
+    fn elementwise(&self, _out: &Tensor, _x: &Tensor, _function: Elementwise) -> Result<()> {
+        self.need(Feature::Elementwise)
+    }
+
+    fn add(&self, _sum: &Tensor, _x: &Tensor) -> Result<()> {
+        self.need(Feature::Add)
+    }
+
+    fn route(&self, _args: &Route<'_>) -> Result<()> {
+        self.need(Feature::Experts)
+    }
+
+    fn expert_linear(&self, _args: &ExpertLinear<'_>) -> Result<()> {
+        self.need(Feature::Experts)
+    }
+
+    fn combine(&self, _out: &Tensor, _x: &Tensor, _weights: &Tensor, _accumulate: bool) -> Result<()> {
+        self.need(Feature::Experts)
     }
 
     fn gather_rows(&self, _out: &Tensor, _x: &Tensor, _rows: &Tensor) -> Result<()> {

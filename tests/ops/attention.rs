@@ -118,6 +118,8 @@ pub fn attend(device: &SharedDevice, filled: &Filled, q: &Host, sequences: Seque
         scale: scale(shape.dim),
         window: shape.window,
         softcap: shape.softcap,
+        sinks: None,
+        alibi: None,
     };
     device.attention(&args).unwrap();
     out.read(device)
@@ -252,6 +254,8 @@ fn a_block_outside_the_cache_is_an_error() {
             scale: 1.0,
             window: None,
             softcap: None,
+            sinks: None,
+            alibi: None,
         };
         let error = device.attention(&args).unwrap_err();
         assert!(error.message().contains("block 3000 of 3"), "{name}: {error}");

@@ -66,14 +66,18 @@ pub(super) struct Attend<'a, E> {
     pub(super) scale: f32,
     pub(super) window: Option<usize>,
     pub(super) softcap: Option<f32>,
+    /// Of the group's heads, as are the sinks.
+    pub(super) slopes: Option<&'a [f32]>,
+    pub(super) sinks: Option<&'a [f32]>,
     pub(super) chunks: Range<usize>,
     pub(super) partials: Option<*mut f32>,
 }
 
 /// Merges the chunks' results of a tile.
-pub(super) struct Merge {
+pub(super) struct Merge<'a> {
     pub(super) partials: *const f32,
     pub(super) num_chunks: usize,
+    pub(super) sinks: Option<&'a [f32]>,
     pub(super) sizes: Sizes,
     pub(super) count: usize,
     pub(super) out: *mut f32,
@@ -152,13 +156,14 @@ impl<E: Float> Kernel for Attend<'_, E> {
                 }
             }
             if self.partials.is_none() {
+                add_sinks(workspace.total, rows, self.sinks);
                 finish::<S>(workspace.total, sizes, self.queries.count, self.queries.out, self.queries.out_stride);
             }
         }
     }
 }
 
-impl Kernel for Merge {
+impl Kernel for Merge<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -172,6 +177,7 @@ impl Kernel for Merge {
                 let chunk = self.partials.wrapping_add(chunk * sizes.partial_len()).cast_mut();
                 merge::<S>(workspace.total, Partial::at(chunk, sizes), rows, sizes);
             }
+            add_sinks(workspace.total, rows, self.sinks);
             finish::<S>(workspace.total, sizes, self.count, self.out, self.out_stride);
         }
     }
@@ -221,6 +227,12 @@ impl<E: Float> Attend<'_, E> {
                 let from = self.first_seen(position).saturating_sub(start).min(CHUNK_TOKENS);
                 let until = (position + 1).saturating_sub(start).min(CHUNK_TOKENS);
                 let scores = workspace.scores.add(row * CHUNK_TOKENS);
+                if let Some(slopes) = self.slopes {
+                    let behind = position as f32 - start as f32;
+                    for key in 0..CHUNK_TOKENS {
+                        *scores.add(key) += slopes[row % group] * (key as f32 - behind);
+                    }
+                }
                 let (maximum, sum) = self.softmax::<S>(scores, from..until);
                 *to.maxima.add(row) = maximum;
                 *to.sums.add(row) = sum;
@@ -423,6 +435,18 @@ unsafe fn merge<S: Simd>(total: Partial, chunk: Partial, rows: usize, sizes: &Si
                 S::store(to, S::fma(from, S::splat(add), S::mul(S::load(to), S::splat(keep))));
             }
         }
+    }
+}
+
+/// Adds a head's sink to the sum of each of its rows: a score without a value.
+///
+/// # Safety
+/// `total` is good for `rows` rows.
+unsafe fn add_sinks(total: Partial, rows: usize, sinks: Option<&[f32]>) {
+    let Some(sinks) = sinks else { return };
+    for row in 0..rows {
+        // SAFETY: by the contract. Where the sink is far above the scores the sum overflows, and the result is zero.
+        unsafe { *total.sums.add(row) += (sinks[row % sinks.len()] - *total.maxima.add(row)).exp() };
     }
 }
 

@@ -7,6 +7,7 @@
 
 use super::CpuDevice;
 use super::attend::{Attend, CHUNK_TOKENS, MAX_HEAD_DIM, Merge, Queries, Sizes};
+use super::linear::widened;
 use super::scratch::Scratch;
 use super::simd::{Float, dispatch};
 use super::view::{Cache, Matrix, indices, with_element};
@@ -47,6 +48,7 @@ fn attention_as<E: Float>(device: &CpuDevice, args: &Attention<'_>) -> Result<()
     let group = args.num_heads / cache.kv_heads;
     let tiles = tiles(args, &cache, group)?;
     let sizes = Sizes::new(cache.head_dim, group, (TILE_ROWS / group).max(1));
+    let (slopes, sinks) = (args.alibi.map(widened).transpose()?, args.sinks.map(widened).transpose()?);
     let attend = |tile: &Tile<'_>, chunks: Range<usize>, partials: Option<*mut f32>| {
         let queries = Queries {
             q: q.pointer(tile.tokens.start).wrapping_add(tile.kv_head * group * cache.head_dim),
@@ -65,6 +67,8 @@ fn attention_as<E: Float>(device: &CpuDevice, args: &Attention<'_>) -> Result<()
             scale: args.scale,
             window: args.window,
             softcap: args.softcap,
+            slopes: of_group(slopes.as_deref(), tile.kv_head, group),
+            sinks: of_group(sinks.as_deref(), tile.kv_head, group),
             chunks,
             partials,
         };
@@ -80,7 +84,22 @@ fn attention_as<E: Float>(device: &CpuDevice, args: &Attention<'_>) -> Result<()
             attend(tile, tile.chunks(args.window), None);
         });
     }
-    split(device, &tiles, wanted, sizes, args.window, &attend, (out, group * cache.head_dim))
+    let merged = Merged { out, group, head_cols: group * cache.head_dim, sinks: sinks.as_deref() };
+    split(device, &tiles, wanted, sizes, args.window, &attend, &merged)
+}
+
+/// The values of a kv head's query heads.
+fn of_group(values: Option<&[f32]>, kv_head: usize, group: usize) -> Option<&[f32]> {
+    values.map(|values| &values[kv_head * group..(kv_head + 1) * group])
+}
+
+/// Where split contexts come together.
+struct Merged<'a> {
+    out: Matrix<'a, f32>,
+    group: usize,
+    /// Columns of a group.
+    head_cols: usize,
+    sinks: Option<&'a [f32]>,
 }
 
 /// Splits contexts over threads: every chunk's result to memory, then the same merge as without the split.
@@ -91,7 +110,7 @@ fn split(
     sizes: Sizes,
     window: Option<usize>,
     attend: &AttendTile<'_>,
-    (out, head_cols): (Matrix<'_, f32>, usize),
+    merged: &Merged<'_>,
 ) -> Result<()> {
     let longest = tiles.iter().map(|tile| tile.chunks(window).len()).max().unwrap_or(0);
     let splits = wanted.div_ceil(tiles.len().max(1)).min(longest).max(1);
@@ -113,10 +132,11 @@ fn split(
         let merge = Merge {
             partials: partials.pointer(index),
             num_chunks: tile.chunks(window).len(),
+            sinks: of_group(merged.sinks, tile.kv_head, merged.group),
             sizes,
             count: tile.tokens.len(),
-            out: out.pointer(tile.tokens.start).wrapping_add(tile.kv_head * head_cols),
-            out_stride: out.stride,
+            out: merged.out.pointer(tile.tokens.start).wrapping_add(tile.kv_head * merged.head_cols),
+            out_stride: merged.out.stride,
         };
         // SAFETY: the device has this instruction set; the partial results were written above, and the tile's part of
         // `out` is this task's alone.

@@ -1,8 +1,9 @@
 //! Operations whose cost is reading and writing activations once.
 
 use super::CpuDevice;
+use super::functions::{SWISH_BOUND, activate, clamp};
 use super::linear::widened;
-use super::simd::{Float, Kernel, Simd, dispatch, load_up_to, sigmoid, store_up_to};
+use super::simd::{Float, Kernel, Simd, dispatch, load_up_to, store_up_to};
 use super::view::{Cache, Element, Matrix, Side, indices, with_element};
 use crate::device::{Activation, KvLayer, RopeKvWrite, RopeStyle, Tensor};
 use crate::error::{Error, Result};
@@ -204,25 +205,28 @@ impl Kernel for Gate {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        /// 2 √(2/π): with `u` the argument of the formula's tanh, `0.5 (1 + tanh u)` is `sigmoid(2u)`.
-        const TWICE_ROOT: f32 = 1.595_769;
         for i in (0..self.len).step_by(S::LANES) {
             // SAFETY: pointers are good for `len` elements, and no access passes that.
             unsafe {
                 let gate = load_up_to::<S, f32>(self.gate.add(i), self.len - i);
                 let up = load_up_to::<S, f32>(self.up.add(i), self.len - i);
-                let argument = match self.activation {
-                    Activation::Silu => gate,
-                    Activation::GeluTanh => {
-                        let cubic = S::fma(S::mul(S::splat(0.044_715), gate), S::mul(gate, gate), gate);
-                        S::mul(S::splat(TWICE_ROOT), cubic)
-                    }
+                let up = match self.activation {
+                    Activation::ClampedSwish => S::add(clamp::<S>(up, SWISH_BOUND), S::splat(1.0)),
+                    _ => up,
                 };
-                let activated = S::mul(gate, sigmoid::<S>(argument));
+                let activated = activate::<S>(gate, self.activation);
                 store_up_to::<S>(self.out.add(i), S::mul(activated, up), self.len - i);
             }
         }
     }
+}
+
+pub(super) fn add(device: &CpuDevice, sum: Matrix<'_, f32>, x: Matrix<'_, f32>) -> Result<()> {
+    device.pool.run(sum.rows, &|t| {
+        // SAFETY: row t of the sum is this task's alone, and nobody writes to `x`.
+        let (sum, x) = unsafe { (sum.row_mut(t), x.row(t)) };
+        sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+    })
 }
 
 pub(super) fn gather_rows(out: Matrix<'_, f32>, x: Matrix<'_, f32>, rows: &Tensor) -> Result<()> {

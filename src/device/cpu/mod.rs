@@ -7,6 +7,8 @@
 mod attend;
 mod attention;
 mod elementwise;
+mod experts;
+mod functions;
 mod linear;
 pub mod mapped_file;
 mod memory;
@@ -20,8 +22,7 @@ mod transfers;
 mod view;
 
 use super::{
-    Activation, Attention, DType, Device, DeviceInfo, Graph, KvLayer, RawBuffer, RopeKvWrite, Sample, Tensor,
-    Transfers, Weight,
+    Activation, Attention, DType, Device, DeviceInfo, Elementwise, ExpertLinear, Feature, Graph, KvLayer, LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, Tensor, Transfers, Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
@@ -263,6 +264,37 @@ impl Device for CpuDevice {
 
     fn sample(&self, args: &Sample<'_>) -> Result<()> {
         sampling::sample(self, args)
+    }
+
+    fn supports(&self, _feature: Feature) -> bool {
+        true
+    }
+
+    fn layer_norm(&self, args: &LayerNorm<'_>) -> Result<()> {
+        functions::layer_norm(self, args)
+    }
+
+    fn elementwise(&self, out: &Tensor, x: &Tensor, function: Elementwise) -> Result<()> {
+        let (out, x) = (Matrix::of(out, "elementwise: out")?, Matrix::of(x, "elementwise: x")?);
+        functions::elementwise(self, out, x, function)
+    }
+
+    fn add(&self, sum: &Tensor, x: &Tensor) -> Result<()> {
+        elementwise::add(self, Matrix::of(sum, "add: sum")?, Matrix::of(x, "add: x")?)
+    }
+
+    fn route(&self, args: &Route<'_>) -> Result<()> {
+        experts::route(self, args)
+    }
+
+    fn expert_linear(&self, args: &ExpertLinear<'_>) -> Result<()> {
+        experts::expert_linear(self, args)
+    }
+
+    fn combine(&self, out: &Tensor, x: &Tensor, weights: &Tensor, accumulate: bool) -> Result<()> {
+        let weights = Matrix::of(weights, "combine: weights")?;
+        let (out, x) = (Matrix::of(out, "combine: out")?, Matrix::of(x, "combine: x")?);
+        experts::combine(self, out, x, weights, accumulate)
     }
 
     fn copy_blocks(&self, cache: &KvLayer, copies: &[BlockCopy]) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::CudaDevice;
 use super::driver::Geometry;
 use super::kernels::{NormArgs, RopeArgs, RowArgs, launch, type_index};
-use crate::device::{Activation, DType, RopeKvWrite, RopeStyle, Tensor};
+use crate::device::{Activation, DType, Feature, RopeKvWrite, RopeStyle, Tensor};
 use crate::error::{Error, Result};
 
 /// Groups of up to this many columns are normalized by a warp each.
@@ -107,6 +107,7 @@ impl CudaDevice {
         let activation = match activation {
             Activation::Silu => 0,
             Activation::GeluTanh => 1,
+            other => return Err(Feature::Gated(other).missing()),
         };
         let kernel = self.kernels.gated_activation.of(out.dtype())?;
         // SAFETY: as in `norm`.

@@ -18,8 +18,7 @@ mod probes;
 mod sampling;
 
 use super::{
-    Activation, Attention, CudaOptions, DType, Device, DeviceInfo, Graph, KvLayer, RawBuffer, RopeKvWrite, Sample,
-    Tensor, Transfers, Weight,
+    Activation, Attention, CudaOptions, DType, Device, DeviceInfo, Feature, Graph, KvLayer, RawBuffer, RopeKvWrite, Sample, Tensor, Transfers, Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
@@ -221,6 +220,10 @@ impl Device for CudaDevice {
 
     fn sample(&self, args: &Sample<'_>) -> Result<()> {
         if args.logits.rows() == 0 { Ok(()) } else { self.sample_rows(args) }
+    }
+
+    fn supports(&self, feature: Feature) -> bool {
+        matches!(feature, Feature::Gated(Activation::Silu | Activation::GeluTanh))
     }
 
     fn copy_blocks(&self, cache: &KvLayer, copies: &[BlockCopy]) -> Result<()> {

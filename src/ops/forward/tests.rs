@@ -57,7 +57,16 @@ fn shape_errors_name_the_operation_and_both_shapes() {
         message(cx.add_rms_norm(&x, &fixture.tensor(2, 16), &x, 1e-5)).starts_with("add_rms_norm: residual [3, 16]")
     );
     assert!(message(cx.gated_activation(&fixture.tensor(3, 7), Activation::Silu)).starts_with("gated_activation"));
-    let args = LayerAttention { layer: 0, num_heads: 4, rope: None, scale: 1.0, window: None, softcap: None };
+    let args = LayerAttention {
+        layer: 0,
+        num_heads: 4,
+        rope: None,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+        sinks: None,
+        alibi: None,
+    };
     assert!(message(cx.attention(&fixture.tensor(3, 12), &args)).starts_with("attention: q [3, 12]"));
     assert!(message(cx.attention(&x, &LayerAttention { layer: 1, ..args })).contains("layer 1 has no KV cache"));
     let (q, k) = (fixture.tensor(3, 16), fixture.tensor(3, 8));
