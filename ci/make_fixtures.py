@@ -17,6 +17,7 @@ length instead, which makes its cached and its uncached generation differ.
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -138,6 +139,350 @@ CONFIGS = {
     },
 }
 
+# Of the families below: small, with weights in bfloat16, so that every fixture stays below 100 KB.
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "torch_dtype": "bfloat16",
+}
+EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+SLIDING = "sliding_attention"
+FULL = "full_attention"
+NO_LLAMA_KEYS = dict.fromkeys(
+    ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+)
+GPT = {**NO_LLAMA_KEYS, "max_position_embeddings": None, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "truncate": False}
+
+
+def family(architecture, model_type, **changes):
+    """A small config; a value of None takes a key out."""
+    config = {"architectures": [architecture], "model_type": model_type, **SMALL, **changes}
+    return {k: v for k, v in config.items() if v is not None or k.endswith("token_id")}
+
+
+FAMILIES = {
+    "phi3": family("Phi3ForCausalLM", "phi3", partial_rotary_factor=0.5, sliding_window=40),
+    "phi3-longrope": family(
+        "Phi3ForCausalLM",
+        "phi3",
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        original_max_position_embeddings=64,
+        rope_scaling={"type": "longrope", "short_factor": SHORT_FACTORS, "long_factor": LONG_FACTORS},
+    ),
+    "gemma": family("GemmaForCausalLM", "gemma", head_dim=16, num_key_value_heads=1),
+    "gemma2": family(
+        "Gemma2ForCausalLM", "gemma2", head_dim=16, sliding_window=16, query_pre_attn_scalar=24,
+        attn_logit_softcapping=5.0, final_logit_softcapping=4.0
+    ),
+    "gemma3": family(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        head_dim=16,
+        num_hidden_layers=3,
+        sliding_window=16,
+        sliding_window_pattern=3,
+        query_pre_attn_scalar=16,
+        rope_theta=1e6,
+        rope_local_base_freq=1e4,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+    ),
+    "mixtral": family("MixtralForCausalLM", "mixtral", num_local_experts=4, num_experts_per_tok=2, intermediate_size=24),
+    "qwen2-moe": family(
+        "Qwen2MoeForCausalLM",
+        "qwen2_moe",
+        **EXPERTS,
+        num_experts=6,
+        num_hidden_layers=3,
+        shared_expert_intermediate_size=24,
+        mlp_only_layers=[1],
+    ),
+    "qwen3-moe": family(
+        "Qwen3MoeForCausalLM", "qwen3_moe", **EXPERTS, num_experts=6, head_dim=16, norm_topk_prob=True, decoder_sparse_step=2
+    ),
+    "granite": family(
+        "GraniteForCausalLM",
+        "granite",
+        embedding_multiplier=3.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.2,
+        logits_scaling=2.0,
+    ),
+    "granite-moe": family(
+        "GraniteMoeForCausalLM",
+        "granitemoe",
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        intermediate_size=24,
+        embedding_multiplier=2.0,
+        residual_multiplier=0.7,
+        attention_multiplier=0.3,
+        logits_scaling=1.5,
+    ),
+    "olmo2": family("Olmo2ForCausalLM", "olmo2"),
+    "olmo3": family(
+        "Olmo3ForCausalLM", "olmo3", sliding_window=16, layer_types=[SLIDING, FULL], rope_theta=5e5, rope_scaling=YARN
+    ),
+    "smollm3": family("SmolLM3ForCausalLM", "smollm3", num_hidden_layers=3, no_rope_layers=[1, 0, 1], rope_theta=2e6),
+    "cohere": family("CohereForCausalLM", "cohere", use_qk_norm=True, logit_scale=0.5),
+    "cohere2": family(
+        "Cohere2ForCausalLM", "cohere2", sliding_window=16, layer_types=[SLIDING, FULL], logit_scale=0.25, head_dim=8
+    ),
+    "starcoder2": family(
+        "Starcoder2ForCausalLM", "starcoder2", hidden_act="gelu_pytorch_tanh", sliding_window=32, use_bias=True
+    ),
+    "glm": family("GlmForCausalLM", "glm", head_dim=8, attention_bias=True, partial_rotary_factor=0.5),
+    "glm4": family("Glm4ForCausalLM", "glm4", head_dim=8, attention_bias=True, partial_rotary_factor=0.5),
+    "glm4-moe": family(
+        "Glm4MoeForCausalLM",
+        "glm4_moe",
+        **EXPERTS,
+        n_routed_experts=6,
+        n_shared_experts=1,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+        head_dim=16,
+        partial_rotary_factor=0.5,
+        attention_bias=True,
+        use_qk_norm=True,
+        routed_scaling_factor=1.5,
+        norm_topk_prob=True,
+    ),
+    "gpt-oss": family(
+        "GptOssForCausalLM",
+        "gpt_oss",
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        intermediate_size=16,
+        sliding_window=16,
+        layer_types=[SLIDING, FULL],
+        rope_theta=150000.0,
+        rope_scaling={**YARN, "beta_fast": 32.0, "beta_slow": 1.0},
+    ),
+    "exaone4": family(
+        "Exaone4ForCausalLM", "exaone4", sliding_window=16, layer_types=[SLIDING, FULL], sliding_window_pattern="LG"
+    ),
+    "nemotron": family("NemotronForCausalLM", "nemotron", head_dim=8, hidden_act="relu2", norm_eps=1e-5),
+    "stablelm": family("StableLmForCausalLM", "stablelm", partial_rotary_factor=0.25, use_qkv_bias=True),
+    "stablelm-parallel": family(
+        "StableLmForCausalLM", "stablelm", partial_rotary_factor=0.25, qk_layernorm=True, use_parallel_residual=True
+    ),
+    "phi": family("PhiForCausalLM", "phi", num_key_value_heads=4, partial_rotary_factor=0.5, hidden_act="gelu_new"),
+    "gpt2": family("GPT2LMHeadModel", "gpt2", **GPT, n_inner=64, activation_function="gelu_new"),
+    "gptj": family("GPTJForCausalLM", "gptj", **GPT, n_inner=64, rotary_dim=4),
+    "gpt-neox": family(
+        "GPTNeoXForCausalLM", "gpt_neox", num_key_value_heads=None, rotary_pct=0.25, hidden_act="gelu", rotary_emb_base=10000
+    ),
+    "gpt-neox-serial": family(
+        "GPTNeoXForCausalLM", "gpt_neox", num_key_value_heads=None, rotary_pct=0.5, use_parallel_residual=False
+    ),
+    "opt": family("OPTForCausalLM", "opt", num_key_value_heads=None, ffn_dim=48, word_embed_proj_dim=32),
+    "bloom": family("BloomForCausalLM", "bloom", **{**NO_LLAMA_KEYS, "hidden_size": 32}, n_layer=2, n_head=4),
+    "bloom-6-heads": family("BloomForCausalLM", "bloom", **{**NO_LLAMA_KEYS, "hidden_size": 24}, n_layer=2, n_head=6),
+    "mpt": family(
+        "MptForCausalLM",
+        "mpt",
+        **NO_LLAMA_KEYS,
+        max_position_embeddings=None,
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        max_seq_len=256,
+        expansion_ratio=4,
+        attn_config={"clip_qkv": 1.5, "alibi": True, "alibi_bias_max": 8},
+    ),
+    "falcon-7b": family("FalconForCausalLM", "falcon", num_key_value_heads=None, ffn_hidden_size=64, intermediate_size=None),
+    "falcon-40b": family(
+        "FalconForCausalLM",
+        "falcon",
+        num_key_value_heads=None,
+        num_kv_heads=2,
+        new_decoder_architecture=True,
+        ffn_hidden_size=64,
+        intermediate_size=None,
+    ),
+    "falcon-rw": family(
+        "FalconForCausalLM",
+        "falcon",
+        num_key_value_heads=None,
+        multi_query=False,
+        alibi=True,
+        bias=True,
+        parallel_attn=False,
+        ffn_hidden_size=64,
+        intermediate_size=None,
+    ),
+    "gpt-bigcode": family("GPTBigCodeForCausalLM", "gpt_bigcode", **GPT, n_inner=64, multi_query=True),
+    "gpt-bigcode-mha": family("GPTBigCodeForCausalLM", "gpt_bigcode", **GPT, n_inner=64, multi_query=False),
+    "dbrx": family(
+        "DbrxForCausalLM",
+        "dbrx",
+        **NO_LLAMA_KEYS,
+        max_position_embeddings=None,
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        max_seq_len=256,
+        attn_config={"clip_qkv": 1.5, "kv_n_heads": 2, "rope_theta": 10000.0},
+        ffn_config={"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2, "ffn_act_fn": {"name": "silu"}},
+    ),
+}
+
+
+def fuse_groups(query, key, value, kv_heads):
+    """The queries of a kv head, its key and its value in turn."""
+    parts = [part.reshape(kv_heads, -1, part.shape[-1]) for part in (query, key, value)]
+    return torch.cat(parts, 1).reshape(-1, query.shape[-1])
+
+
+def renamed(weights, names, fused):
+    """Weights under other names; `fused(layer)` makes new tensors of those of a layer that have no new name."""
+    layers = {}
+    new = {}
+    for name, weight in weights.items():
+        match = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", name)
+        if match and match[2] not in names:
+            layers.setdefault(match[1], {})[match[2]] = weight
+        elif match:
+            new[f"{names['layers']}.{match[1]}.{names[match[2]]}"] = weight
+        else:
+            new[names[name]] = weight
+    for number, layer in layers.items():
+        new.update({f"{names['layers']}.{number}.{k}": v for k, v in fused(layer).items()})
+    return {k: v.contiguous() for k, v in new.items()}
+
+
+def stacked(layer, kind="weight"):
+    return torch.cat([layer[f"self_attn.{part}_proj.{kind}"] for part in "qkv"])
+
+
+PLAIN = {"model.embed_tokens.weight": "model.embed_tokens.weight", "model.norm.weight": "model.norm.weight"}
+KEPT = ["input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.o_proj.weight"]
+MLP = [f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
+
+# Models whose own code is not in transformers, but which compute the same as one that is: the source fixture, keys of
+# the config, and how tensors are called.
+RENAMED = {
+    "baichuan": (
+        family("LlamaForCausalLM", "llama", num_key_value_heads=4),
+        {"architectures": ["BaichuanForCausalLM"], "model_type": "baichuan", "num_key_value_heads": None},
+        lambda weights: renamed(
+            weights,
+            {**PLAIN, "lm_head.weight": "lm_head.weight", "layers": "model.layers", **{k: k for k in KEPT + MLP}},
+            lambda layer: {"self_attn.W_pack.weight": stacked(layer)},
+        ),
+    ),
+    "internlm2": (
+        family("LlamaForCausalLM", "llama"),
+        {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False},
+        lambda weights: renamed(
+            weights,
+            {
+                "model.embed_tokens.weight": "model.tok_embeddings.weight",
+                "model.norm.weight": "model.norm.weight",
+                "lm_head.weight": "output.weight",
+                "layers": "model.layers",
+                "input_layernorm.weight": "attention_norm.weight",
+                "post_attention_layernorm.weight": "ffn_norm.weight",
+                "self_attn.o_proj.weight": "attention.wo.weight",
+                "mlp.gate_proj.weight": "feed_forward.w1.weight",
+                "mlp.up_proj.weight": "feed_forward.w3.weight",
+                "mlp.down_proj.weight": "feed_forward.w2.weight",
+            },
+            lambda layer: {
+                "attention.wqkv.weight": fuse_groups(*[layer[f"self_attn.{part}_proj.weight"] for part in "qkv"], 2)
+            },
+        ),
+    ),
+    "qwen": (
+        family("Qwen2ForCausalLM", "qwen2", num_key_value_heads=4),
+        {
+            "architectures": ["QWenLMHeadModel"],
+            "model_type": "qwen",
+            "num_key_value_heads": None,
+            "intermediate_size": 96,
+            "layer_norm_epsilon": 1e-6,
+            "rotary_emb_base": 10000,
+            "kv_channels": 8,
+            "seq_length": 256,
+            "max_position_embeddings": None,
+        },
+        lambda weights: renamed(
+            weights,
+            {
+                "model.embed_tokens.weight": "transformer.wte.weight",
+                "model.norm.weight": "transformer.ln_f.weight",
+                "lm_head.weight": "lm_head.weight",
+                "layers": "transformer.h",
+                "input_layernorm.weight": "ln_1.weight",
+                "post_attention_layernorm.weight": "ln_2.weight",
+                "self_attn.o_proj.weight": "attn.c_proj.weight",
+                "mlp.gate_proj.weight": "mlp.w2.weight",
+                "mlp.up_proj.weight": "mlp.w1.weight",
+                "mlp.down_proj.weight": "mlp.c_proj.weight",
+            },
+            lambda layer: {
+                "attn.c_attn.weight": stacked(layer),
+                "attn.c_attn.bias": stacked(layer, "bias"),
+            },
+        ),
+    ),
+    "chatglm": (
+        FAMILIES["glm"],
+        {
+            "architectures": ["ChatGLMModel"],
+            "model_type": "chatglm",
+            "num_key_value_heads": None,
+            "multi_query_attention": True,
+            "multi_query_group_num": 2,
+            "kv_channels": 8,
+            "head_dim": None,
+            "ffn_hidden_size": 48,
+            "intermediate_size": None,
+            "layernorm_epsilon": 1.5625e-07,
+            "add_qkv_bias": True,
+            "attention_bias": None,
+            "partial_rotary_factor": None,
+            "padded_vocab_size": 96,
+            "vocab_size": None,
+            "num_layers": 2,
+            "num_hidden_layers": None,
+            "seq_length": 256,
+            "max_position_embeddings": None,
+        },
+        lambda weights: renamed(
+            weights,
+            {
+                "model.embed_tokens.weight": "transformer.embedding.word_embeddings.weight",
+                "model.norm.weight": "transformer.encoder.final_layernorm.weight",
+                "lm_head.weight": "transformer.output_layer.weight",
+                "layers": "transformer.encoder.layers",
+                "input_layernorm.weight": "input_layernorm.weight",
+                "post_attention_layernorm.weight": "post_attention_layernorm.weight",
+                "self_attn.o_proj.weight": "self_attention.dense.weight",
+                "mlp.gate_up_proj.weight": "mlp.dense_h_to_4h.weight",
+                "mlp.down_proj.weight": "mlp.dense_4h_to_h.weight",
+            },
+            lambda layer: {
+                "self_attention.query_key_value.weight": stacked(layer),
+                "self_attention.query_key_value.bias": stacked(layer, "bias"),
+            },
+        ),
+    ),
+}
+
+
 def as_rope_parameters(config):
     """The same config in the spelling of transformers 5."""
     new = {k: v for k, v in config.items() if k not in ("rope_theta", "rope_scaling", "torch_dtype")}
@@ -185,11 +530,11 @@ def fix_rope_length(model, total_length):
 
 
 @torch.no_grad()
-def greedy(model, prompt, use_cache):
+def greedy(model, prompt, use_cache, new_tokens=NEW_TOKENS):
     """Logits after the prompt, then greedy tokens with their log-probabilities and margins."""
     ids, cache, first = list(prompt), None, None
     tokens, log_probs, margins = [], [], []
-    for _ in range(NEW_TOKENS):
+    for _ in range(new_tokens):
         fed = ids[-1:] if cache is not None else ids
         out = model(torch.tensor([fed]), past_key_values=cache, use_cache=use_cache)
         cache = out.past_key_values if use_cache else None
@@ -235,8 +580,14 @@ def prompts_for(config):
     return [torch.randint(0, config["vocab_size"], (n,), generator=generator).tolist() for n in PROMPT_LENGTHS]
 
 
+def attention_of(config):
+    """Eager, but where transformers adds the linear biases of a Falcon twice then."""
+    return "sdpa" if config.get("alibi") else "eager"
+
+
 def load(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    attention = attention_of(json.loads((Path(folder) / "config.json").read_text()))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
     return model.eval()
 
 
@@ -249,7 +600,7 @@ def write_reference(folder, cases, note):
         "model": folder.name,
         "made_with": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, float32, eager",
         "note": note,
-        "new_tokens": NEW_TOKENS,
+        "new_tokens": len(cases[0]["tokens"]),
         "min_margin": min(min(case["margins"]) for case in cases),
     }
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
@@ -320,6 +671,81 @@ def write_shards(folder, weights):
         save_file({n: weights[n] for n in half}, folder / file, metadata={"format": "pt"})
         index["weight_map"].update({n: file for n in half})
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+FAMILY_NEW_TOKENS = 12
+FAMILY_MIN_MARGIN = 0.004
+FAMILY_MIN_DISTINCT = 3
+
+
+@torch.no_grad()
+def random_family_weights(model, seed, zero_centered):
+    """Weights that bfloat16 holds exactly; what a norm's weight starts from is what the model gave it."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = dict(model.named_parameters()) | {k: v for k, v in model.named_buffers() if "e_score" in k}
+    for name, tensor in sorted(tensors.items()):
+        noise = torch.randn(tensor.shape, generator=generator)
+        is_norm = re.search(r"norm|ln_", name) and name.endswith("weight")
+        if "embeddings_layernorm" in name:
+            value = 0.2 * noise
+        elif is_norm:
+            value = (0.0 if zero_centered else 1.0) + 0.2 * noise
+        elif name.endswith("bias") or tensor.dim() == 1:
+            value = 0.3 * noise
+        elif re.search(r"embed_tokens|wte|word_embeddings|embed_in", name):
+            # A tied head would repeat the last token if its embedding outweighed what the layers add.
+            value = (0.1 if model.config.tie_word_embeddings else 0.8) * noise
+        else:
+            value = 1.6 * noise / tensor.shape[-1] ** 0.5
+        tensor.copy_(value.to(torch.bfloat16))
+
+
+def family_reference(model, prompts, use_cache):
+    """Reference cases; None if greedy choices are too close to call."""
+    cases = []
+    for prompt in prompts:
+        if hasattr(model, "model") and "rope_type" in (getattr(model.config, "rope_parameters", None) or {}):
+            fix_rope_length(model, len(prompt) + FAMILY_NEW_TOKENS)
+        first, tokens, log_probs, margins = greedy(model, prompt, use_cache, FAMILY_NEW_TOKENS)
+        if min(margins) < FAMILY_MIN_MARGIN or len(set(tokens)) < FAMILY_MIN_DISTINCT:
+            return None
+        case = {"prompt": prompt, "logits": rounded(first.tolist()), "tokens": tokens}
+        cases.append({**case, "log_probs": rounded(log_probs), "margins": rounded(margins, 4)})
+    return cases
+
+
+def make_family(folder, name, config, changes=None, rename=None):
+    """A fixture of a family, with the tensors as transformers saves them, or renamed."""
+    prompts = [prompt for prompt in prompts_for(SMALL) if len(prompt) != 50]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_config(Path(scratch) / "config.json", config)
+        shape = AutoConfig.from_pretrained(scratch)
+        attention = attention_of(config)
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, attn_implementation=attention).eval()
+        zero_centered = config["model_type"] in ("gemma", "gemma2", "gemma3_text", "nemotron")
+        for seed in range(3000):
+            random_family_weights(model, seed, zero_centered)
+            if family_reference(model, prompts, use_cache="longrope" not in name):
+                break
+        else:
+            raise SystemExit(f"{name}: no seed gives clear greedy choices")
+        model.to(torch.bfloat16).save_pretrained(scratch)
+        saved = json.loads((Path(scratch) / "config.json").read_text())
+        weights = load_file(Path(scratch) / "model.safetensors")
+        cases = family_reference(load(scratch), prompts, use_cache=False)
+        cached = family_reference(load(scratch), prompts, use_cache=True)
+    if "longrope" not in name:
+        assert [case["tokens"] for case in cases] == [case["tokens"] for case in cached], name
+    if rename:
+        config = {k: v for k, v in {**config, **changes}.items() if v is not None or k.endswith("token_id")}
+        weights = rename(weights)
+    elif "longrope" not in name:
+        write_config(folder / "config.alt.json", saved)
+    write_config(folder / "config.json", config)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_reference(folder, cases, LENGTH_RULE if "longrope" in name else WEIGHTS_RULE)
+    print(f"{name}: seed {seed}, smallest margin {min(min(c['margins']) for c in cases):.3f}", flush=True)
 
 
 CORPUS = [
@@ -471,6 +897,12 @@ def main():
     for name, config in CONFIGS.items():
         if wanted(name):
             make_model(arguments.out / "models" / name, name, config)
+    for name, config in FAMILIES.items():
+        if wanted(name):
+            make_family(arguments.out / "models" / name, name, config)
+    for name, (config, changes, rename) in RENAMED.items():
+        if wanted(name):
+            make_family(arguments.out / "models" / name, name, config, changes, rename)
     if wanted("llama-sharded"):
         make_sharded(arguments.out / "models" / "llama-sharded", arguments.out / "models" / "llama-gqa")
     for name, tokenizer in (("bytelevel", bytelevel_tokenizer()), ("metaspace", metaspace_tokenizer())):

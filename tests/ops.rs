@@ -6,6 +6,10 @@
 
 #[path = "ops/attention.rs"]
 mod attention;
+#[path = "ops/experts.rs"]
+mod experts;
+#[path = "ops/functions.rs"]
+mod functions;
 #[path = "ops/harness.rs"]
 mod harness;
 #[path = "ops/invariance.rs"]

@@ -155,6 +155,17 @@ impl Tensor {
         Self { offset_bytes, cols, ..self.clone() }
     }
 
+    /// The same elements in rows of another length.
+    ///
+    /// # Errors
+    /// Internal, when there are gaps or the number of elements is another.
+    pub fn reshaped(&self, rows: usize, cols: usize) -> Result<Self> {
+        if !self.is_contiguous() || rows * cols != self.rows * self.cols {
+            return Err(Error::internal(format!("a tensor [{}, {}] as [{rows}, {cols}]", self.rows, self.cols)));
+        }
+        Ok(Self { rows, cols, stride: cols, ..self.clone() })
+    }
+
     /// Rows `start..start + rows`.
     ///
     /// # Panics

@@ -1,7 +1,7 @@
 //! The normalised configuration of any checkpoint.
 
-use super::{Rope, Section};
-use crate::device::{Activation, DType};
+use super::{Rope, Section, TensorNames};
+use crate::device::{Activation, DType, RopeStyle, RoutingRule};
 use crate::error::{Error, Result};
 use crate::ids::TokenId;
 use serde_json::Value;
@@ -23,21 +23,126 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Longest sequence the checkpoint was made for.
     pub max_positions: usize,
+    pub norm: NormKind,
     pub norm_eps: f32,
     pub activation: Activation,
+    /// Attention and feed-forward layer of a block take the same input.
+    pub parallel: bool,
     pub rope: Rope,
+    pub rope_style: RopeStyle,
+    /// Of layers that say [`LayerRope::Local`].
+    pub local_rope: Option<Rope>,
+    pub layer_ropes: Vec<LayerRope>,
+    /// Slopes of linear biases, one for each head.
+    pub alibi_slopes: Option<Vec<f32>>,
+    /// Rows of the table of learned positions before position 0, where there is such a table.
+    pub position_offset: Option<usize>,
     /// Bias of queries, keys and values.
     pub qkv_bias: bool,
     /// Bias of the attention's output.
     pub output_bias: bool,
     /// Bias of the feed-forward layers.
     pub mlp_bias: bool,
-    /// RMS norm of each query and key head before rotation.
-    pub head_norm: bool,
+    pub head_bias: bool,
+    /// Norm of queries and keys before rotation.
+    pub head_norm: Option<HeadNorm>,
+    /// Queries, keys and values are kept between minus and plus this.
+    pub qkv_clip: Option<f32>,
+    /// Factor of `q·k`.
+    pub attention_scale: f32,
+    pub attention_softcap: Option<f32>,
+    /// Every head has a score without a value.
+    pub attention_sinks: bool,
     /// For each layer: a token sees itself and the `window - 1` before it.
     pub windows: Vec<Option<usize>>,
+    pub experts: Option<Experts>,
+    pub embedding_scale: f32,
+    /// The factor is rounded to the type of the weights.
+    pub round_embedding_scale: bool,
+    /// Factor of what a layer adds to the residual stream.
+    pub residual_scale: f32,
+    pub logit_scale: f32,
+    pub logit_softcap: Option<f32>,
     /// Whether the head shares the embedding's weights.
     pub tied_embeddings: bool,
+    pub names: TensorNames,
+}
+
+/// The norm of hidden states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    Rms,
+    /// The weight is stored less 1.
+    RmsPlusOne,
+    Layer {
+        bias: bool,
+    },
+    /// With a bias; the weight is stored less 1.
+    LayerPlusOne,
+}
+
+/// The norm of queries and keys, of the kind of the other norms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadNorm {
+    /// Each head, with the same weights.
+    Shared,
+    /// Each head, with weights of its own: one matrix.
+    PerHead,
+    /// Each head, with weights of its own: one tensor for each.
+    PerHeadListed,
+    /// All heads together.
+    FullWidth,
+}
+
+/// Which rotation a layer uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerRope {
+    None,
+    Global,
+    Local,
+}
+
+/// A mixture of experts in the place of a feed-forward layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Experts {
+    pub count: usize,
+    pub per_token: usize,
+    pub intermediate_size: usize,
+    pub rule: RoutingRule,
+    pub router: &'static str,
+    pub router_bias: bool,
+    /// Name of the bias that counts for the choice only.
+    pub choice_bias: Option<&'static str>,
+    pub weights: ExpertWeights,
+    pub shared: Option<SharedExpert>,
+    /// The weight of an expert is a factor of its input.
+    pub scale_input: bool,
+    /// Which layers have experts.
+    pub layers: Vec<bool>,
+}
+
+/// How a checkpoint holds the matrices of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertWeights {
+    /// `{prefix}.{expert}.{gate}.weight` and so on.
+    Listed { prefix: &'static str, gate: &'static str, up: &'static str, down: &'static str },
+    /// `[E, 2I, C]` gate then up, and `[E, C, I]`.
+    Stacked { gate_up: &'static str, down: &'static str },
+    /// `[E, C, 2I]` gate then up, and `[E, I, C]`.
+    StackedTransposed { gate_up: &'static str, down: &'static str },
+    /// `[E, C, 2I]` gate and up in turn, and `[E, I, C]`; with biases `{name}_bias`.
+    Interleaved { gate_up: &'static str, down: &'static str },
+    /// Each `[E * I, C]`, the last one transposed.
+    Flat { gate: &'static str, up: &'static str, down: &'static str },
+}
+
+/// An expert of every token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedExpert {
+    pub prefix: &'static str,
+    pub intermediate_size: usize,
+    /// Name of the gate: its sigmoid is a factor of the output.
+    pub gate: Option<&'static str>,
 }
 
 /// Ids with a meaning.
@@ -66,7 +171,14 @@ impl ModelConfig {
             )));
         }
         let head_dim = head_dim(section, hidden_size, num_heads)?;
-        let position_keys = ["max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length"];
+        let position_keys = [
+            "max_position_embeddings",
+            "n_positions",
+            "max_seq_len",
+            "seq_length",
+            "model_max_length",
+            "max_sequence_length",
+        ];
         let max_positions = section.required_count(&position_keys, 1 << 30)?;
         Ok(Self {
             family,
@@ -76,38 +188,100 @@ impl ModelConfig {
             num_heads,
             num_kv_heads,
             head_dim,
-            intermediate_size: section.required_count(&["intermediate_size", "ffn_dim", "ffn_hidden_size"], 1 << 24)?,
+            intermediate_size: section
+                .required_count(&["intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff"], 1 << 24)?,
             vocab_size: section.required_count(&["vocab_size", "padded_vocab_size"], 1 << 26)?,
             max_positions,
             norm_eps: norm_eps(section)?,
+            norm: NormKind::Rms,
             activation: activation(section)?,
+            parallel: false,
             rope: Rope::from_config(section, head_dim, max_positions)?,
+            rope_style: RopeStyle::HalfSplit,
+            local_rope: None,
+            layer_ropes: vec![LayerRope::Global; num_layers],
+            alibi_slopes: None,
+            position_offset: None,
             qkv_bias: false,
             output_bias: false,
             mlp_bias: false,
-            head_norm: false,
+            head_bias: false,
+            head_norm: None,
+            qkv_clip: None,
+            attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            attention_softcap: None,
+            attention_sinks: false,
             windows: vec![None; num_layers],
+            experts: None,
+            embedding_scale: 1.0,
+            round_embedding_scale: false,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_softcap: None,
             tied_embeddings: section.flag("tie_word_embeddings", false)?,
+            names: TensorNames::STANDARD,
         })
+    }
+
+    /// Bias of every linear layer of the blocks.
+    pub fn set_biases(&mut self, bias: bool) {
+        (self.qkv_bias, self.output_bias, self.mlp_bias) = (bias, bias, bias);
+    }
+
+    /// No layer rotates.
+    pub fn without_rope(&mut self) {
+        self.layer_ropes.fill(LayerRope::None);
+    }
+
+    /// Linear biases with the usual slopes, `2^(-max_bias i / n)`, times `factor`.
+    ///
+    /// Source: Press et al., "Train short, test long", 2022; numbers of heads between powers of two as in its code.
+    pub fn set_alibi(&mut self, max_bias: f64, factor: f64) {
+        let power = self.num_heads.next_power_of_two();
+        let below = if power == self.num_heads { power } else { power / 2 };
+        let slope = |i: usize, n: usize| (2.0_f64.powf(-max_bias * i as f64 / n as f64) * factor) as f32;
+        let first = (1..=below).map(|i| slope(i, below));
+        let between = (1..=power).step_by(2).map(|i| slope(i, power));
+        self.alibi_slopes = Some(first.chain(between).take(self.num_heads).collect());
+        self.without_rope();
+    }
+
+    /// Names of the kinds of layers in `layer_types`, or for a configuration without it, every `period`-th layer full.
+    ///
+    /// # Errors
+    /// When the list has another length, or holds another kind.
+    pub fn full_layers(&self, section: &Section, period: usize) -> Result<Vec<bool>> {
+        let Some((key, value)) = section.first(&["layer_types"]) else {
+            return Ok((1..=self.num_layers).map(|layer| layer.is_multiple_of(period)).collect());
+        };
+        let wanted = format!("a list of {} strings, full_attention or sliding_attention", self.num_layers);
+        let list = value.as_array().filter(|list| list.len() == self.num_layers);
+        let kind = |kind: &Value| match kind.as_str() {
+            Some("sliding_attention") => Ok(false),
+            Some("full_attention") => Ok(true),
+            _ => Err(section.error(key, value, &wanted)),
+        };
+        list.ok_or_else(|| section.error(key, value, &wanted))?.iter().map(kind).collect()
+    }
+
+    /// A window in all layers but the full ones.
+    pub fn set_window_pattern(&mut self, section: &Section, full: &[bool]) -> Result<()> {
+        if let Some(window) = section.count(&["sliding_window"], 1 << 30)? {
+            let windows = full.iter().map(|&full| (!full).then_some(window));
+            self.windows = windows.collect();
+        }
+        Ok(())
     }
 
     /// The window of every layer from `first_layer` on, unless `layer_types` says it layer by layer.
     pub fn set_windows(&mut self, section: &Section, first_layer: usize) -> Result<()> {
         let Some(window) = section.count(&["sliding_window"], 1 << 30)? else { return Ok(()) };
-        let Some((key, value)) = section.first(&["layer_types"]) else {
+        if section.first(&["layer_types"]).is_none() {
             self.windows.iter_mut().skip(first_layer).for_each(|entry| *entry = Some(window));
             return Ok(());
-        };
-        let wanted = format!("a list of {} strings, full_attention or sliding_attention", self.num_layers);
-        let list = value.as_array().filter(|list| list.len() == self.num_layers);
-        for (entry, kind) in self.windows.iter_mut().zip(list.ok_or_else(|| section.error(key, value, &wanted))?) {
-            *entry = match kind.as_str() {
-                Some("sliding_attention") => Some(window),
-                Some("full_attention") => None,
-                _ => return Err(section.error(key, value, &wanted)),
-            };
         }
-        Ok(())
+        let full = self.full_layers(section, 1)?;
+        self.set_window_pattern(section, &full)
     }
 
     /// Bytes of keys and values of one token, all layers.
@@ -160,17 +334,21 @@ fn head_dim(section: &Section, hidden_size: usize, num_heads: usize) -> Result<u
 }
 
 fn norm_eps(section: &Section) -> Result<f32> {
-    let keys = ["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon"];
+    let keys =
+        ["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "layernorm_epsilon"];
     Ok(section.positive(&keys)?.unwrap_or(1e-6) as f32)
 }
 
 fn activation(section: &Section) -> Result<Activation> {
-    let keys = ["hidden_act", "hidden_activation", "activation_function"];
+    let keys = ["hidden_activation", "hidden_act", "activation_function", "activation", "mlp_hidden_act"];
     match section.text(&keys)?.unwrap_or("silu") {
         "silu" | "swish" => Ok(Activation::Silu),
-        "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" | "bloom_gelu" => Ok(Activation::GeluTanh),
+        "gelu" => Ok(Activation::Gelu),
+        "relu" => Ok(Activation::Relu),
+        "relu2" => Ok(Activation::ReluSquared),
         other => Err(Error::unsupported(format!(
-            "{}: hidden_act \"{other}\" is not supported; supported are silu and gelu_pytorch_tanh",
+            "{}: hidden_act \"{other}\" is not supported; supported are silu, gelu, gelu_pytorch_tanh, relu and relu2",
             section.origin()
         ))),
     }
@@ -235,7 +413,7 @@ mod tests {
         assert!(message(json!({"vocab_size": u64::MAX})).contains("vocab_size is 18446744073709551615"));
         assert!(message(json!({"hidden_size": -3})).contains("hidden_size is -3"));
         assert!(message(json!({"hidden_size": null})).contains("has no hidden_size or n_embd or d_model"));
-        assert!(message(json!({"hidden_act": "relu"})).contains("hidden_act \"relu\" is not supported"));
+        assert!(message(json!({"hidden_act": "mish"})).contains("hidden_act \"mish\" is not supported"));
         assert!(message(json!({"rms_norm_eps": "small"})).contains("rms_norm_eps is \"small\""));
         assert!(message(json!({"torch_dtype": "float8"})).contains("dtype \"float8\" is not supported"));
         assert!(message(json!({"head_dim": 7})).contains("must be an even number"));

@@ -2,6 +2,7 @@
 //! piece for each thread.
 
 use super::formats::StoredTensor;
+use super::pieces::View;
 use crate::device::{SharedDevice, Tensor};
 use crate::error::Result;
 use std::ops::Range;
@@ -14,35 +15,53 @@ pub(super) const PIECE_BYTES: usize = 4 << 20;
 /// More threads do not read faster.
 const MAX_THREADS: usize = 16;
 
-/// A tensor on its way.
+/// Rows on their way.
 pub(super) struct Copy<'a> {
+    /// `[view.rows, cols]`.
     pub out: Tensor,
     pub stored: StoredTensor<'a>,
+    pub view: View,
+    /// Is added to every element; not 0 for F32 only.
+    pub addend: f32,
 }
 
 impl Copy<'_> {
-    /// Rows of the stored tensor that make a piece.
+    /// Rows that are copied at once: all, where they do not lie behind each other.
     fn pieces(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let rows = self.stored.rows();
-        let row_bytes = (self.stored.cols() * self.out.dtype().size()).max(1);
-        let at_once = (PIECE_BYTES / row_bytes).max(1);
+        let rows = self.view.rows;
+        let row_bytes = (self.out.cols() * self.out.dtype().size()).max(1);
+        let at_once = if self.is_contiguous() { (PIECE_BYTES / row_bytes).max(1) } else { rows.max(1) };
         (0..rows).step_by(at_once).map(move |start| start..(start + at_once).min(rows))
     }
 
-    /// Copies some rows. The rows of a vector are its elements, which lie in one row of `out`.
+    fn is_contiguous(&self) -> bool {
+        self.stored.cols() == self.out.cols() && self.view.is_contiguous(self.out.cols())
+    }
+
     fn run(&self, device: &SharedDevice, rows: Range<usize>, scratch: &mut Vec<u8>) -> Result<()> {
-        let part = match self.stored.shape.len() {
-            0 | 1 => self.out.columns(rows.start, rows.len()),
-            _ => self.out.row_range(rows.start, rows.len()),
-        };
-        match self.stored.borrow(rows.clone(), part.dtype()) {
-            Some(bytes) => device.upload(&part, bytes),
-            None => {
-                scratch.clear();
-                self.stored.read(rows, part.dtype(), scratch);
-                device.upload(&part, scratch)
+        let (part, dtype) = (self.out.row_range(rows.start, rows.len()), self.out.dtype());
+        scratch.clear();
+        if self.is_contiguous() {
+            let first = self.view.offset / self.out.cols();
+            let rows = first + rows.start..first + rows.end;
+            match self.stored.borrow(rows.clone(), dtype).filter(|_| self.addend == 0.0) {
+                Some(bytes) => return device.upload(&part, bytes),
+                None => self.stored.read(rows, dtype, scratch),
+            }
+        } else {
+            let (span, cols) = (self.view.span(self.out.cols()), self.stored.cols());
+            let stored_rows = span.start / cols..span.end.div_ceil(cols);
+            let mut elements = Vec::new();
+            self.stored.read(stored_rows.clone(), dtype, &mut elements);
+            self.view.gather(&elements, stored_rows.start * cols, dtype.size(), self.out.cols(), scratch);
+        }
+        if self.addend != 0.0 {
+            for element in scratch.chunks_exact_mut(4) {
+                let value = f32::from_ne_bytes([element[0], element[1], element[2], element[3]]) + self.addend;
+                element.copy_from_slice(&value.to_ne_bytes());
             }
         }
+        device.upload(&part, scratch)
     }
 }
 
@@ -58,7 +77,7 @@ pub(super) fn copy_all(device: &SharedDevice, copies: &[Copy<'_>]) -> Result<()>
         let mut scratch = Vec::new();
         while !failed.load(Ordering::Relaxed) {
             let Some((copy, rows)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-            let bytes = rows.len() * copy.stored.cols() * copy.out.dtype().size();
+            let bytes = rows.len() * copy.out.cols() * copy.out.dtype().size();
             copy.run(device, rows.clone(), &mut scratch).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
             progress.add(bytes);
         }

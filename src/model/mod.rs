@@ -5,13 +5,15 @@ mod config;
 mod copy;
 pub mod families;
 pub mod formats;
+mod pieces;
 mod presets;
 mod rope;
 mod section;
 mod weights;
 
-pub use block::{Decoder, TensorNames};
-pub use config::{ModelConfig, SpecialTokens};
+pub use block::{Decoder, MlpNames, QkvNames, TensorNames};
+pub use config::{ExpertWeights, Experts, HeadNorm, LayerRope, ModelConfig, NormKind, SharedExpert, SpecialTokens};
+pub use pieces::{Piece, View};
 pub use presets::{preset, preset_names};
 pub use rope::{Rope, RopeScaling};
 pub use section::Section;

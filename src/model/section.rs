@@ -55,9 +55,39 @@ impl Section {
         &self.origin
     }
 
+    /// The same object with values for keys that are absent or null: the defaults of a family.
+    pub fn with_defaults(&self, defaults: Value) -> Self {
+        let mut section = self.clone();
+        for (key, value) in defaults.as_object().into_iter().flatten() {
+            if section.map.get(key).is_none_or(Value::is_null) {
+                section.map.insert(key.clone(), value.clone());
+            }
+        }
+        section
+    }
+
+    /// The same object with one value replaced.
+    pub fn with(&self, key: &'static str, value: Value) -> Self {
+        let mut section = self.clone();
+        section.map.insert(key.to_owned(), value);
+        section
+    }
+
+    /// The configurations of full and of sliding layers, where `rope_parameters` has both kinds.
+    pub fn ropes_by_kind(&self) -> Result<Option<(Self, Self)>> {
+        let Some(ropes) = self.section("rope_parameters")? else { return Ok(None) };
+        let of = |kind| ropes.first(&[kind]).map(|(_, value)| self.with("rope_parameters", value.clone()));
+        Ok(of("full_attention").zip(of("sliding_attention")))
+    }
+
     /// The first of `keys` that is there and not null.
     pub fn first(&self, keys: &[&'static str]) -> Option<(&'static str, &Value)> {
         keys.iter().find_map(|&key| self.map.get(key).filter(|value| !value.is_null()).map(|value| (key, value)))
+    }
+
+    /// Whether `key` is there and null.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(Value::is_null)
     }
 
     /// A nested object; null is absent.

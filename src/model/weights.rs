@@ -1,7 +1,8 @@
 //! From a checkpoint to device memory: fused, cast and copied piece by piece, never the whole model on the host.
 
 use super::copy::{Copy, PIECE_BYTES, copy_all};
-use super::formats::{TensorStore, push};
+use super::formats::{StoredTensor, TensorStore, push};
+use super::pieces::Piece;
 use super::rope::Rope;
 use crate::device::{DType, RopeStyle, RopeTable, SharedDevice, Tensor, Weight};
 use crate::error::{Error, Result};
@@ -23,15 +24,26 @@ pub enum WeightSource {
 impl WeightSource {
     /// Whether the source has its own tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        matches!(self, Self::Checkpoint(store) if matches!(store.tensor(name), Ok(Some(_))))
+        matches!(self.tensor(name), Ok(Some(_)))
+    }
+
+    /// The tensor with the name that the checkpoint has for it: some leave the first part away, and models that take
+    /// images put more before it.
+    fn tensor(&self, name: &str) -> Result<Option<(String, StoredTensor<'_>)>> {
+        let Self::Checkpoint(store) = self else { return Ok(None) };
+        let (_, inner) = name.split_once('.').unwrap_or(("", name));
+        let prefixed = [format!("language_model.{name}"), format!("model.language_model.{inner}")];
+        for name in [name.to_owned(), inner.to_owned()].into_iter().chain(prefixed) {
+            if let Some(tensor) = store.tensor(&name)? {
+                return Ok(Some((name, tensor)));
+            }
+        }
+        Ok(None)
     }
 
     /// Rows of the tensor `name`.
     pub fn rows(&self, name: &str) -> Result<Option<usize>> {
-        match self {
-            Self::Checkpoint(store) => Ok(store.tensor(name)?.and_then(|tensor| tensor.shape.first().copied())),
-            Self::Random => Ok(None),
-        }
+        Ok(self.tensor(name)?.and_then(|(_, tensor)| tensor.shape.first().copied()))
     }
 
     /// Type of the largest tensor.
@@ -44,9 +56,8 @@ impl WeightSource {
 
     /// Whether both tensors are there and hold the same bytes.
     pub fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
-        let Self::Checkpoint(store) = self else { return Ok(false) };
-        Ok(match (store.tensor(a)?, store.tensor(b)?) {
-            (Some(a), Some(b)) => a.is_equal(&b),
+        Ok(match (self.tensor(a)?, self.tensor(b)?) {
+            (Some((_, a)), Some((_, b))) => a.is_equal(&b),
             _ => false,
         })
     }
@@ -56,7 +67,17 @@ impl WeightSource {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VectorKind {
     Norm,
+    /// A norm's weight that is stored less 1. F32 on every device: half precision would round the sum.
+    NormPlusOne,
     Bias,
+    /// A number for each head. F32 on every device.
+    PerHead,
+}
+
+impl VectorKind {
+    fn is_float32(self) -> bool {
+        matches!(self, Self::NormPlusOne | Self::PerHead)
+    }
 }
 
 /// Puts the tensors that a family asks for on a device.
@@ -120,32 +141,42 @@ impl<'a> WeightLoader<'a> {
         self.bytes
     }
 
-    /// A matrix `[Σ rows, cols]` from one tensor, or several below each other: `(name, rows)`.
-    pub fn matrix(&mut self, parts: &[(String, usize)], cols: usize) -> Result<Weight> {
+    /// A matrix `[Σ rows, cols]` from one tensor, or parts of several below each other.
+    pub fn matrix(&mut self, parts: &[Piece], cols: usize) -> Result<Weight> {
         Ok(Weight::Dense(self.table(parts, cols)?))
     }
 
     /// [`WeightLoader::matrix`] as a plain tensor, for lookups.
-    pub fn table(&mut self, parts: &[(String, usize)], cols: usize) -> Result<Tensor> {
-        let out = self.allocate(parts, cols, self.matrix_dtype)?;
-        let mut row = 0;
-        for (name, rows) in parts {
-            self.fill(&out.row_range(row, *rows), name, &[*rows, cols], None)?;
-            row += rows;
+    pub fn table(&mut self, parts: &[Piece], cols: usize) -> Result<Tensor> {
+        self.assemble(parts, cols, self.matrix_dtype, None)
+    }
+
+    /// A vector `[1, Σ lengths]` from one tensor, or parts of several behind each other.
+    pub fn vector(&mut self, parts: &[Piece], kind: VectorKind) -> Result<Tensor> {
+        self.vectors(parts, 1, kind)
+    }
+
+    /// [`WeightLoader::vector`] cut into `rows` rows of equal length.
+    pub fn vectors(&mut self, parts: &[Piece], rows: usize, kind: VectorKind) -> Result<Tensor> {
+        let dtype = if kind.is_float32() { DType::F32 } else { self.vector_dtype };
+        let column = self.assemble(parts, 1, dtype, Some(kind))?;
+        column.reshaped(rows, column.rows() / rows)
+    }
+
+    /// A vector `[1, len]` F32 of numbers that are in no checkpoint.
+    pub fn constants(&mut self, values: &[f32]) -> Result<Tensor> {
+        let out = Tensor::zeros(&self.device, 1, values.len(), DType::F32, "constants")?;
+        self.bytes += out.bytes();
+        if self.reads {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+            self.device.upload(&out, &bytes)?;
         }
         Ok(out)
     }
 
-    /// A vector `[1, Σ lengths]` from one tensor, or several behind each other: `(name, length)`.
-    pub fn vector(&mut self, parts: &[(String, usize)], kind: VectorKind) -> Result<Tensor> {
-        let len = parts.iter().map(|(_, len)| len).sum();
-        let out = self.allocate(&[(parts[0].0.clone(), 1)], len, self.vector_dtype)?;
-        let mut start = 0;
-        for (name, len) in parts {
-            self.fill(&out.columns(start, *len), name, &[*len], Some(kind))?;
-            start += len;
-        }
-        Ok(out)
+    /// Type of matrices on the device.
+    pub fn matrix_dtype(&self) -> DType {
+        self.matrix_dtype
     }
 
     /// The table of cosines and sines of `rope`.
@@ -189,31 +220,43 @@ impl<'a> WeightLoader<'a> {
         self.used.insert(name.to_owned());
     }
 
-    fn allocate(&mut self, parts: &[(String, usize)], cols: usize, dtype: DType) -> Result<Tensor> {
-        let rows = parts.iter().try_fold(0_usize, |sum, (_, rows)| sum.checked_add(*rows));
-        let rows = rows.ok_or_else(|| Error::invalid(format!("the rows of {} overflow", parts[0].0)))?;
-        let out = Tensor::zeros(&self.device, rows, cols, dtype, &parts[0].0)?;
+    fn assemble(&mut self, parts: &[Piece], cols: usize, dtype: DType, kind: Option<VectorKind>) -> Result<Tensor> {
+        let rows = parts.iter().try_fold(0_usize, |sum, part| sum.checked_add(part.rows()));
+        let rows = rows.ok_or_else(|| Error::invalid(format!("the rows of {} overflow", parts[0].name)))?;
+        let out = Tensor::zeros(&self.device, rows, cols, dtype, &parts[0].name)?;
         self.bytes += out.bytes();
         self.parameters += (rows * cols) as u64;
+        let mut row = 0;
+        for part in parts {
+            self.fill(&out.row_range(row, part.rows()), part, kind)?;
+            row += part.rows();
+        }
         Ok(out)
     }
 
-    fn fill(&mut self, out: &Tensor, name: &str, shape: &[usize], kind: Option<VectorKind>) -> Result<()> {
-        let WeightSource::Checkpoint(store) = self.source else { return self.fill_made_up(out, kind) };
-        let Some(stored) = store.tensor(name)? else {
+    fn fill(&mut self, out: &Tensor, piece: &Piece, kind: Option<VectorKind>) -> Result<()> {
+        if matches!(self.source, WeightSource::Random) {
+            return self.fill_made_up(out, kind);
+        }
+        let Piece { name, shape, views } = piece;
+        let Some((stored_name, stored)) = self.source.tensor(name)? else {
             self.missing.push(name.to_owned());
             return Ok(());
         };
-        self.used.insert(name.to_owned());
-        if stored.shape != shape {
+        self.used.insert(stored_name);
+        if stored.shape != *shape {
             return Err(Error::invalid(format!(
                 "{}: {name} has shape {:?}; config.json asks for {shape:?}",
                 stored.file.display(),
                 stored.shape
             )));
         }
-        if self.reads {
-            self.copies.push(Copy { out: out.clone(), stored });
+        let addend = if kind == Some(VectorKind::NormPlusOne) { 1.0 } else { 0.0 };
+        let mut row = 0;
+        for view in views.iter().filter(|_| self.reads) {
+            let out = out.row_range(row, view.rows);
+            self.copies.push(Copy { out, stored: stored.clone(), view: *view, addend });
+            row += view.rows;
         }
         Ok(())
     }
@@ -229,8 +272,10 @@ impl<'a> WeightLoader<'a> {
             let count = part.rows() * part.cols();
             self.scratch.clear();
             match kind {
-                Some(VectorKind::Norm) => (0..count).for_each(|_| push(1.0, out.dtype(), &mut self.scratch)),
-                Some(VectorKind::Bias) => self.scratch.resize(part.bytes(), 0),
+                Some(VectorKind::Norm | VectorKind::NormPlusOne) => {
+                    (0..count).for_each(|_| push(1.0, out.dtype(), &mut self.scratch))
+                }
+                Some(VectorKind::Bias | VectorKind::PerHead) => self.scratch.resize(part.bytes(), 0),
                 None => repeat_from(
                     self.random.encoded(out.dtype()),
                     next * out.dtype().size(),

@@ -1,7 +1,8 @@
 //! A device that computes nothing: a forward pass on it shows how much memory the real one needs.
 
 use crate::device::{
-    Activation, Attention, DType, Device, DeviceInfo, Elementwise, ExpertLinear, Feature, Graph, KvLayer, LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, SharedDevice, Tensor, Transfers, Weight,
+    Activation, Attention, DType, Device, DeviceInfo, Elementwise, ExpertLinear, Feature, Graph, KvLayer, LayerNorm,
+    RawBuffer, RopeKvWrite, Route, Sample, SharedDevice, Tensor, Transfers, Weight,
 };
 use crate::error::Result;
 use std::sync::Arc;

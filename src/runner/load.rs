@@ -190,7 +190,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
     tracing::info!("{}: {} weights, {} MiB", checkpoint.name, plan.dtype, plan.weight_bytes >> 20);
     let kv = plan.kv_plan(device, options)?;
     let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype);
-    let model = (checkpoint.family.load)(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
+    let model = Decoder::load(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
     let unused = loader.finish().context(&checkpoint.name)?;
     let limits = ExecutorLimits { num_blocks: kv.num_blocks, ..plan.limits.clone() };
     let report = LoadReport {
@@ -300,7 +300,7 @@ impl LoadPlan {
         let max_seq_len = max_seq_len(options, &config).context(checkpoint.section.origin())?;
         let planning = PlanningDevice::shared(device);
         let mut loader = WeightLoader::planning(planning.clone(), &checkpoint.weights, dtype);
-        let model = (checkpoint.family.load)(config, &mut loader, max_seq_len)?;
+        let model = Decoder::load(config, &mut loader, max_seq_len)?;
         let (parameters, weight_bytes) = (loader.parameters(), loader.bytes());
         loader.finish().context(&checkpoint.name)?;
         let config = model.config().clone();

@@ -3,6 +3,7 @@
 use crate::driver::{BLOCK_SIZE, Driver, device, fixtures, load, options};
 use serde_json::Value;
 use std::fs;
+use std::panic;
 use std::path::{Path, PathBuf};
 use triton_trtllm::decode::SamplingParams;
 use triton_trtllm::device::DType;
@@ -33,7 +34,7 @@ fn models() -> Vec<PathBuf> {
     let mut folders: Vec<_> =
         fs::read_dir(fixtures().join("models")).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert!(folders.len() >= 14, "fixtures are missing: {folders:?}");
+    assert!(folders.len() >= 56, "fixtures are missing: {folders:?}");
     folders
 }
 
@@ -74,7 +75,9 @@ pub fn check_folder(folder: &Path) {
 
 #[test]
 fn logits_and_greedy_tokens_equal_the_reference() {
-    models().iter().for_each(|folder| check_folder(folder));
+    let failed: Vec<_> =
+        models().into_iter().filter(|folder| panic::catch_unwind(|| check_folder(folder)).is_err()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
 }
 
 #[test]
@@ -92,7 +95,7 @@ fn both_spellings_of_a_config_mean_the_same_model() {
         check_folder(copy.path());
         checked += 1;
     }
-    assert!(checked >= 12, "{checked} fixtures have a second spelling");
+    assert!(checked >= 50, "{checked} fixtures have a second spelling");
 }
 
 #[test]

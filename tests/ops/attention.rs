@@ -2,7 +2,7 @@
 
 use crate::harness::{FLOATS, Host, OnDevice, Random, assert_close, ids, unit};
 use crate::{devices, host_devices};
-use triton_trtllm::device::{Attention, AttentionBatch, DType, KvLayer, SharedDevice};
+use triton_trtllm::device::{Attention, AttentionBatch, DType, Feature, KvLayer, SharedDevice};
 
 /// Heads and cache of a case.
 #[derive(Clone, Copy)]
@@ -24,6 +24,9 @@ pub struct Filled {
     shape: Shape,
     host: Host,
     tables: Vec<Vec<usize>>,
+    /// `[1, H]`.
+    sinks: Option<Host>,
+    slopes: Option<Host>,
 }
 
 impl Filled {
@@ -46,7 +49,14 @@ impl Filled {
         }
         let host = host.rounded(dtype);
         let data = OnDevice::new(device, &host, dtype, 0).view;
-        Self { layer: KvLayer { data, kv_heads, block_size_tokens: block, head_dim: dim }, shape, host, tables }
+        Self {
+            layer: KvLayer { data, kv_heads, block_size_tokens: block, head_dim: dim },
+            shape,
+            host,
+            tables,
+            sinks: None,
+            slopes: None,
+        }
     }
 
     fn row(&self, sequence: usize, token: usize, side: usize, head: usize) -> &[f64] {
@@ -86,10 +96,13 @@ impl Filled {
                     let score = |token: usize| {
                         let key = self.row(sequence, token, 0, head / group);
                         let score = query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() * scale;
+                        let slope = self.slopes.as_ref().map_or(0.0, |slopes| slopes.data[head]);
+                        let score = score + slope * (token as f64 - position as f64);
                         softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                     };
                     let weights: Vec<f64> = (first..=position).map(score).map(f64::exp).collect();
-                    let sum: f64 = weights.iter().sum();
+                    let sink = self.sinks.as_ref().map_or(0.0, |sinks| sinks.data[head].exp());
+                    let sum: f64 = weights.iter().sum::<f64>() + sink;
                     let to = &mut out.row_mut(row)[head * dim..][..dim];
                     for (token, weight) in (first..=position).zip(weights) {
                         let value = self.row(sequence, token, 1, head / group);
@@ -109,6 +122,9 @@ pub fn attend(device: &SharedDevice, filled: &Filled, q: &Host, sequences: Seque
     let q_device = OnDevice::new(device, q, dtype, 24);
     let out = OnDevice::poisoned(device, q.rows, q.cols, dtype, [7, 8][q.rows % 2]);
     let batch = filled.batch(device, sequences);
+    let of_heads =
+        |values: &Option<Host>| values.as_ref().map(|values| OnDevice::new(device, values, DType::F32, 0).view);
+    let (sinks, slopes) = (of_heads(&filled.sinks), of_heads(&filled.slopes));
     let args = Attention {
         out: &out.view,
         q: &q_device.view,
@@ -118,8 +134,8 @@ pub fn attend(device: &SharedDevice, filled: &Filled, q: &Host, sequences: Seque
         scale: scale(shape.dim),
         window: shape.window,
         softcap: shape.softcap,
-        sinks: None,
-        alibi: None,
+        sinks: sinks.as_ref(),
+        alibi: slopes.as_ref(),
     };
     device.attention(&args).unwrap();
     out.read(device)
@@ -192,6 +208,29 @@ fn attention_of_every_head_size_and_type() {
 }
 
 #[test]
+fn sinks_and_linear_biases_of_every_head() {
+    let mut random = Random::fresh();
+    let needed = |device: &SharedDevice| device.supports(Feature::Sinks) && device.supports(Feature::Alibi);
+    for (name, device) in devices().into_iter().filter(|(_, device)| needed(device)) {
+        for (with_sinks, with_slopes) in [(true, false), (false, true), (true, true)] {
+            for sequences in SEQUENCES {
+                let shape = Shape { kv_heads: 2, group: 3, dim: 20, block: 16, window: None, softcap: None };
+                let contexts: Vec<usize> = sequences.iter().map(|(cached, n)| cached + n).collect();
+                let mut filled = Filled::new(&device, &mut random, shape, &contexts, DType::F32);
+                filled.sinks = with_sinks.then(|| random.matrix(1, 6).rounded(DType::F32));
+                filled.slopes = with_slopes.then(|| random.matrix(1, 6).rounded(DType::F32));
+                let tokens = sequences.iter().map(|(_, n)| n).sum();
+                let q = random.matrix(tokens, 6 * 20).rounded(DType::F32);
+                let want = filled.reference(&q, sequences, f64::from(scale(20)));
+                let got = attend(&device, &filled, &q, sequences, device.activation_dtype(DType::F32));
+                let case = format!("{name}, seed {}: sinks {with_sinks} slopes {with_slopes}", random.seed);
+                assert_close(&case, &got, &want, |_| 2e-5);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_group_larger_than_a_tile_works() {
     let mut random = Random::fresh();
     for (name, device) in devices() {
@@ -226,6 +265,8 @@ fn padding_does_not_reach_the_other_rows() {
                 scale: scale(dim),
                 window: None,
                 softcap: None,
+                sinks: None,
+                alibi: None,
             };
             device.attention(&args).unwrap();
             let got = out.read(&device);

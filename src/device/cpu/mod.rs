@@ -22,7 +22,8 @@ mod transfers;
 mod view;
 
 use super::{
-    Activation, Attention, DType, Device, DeviceInfo, Elementwise, ExpertLinear, Feature, Graph, KvLayer, LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, Tensor, Transfers, Weight,
+    Activation, Attention, DType, Device, DeviceInfo, Elementwise, ExpertLinear, Feature, Graph, KvLayer, LayerNorm,
+    RawBuffer, RopeKvWrite, Route, Sample, Tensor, Transfers, Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;

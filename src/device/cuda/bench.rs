@@ -226,6 +226,8 @@ impl Bench<'_> {
                 scale: 0.088,
                 window: None,
                 softcap: None,
+                sinks: None,
+                alibi: None,
             })
         })
     }

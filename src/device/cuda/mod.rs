@@ -18,7 +18,8 @@ mod probes;
 mod sampling;
 
 use super::{
-    Activation, Attention, CudaOptions, DType, Device, DeviceInfo, Feature, Graph, KvLayer, RawBuffer, RopeKvWrite, Sample, Tensor, Transfers, Weight,
+    Activation, Attention, CudaOptions, DType, Device, DeviceInfo, Feature, Graph, KvLayer, RawBuffer, RopeKvWrite,
+    Sample, Tensor, Transfers, Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;

@@ -1,16 +1,11 @@
 //! Llama 1 to 3, and what follows its layout.
 
-use super::{Family, load_standard};
+use super::Family;
 use crate::error::Result;
 use crate::model::{ModelConfig, Section};
 
-pub(super) const FAMILY: Family = Family {
-    name: "llama",
-    architectures: &["LlamaForCausalLM", "LLaMAForCausalLM"],
-    model_type: "llama",
-    configure,
-    load: load_standard,
-};
+pub(super) const FAMILY: Family =
+    Family { name: "llama", architectures: &["LlamaForCausalLM", "LLaMAForCausalLM"], model_type: "llama", configure };
 
 fn configure(section: &Section) -> Result<ModelConfig> {
     let mut config = ModelConfig::from_section(FAMILY.name, section)?;

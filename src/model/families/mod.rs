@@ -1,11 +1,32 @@
 //! One file for each family, and the list of them.
 
+mod bloom;
+mod cohere;
+mod falcon;
+mod gemma;
+mod glm;
+mod gpt2;
+mod gpt_neox;
+mod gpt_oss;
+mod gptj;
+mod granite;
 mod llama;
+mod llama_like;
 mod mistral;
+mod moe;
+mod mpt;
+mod nemotron;
+mod olmo;
+mod opt;
+mod phi;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 
-use super::{Decoder, ModelConfig, Section, TensorNames, WeightLoader};
+use super::{ModelConfig, Section};
 use crate::error::{Error, Result};
 
 /// How checkpoints of one kind are read.
@@ -16,14 +37,53 @@ pub struct Family {
     pub architectures: &'static [&'static str],
     /// `model_type`, where a configuration has no architectures.
     pub model_type: &'static str,
-    /// Normalises `config.json`.
+    /// Normalises `config.json`: sizes, knobs of the shared block, names of tensors.
     pub configure: fn(&Section) -> Result<ModelConfig>,
-    /// Loads the weights for sequences up to a length.
-    pub load: fn(ModelConfig, &mut WeightLoader<'_>, usize) -> Result<Decoder>,
 }
 
 /// All that can be served.
-pub const FAMILIES: &[&Family] = &[&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+pub const FAMILIES: &[&Family] = &[
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &phi3::FAMILY,
+    &gemma::GEMMA,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &moe::MIXTRAL,
+    &moe::QWEN2_MOE,
+    &moe::QWEN3_MOE,
+    &granite::GRANITE,
+    &granite::GRANITE_MOE,
+    &olmo::OLMO2,
+    &olmo::OLMO3,
+    &smollm3::FAMILY,
+    &cohere::COHERE,
+    &cohere::COHERE2,
+    &starcoder2::FAMILY,
+    &glm::GLM,
+    &glm::GLM4,
+    &glm::GLM4_MOE,
+    &glm::CHATGLM,
+    &gpt_oss::FAMILY,
+    &olmo::EXAONE4,
+    &nemotron::FAMILY,
+    &stablelm::FAMILY,
+    &phi::FAMILY,
+    &gpt2::GPT2,
+    &gptj::FAMILY,
+    &gpt_neox::FAMILY,
+    &opt::FAMILY,
+    &bloom::FAMILY,
+    &mpt::MPT,
+    &falcon::FAMILY,
+    &gpt2::BIG_CODE,
+    &llama_like::BAICHUAN,
+    &llama_like::INTERNLM2,
+    &llama_like::QWEN,
+    &mpt::DBRX,
+];
 
 /// The family of a configuration.
 ///
@@ -54,9 +114,18 @@ pub fn detect(section: &Section) -> Result<&'static Family> {
     })
 }
 
-/// Loads the shared block with the usual names.
-fn load_standard(config: ModelConfig, loader: &mut WeightLoader<'_>, max_seq_len: usize) -> Result<Decoder> {
-    Decoder::load(config, &TensorNames::STANDARD, loader, max_seq_len)
+/// The layers with experts: every `decoder_sparse_step`-th but `mlp_only_layers`.
+fn expert_layers(section: &Section, config: &ModelConfig) -> Result<Vec<bool>> {
+    let step = section.count(&["decoder_sparse_step"], 4096)?.unwrap_or(1);
+    let mut layers: Vec<bool> = (1..=config.num_layers).map(|layer| layer.is_multiple_of(step)).collect();
+    if let Some((key, value)) = section.first(&["mlp_only_layers"]) {
+        let wanted = "a list of numbers of layers";
+        for layer in value.as_array().ok_or_else(|| section.error(key, value, wanted))? {
+            let layer = layer.as_u64().and_then(|layer| layers.get_mut(layer as usize));
+            *layer.ok_or_else(|| section.error(key, value, wanted))? = false;
+        }
+    }
+    Ok(layers)
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! Qwen 2 and 2.5: biased queries, keys and values.
 
-use super::{Family, load_standard};
+use super::Family;
 use crate::error::Result;
 use crate::model::{ModelConfig, Section};
 
 pub(super) const FAMILY: Family =
-    Family { name: "qwen2", architectures: &["Qwen2ForCausalLM"], model_type: "qwen2", configure, load: load_standard };
+    Family { name: "qwen2", architectures: &["Qwen2ForCausalLM"], model_type: "qwen2", configure };
 
 fn configure(section: &Section) -> Result<ModelConfig> {
     let mut config = ModelConfig::from_section(FAMILY.name, section)?;

@@ -56,6 +56,15 @@ impl Forward<'_> {
         self.map(x, Elementwise::Activate(activation))
     }
 
+    /// `out = x`.
+    pub fn copy(&self, out: &Tensor, x: &Tensor) -> Result<()> {
+        check(same_kind(out, x), "copy", ("out", out), ("x", x))?;
+        if x.rows() == 0 {
+            return Ok(());
+        }
+        self.device.elementwise(out, x, Elementwise::Scale(1.0))
+    }
+
     /// `sum += x`.
     pub fn add(&self, sum: &Tensor, x: &Tensor) -> Result<()> {
         check(same_kind(sum, x), "add", ("sum", sum), ("x", x))?;

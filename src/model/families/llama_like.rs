@@ -1,0 +1,66 @@
+//! Llama under other names: Baichuan 1, InternLM2, Qwen 1.
+
+use super::Family;
+use crate::error::{Error, Result};
+use crate::model::{MlpNames, ModelConfig, QkvNames, Section, TensorNames};
+use serde_json::json;
+
+pub(super) const BAICHUAN: Family = Family {
+    name: "baichuan",
+    architectures: &["BaichuanForCausalLM", "BaiChuanForCausalLM"],
+    model_type: "baichuan",
+    configure: baichuan,
+};
+pub(super) const INTERNLM2: Family = Family {
+    name: "internlm2",
+    architectures: &["InternLM2ForCausalLM"],
+    model_type: "internlm2",
+    configure: internlm2,
+};
+pub(super) const QWEN: Family =
+    Family { name: "qwen", architectures: &["QWenLMHeadModel"], model_type: "qwen", configure: qwen };
+
+/// Vocabulary of Baichuan 2, whose head has normalised rows.
+const BAICHUAN2_VOCABULARY: usize = 125_696;
+/// Hidden size of the 7B models, the ones that rotate.
+const BAICHUAN_ROTATING: usize = 4096;
+
+fn baichuan(section: &Section) -> Result<ModelConfig> {
+    let mut config = ModelConfig::from_section(BAICHUAN.name, section)?;
+    if config.vocab_size == BAICHUAN2_VOCABULARY {
+        let origin = section.origin();
+        return Err(Error::unsupported(format!("{origin}: Baichuan 2 (a normalised head) is not supported")));
+    }
+    if config.hidden_size > BAICHUAN_ROTATING {
+        config.set_alibi(8.0, 1.0);
+    }
+    config.names = TensorNames { qkv: QkvNames::Concatenated("self_attn.W_pack"), ..TensorNames::STANDARD };
+    Ok(config)
+}
+
+fn internlm2(section: &Section) -> Result<ModelConfig> {
+    let mut config = ModelConfig::from_section(INTERNLM2.name, section)?;
+    config.qkv_bias = section.flag("bias", false)?;
+    config.output_bias = config.qkv_bias;
+    config.names = TensorNames {
+        embedding: "model.tok_embeddings",
+        head: "output",
+        attention_norm: Some("attention_norm"),
+        mlp_norm: Some("ffn_norm"),
+        qkv: QkvNames::PerGroup("attention.wqkv"),
+        output: "attention.wo",
+        mlp: MlpNames::Gated { gate: "feed_forward.w1", up: "feed_forward.w3", down: "feed_forward.w2" },
+        ..TensorNames::STANDARD
+    };
+    Ok(config)
+}
+
+/// Longer sequences than it was trained for would change rotation and scores; they are refused.
+fn qwen(section: &Section) -> Result<ModelConfig> {
+    let both = section.required_count(&["intermediate_size"], 1 << 24)?;
+    let mut config = ModelConfig::from_section(QWEN.name, &section.with("intermediate_size", json!(both / 2)))?;
+    config.qkv_bias = true;
+    config.names =
+        TensorNames { mlp: MlpNames::Gated { gate: "mlp.w2", up: "mlp.w1", down: "mlp.c_proj" }, ..TensorNames::GPT };
+    Ok(config)
+}
