@@ -6,12 +6,14 @@
 mod choices;
 mod docs;
 mod load;
+mod pbtxt;
 mod table;
 mod value;
 
 pub use choices::{BatchSchedulerPolicy, BatchingType, DecodingMode, DeviceKind, GptModelType, ModelRole};
 pub use docs::parameters_markdown;
 pub use load::{Level, Loaded, Note};
+pub use pbtxt::parse_config;
 pub use table::{Effect, PARAMETERS, ParameterRow, Parameters, Range, Setting, Source};
 pub use value::{BraceLists, FromParameter, InstanceLists, Switch, is_placeholder};
 

@@ -63,3 +63,61 @@ fn mistakes_end_in_one_sentence() {
     fails(&[&["bench", "latency"], &MODEL[..], &["--isl", "0"]].concat(), "--isl is 0; it must be at least 1");
     fails(&[&["bench", "latency"], &MODEL[..], &["--isl", "5000"]].concat(), "max_seq_len is 5128");
 }
+
+/// A repository of the shipped templates with the demo model; `edit` changes the text of a configuration.
+fn check(edit: impl Fn(&str, String) -> String) -> (bool, String) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let demo = root.join("tests/fixtures/models/qwen3");
+    let repository = tempfile::tempdir().unwrap();
+    for model in ["tensorrt_llm", "preprocessing", "postprocessing", "ensemble", "tensorrt_llm_bls"] {
+        let folder = repository.path().join(model);
+        std::fs::create_dir_all(folder.join("1")).unwrap();
+        let text = std::fs::read_to_string(root.join("model_repo").join(model).join("config.pbtxt")).unwrap();
+        let text = text
+            .replace("${engine_dir}", demo.to_str().unwrap())
+            .replace("${tokenizer_dir}", root.join("tests/fixtures/tokenizers/bytelevel").to_str().unwrap())
+            .replace("${device}", "cpu");
+        std::fs::write(folder.join("config.pbtxt"), edit(model, text)).unwrap();
+    }
+    let output = trtllm(&["check", repository.path().to_str().unwrap()]);
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn a_good_repository_passes_and_its_memory_plan_is_printed() {
+    let (good, text) = check(|_, text| text);
+    assert!(good, "{text}");
+    for expected in ["parameters in effect:", "KV cache", "tokens", "tensorrt_llm_bls", "still hold a ${…} placeholder"]
+    {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+#[test]
+fn each_mistake_in_a_repository_is_one_sentence() {
+    let cases: &[(&str, &str, &str, &str)] = &[
+        ("tensorrt_llm", "max_batch_size: 128", "max_batch_size: ${x}", "the unquoted placeholder ${x} must be filled"),
+        ("tensorrt_llm", "\"trtllm\"", "\"${triton_backend}\"", "backend is still ${triton_backend}"),
+        ("tensorrt_llm", "inflight_fused_batching", "fast", "Invalid gpt_model_type"),
+        ("tensorrt_llm", "models/qwen3", "models/none", "Both encoder and decoder model paths are empty"),
+        ("preprocessing", "tokenizers/bytelevel", "tokenizers/none", "which does not exist: correct the path"),
+        ("postprocessing", "name: \"postprocessing\"", "name: \"post\"", "name is \"post\", but the folder is"),
+        ("tensorrt_llm_bls", "decoupled: true", "decoupled: false", "decoupled is false here and true in"),
+        (
+            "ensemble",
+            "model_name: \"tensorrt_llm\"",
+            "model_name: \"llama\"",
+            "model \"llama\" is used here but is not",
+        ),
+    ];
+    for (model, from, to, expected) in cases {
+        let edit = |name: &str, text: String| if name == *model { text.replacen(from, to, 1) } else { text };
+        let (good, text) = check(edit);
+        assert!(!good && text.contains(expected), "{expected}: {text}");
+        assert!(text.contains("the repository would not load as it is"), "{text}");
+    }
+    let (good, text) =
+        check(|_, text| text.replace("key: \"exclude_input_in_output\"", "key: \"exclude_input_in_ouput\""));
+    assert!(good && text.contains("did you mean \"exclude_input_in_output\"?"), "{text}");
+}

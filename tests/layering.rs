@@ -18,7 +18,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("device", &["decode", "step"]),
     ("ops", &["device", "step"]),
     ("model", &["device", "ops"]),
-    ("runner", &["decode", "device", "model", "ops", "step"]),
+    ("runner", &["config", "decode", "device", "model", "ops", "step"]),
     ("adapter", &["config", "decode", "device", "engine", "metrics", "model", "runner", "step", "text", "triton"]),
     ("triton", &["adapter"]),
     ("cli", &["config", "decode", "device", "engine", "model", "ops", "runner", "step", "text"]),

@@ -1,6 +1,7 @@
 //! The command line tool `trtllm`.
 
 mod bench;
+mod check;
 
 use crate::error::Result;
 use clap::{Parser, Subcommand};
@@ -21,6 +22,8 @@ enum Command {
     /// Measures the engine in this process, without a server.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Checks a model repository without a server: what would keep it from loading, and what it would take.
+    Check(check::Check),
 }
 
 impl Cli {
@@ -32,6 +35,7 @@ impl Cli {
         tracing_subscriber::fmt().with_max_level(self.log_level).with_writer(std::io::stderr).with_target(false).init();
         match self.command {
             Command::Bench(bench) => bench.run(),
+            Command::Check(check) => check.run(),
         }
     }
 }

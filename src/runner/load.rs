@@ -179,6 +179,22 @@ pub fn load(options: &ModelOptions) -> Result<LoadedModel> {
     Ok(LoadedModel { executor: Box::new(executor), config, special_tokens, report })
 }
 
+/// What [`load`] would take, without reading the weights.
+///
+/// # Errors
+/// As for [`load`].
+pub fn plan(options: &ModelOptions) -> Result<LoadReport> {
+    let start = Instant::now();
+    let device = device::open(options.device, &options.gpu_ids, &options.device_options)?;
+    options.check()?;
+    let checkpoint = Checkpoint::open(options)?;
+    let config = (checkpoint.family.configure)(&checkpoint.section)?;
+    let options = &checkpoint.limited(options, &config);
+    let plan = LoadPlan::new(&device, options, &checkpoint, config)?;
+    let kv = plan.kv_plan(&device, options)?;
+    Ok(plan.report(&device, &checkpoint, kv, start))
+}
+
 /// [`load`] on a given device.
 pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedModel<LocalExecutor>> {
     let start = Instant::now();
@@ -192,23 +208,8 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
     let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype);
     let model = Decoder::load(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
     let unused = loader.finish().context(&checkpoint.name)?;
-    let limits = ExecutorLimits { num_blocks: kv.num_blocks, ..plan.limits.clone() };
-    let report = LoadReport {
-        source: checkpoint.name.clone(),
-        format: checkpoint.format.clone(),
-        family: plan.config.family,
-        device: device.info(),
-        parameters: plan.parameters,
-        dtype: plan.dtype,
-        weight_bytes: plan.weight_bytes,
-        workspace_bytes: plan.workspace_bytes,
-        kv,
-        kv_dtype: plan.kv_dtype,
-        kv_bytes_per_token: plan.config.kv_bytes_per_token(plan.kv_dtype),
-        limits: limits.clone(),
-        unused,
-        seconds: start.elapsed().as_secs_f64(),
-    };
+    let report = LoadReport { unused, ..plan.report(device, &checkpoint, kv, start) };
+    let limits = report.limits.clone();
     let executor = LocalExecutor::new(Parts {
         device: device.clone(),
         kv: allocate_kv(device, &plan.config, &limits, plan.kv_dtype)?,
@@ -308,6 +309,25 @@ impl LoadPlan {
         let kv_dtype = device.kv_dtype(dtype);
         let workspace_bytes = workspace_bytes(&planning, &model, &limits, dtype)?;
         Ok(Self { config, dtype, kv_dtype, parameters, weight_bytes, workspace_bytes, limits })
+    }
+
+    fn report(&self, device: &SharedDevice, checkpoint: &Checkpoint, kv: KvPlan, start: Instant) -> LoadReport {
+        LoadReport {
+            source: checkpoint.name.clone(),
+            format: checkpoint.format.clone(),
+            family: self.config.family,
+            device: device.info(),
+            parameters: self.parameters,
+            dtype: self.dtype,
+            weight_bytes: self.weight_bytes,
+            workspace_bytes: self.workspace_bytes,
+            kv_dtype: self.kv_dtype,
+            kv_bytes_per_token: self.config.kv_bytes_per_token(self.kv_dtype),
+            limits: ExecutorLimits { num_blocks: kv.num_blocks, ..self.limits.clone() },
+            kv,
+            unused: Vec::new(),
+            seconds: start.elapsed().as_secs_f64(),
+        }
     }
 
     fn kv_plan(&self, device: &SharedDevice, options: &ModelOptions) -> Result<KvPlan> {

@@ -6,9 +6,10 @@ mod input;
 mod load;
 mod local;
 mod memory;
+mod parameters;
 mod sequences;
 
 pub use input::{StepInput, StepShape};
-pub use load::{LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on};
+pub use load::{LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on, plan};
 pub use local::LocalExecutor;
 pub use memory::{KvLimits, KvPlan};

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-pub use checkpoint::{gpu_ids, load_checkpoint, model_options};
+pub use checkpoint::load_checkpoint;
 pub use complete::complete;
 pub use instance::LlmInstance;
 pub use open::{ExecutorSource, ModelExecutor};

@@ -1,0 +1,193 @@
+//! `trtllm check`: a model repository, looked at as the server and this backend would.
+
+use crate::config::{Level, Loaded, ModelRole, Parameters, is_placeholder, parse_config};
+use crate::error::{Error, Result};
+use crate::runner::{ModelOptions, plan};
+use crate::text::Tokenizer;
+use clap::Args;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The folders under which this backend is installed.
+const OUR_BACKENDS: [&str; 2] = ["tensorrtllm", "trtllm"];
+
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Folder with one folder for each model.
+    repository: PathBuf,
+}
+
+/// What is wrong with one model.
+#[derive(Default)]
+struct Findings {
+    errors: Vec<String>,
+    warnings: Vec<String>,
+    /// What would be in effect.
+    facts: Vec<String>,
+}
+
+/// A model of the repository.
+struct Entry {
+    name: String,
+    folder: PathBuf,
+    config: Value,
+}
+
+impl Check {
+    /// Prints every finding, one sentence each.
+    ///
+    /// # Errors
+    /// `InvalidArg` when a model would not load.
+    pub fn run(self) -> Result<()> {
+        let mut failed = 0;
+        let mut entries = Vec::new();
+        for folder in model_folders(&self.repository)? {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            match read_config(&folder) {
+                Ok(config) => entries.push(Entry { name, folder, config }),
+                Err(error) => {
+                    println!("{name}\n  error: {}", error.message());
+                    failed += 1;
+                }
+            }
+        }
+        for entry in &entries {
+            let findings = check_model(entry, &entries);
+            println!("{}", entry.name);
+            findings.errors.iter().for_each(|text| println!("  error: {text}"));
+            findings.warnings.iter().for_each(|text| println!("  warning: {text}"));
+            findings.facts.iter().flat_map(|text| text.lines()).for_each(|line| println!("  {line}"));
+            failed += findings.errors.len();
+        }
+        match failed {
+            0 => Ok(()),
+            1 => Err(Error::invalid("1 error: the repository would not load as it is")),
+            count => Err(Error::invalid(format!("{count} errors: the repository would not load as it is"))),
+        }
+    }
+}
+
+/// The folders of the models, by name.
+fn model_folders(repository: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(repository)
+        .map_err(|error| Error::invalid(format!("the repository {} cannot be read: {error}", repository.display())))?;
+    let mut folders: Vec<_> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir() && !hidden(path)).collect();
+    folders.sort();
+    if folders.is_empty() {
+        return Err(Error::invalid(format!("{} has no model folders", repository.display())));
+    }
+    Ok(folders)
+}
+
+fn hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
+fn read_config(folder: &Path) -> Result<Value> {
+    let path = folder.join("config.pbtxt");
+    let text = fs::read_to_string(&path)
+        .map_err(|error| Error::invalid(format!("config.pbtxt cannot be read ({error}): every model needs one")))?;
+    parse_config(&text).map_err(|error| error.context("config.pbtxt"))
+}
+
+fn check_model(entry: &Entry, all: &[Entry]) -> Findings {
+    let mut findings = Findings::default();
+    let Entry { name, folder, config } = entry;
+    if let Some(given) = config["name"].as_str().filter(|given| given != name) {
+        findings.errors.push(format!("name is {given:?}, but the folder is {name:?}: make them equal"));
+    }
+    let version = newest_version(folder);
+    if version.is_none() {
+        findings.errors.push("there is no version folder: create the folder 1 (it may be empty)".to_owned());
+    }
+    let backend = config["backend"].as_str().unwrap_or_default();
+    if config["platform"] == "ensemble" {
+        check_steps(config, all, &mut findings);
+    } else if is_placeholder(backend) {
+        findings.errors.push(format!("backend is still {backend}: fill it with tensorrtllm"));
+    } else if OUR_BACKENDS.contains(&backend) {
+        let version_dir = version.unwrap_or_else(|| folder.join("1"));
+        if let Err(error) = check_ours(config, &version_dir, all, &mut findings) {
+            findings.errors.push(error.message().to_owned());
+        }
+    } else {
+        findings.facts.push(format!("served by the backend {backend:?}: not looked at"));
+    }
+    findings
+}
+
+/// The folder of the newest version.
+fn newest_version(folder: &Path) -> Option<PathBuf> {
+    let number = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u64>().ok().filter(|&version| version > 0);
+    let paths = fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
+    paths.filter_map(|path| Some((number(&path)?, path))).max().map(|(_, path)| path)
+}
+
+fn check_steps(config: &Value, all: &[Entry], findings: &mut Findings) {
+    let steps = config["ensemble_scheduling"]["step"].as_array();
+    for model in steps.into_iter().flatten().filter_map(|step| step["model_name"].as_str()) {
+        check_there(model, all, findings);
+    }
+}
+
+fn check_there(model: &str, all: &[Entry], findings: &mut Findings) {
+    if !all.iter().any(|entry| entry.name == model) {
+        findings.errors.push(format!("model {model:?} is used here but is not in the repository: add it"));
+    }
+}
+
+/// # Errors
+/// What would keep the model from loading.
+fn check_ours(config: &Value, version_dir: &Path, all: &[Entry], findings: &mut Findings) -> Result<()> {
+    let Loaded { parameters, notes } = Parameters::load(config)?;
+    for note in notes {
+        match note.level {
+            Level::Warning => findings.warnings.push(note.text),
+            Level::Info => findings.facts.push(note.text),
+        }
+    }
+    parameters.check()?;
+    let role = parameters.role()?;
+    findings.facts.push(parameters.effective_values());
+    match role {
+        ModelRole::Llm => {
+            parameters.batching()?;
+            let model_dir = PathBuf::from(parameters.model_dir(version_dir)?);
+            if let Some(dir) = &parameters.tokenizer_dir.value {
+                check_tokenizer(dir)?;
+            }
+            let report = plan(&ModelOptions::from_parameters(&parameters, &model_dir, 0)?)?;
+            findings.facts.push(report.to_string());
+        }
+        ModelRole::Preprocessing | ModelRole::Postprocessing => {
+            let dir = parameters.tokenizer_dir.value.as_deref().ok_or_else(|| {
+                Error::invalid("tokenizer_dir is not given: set it to a folder with the model's tokenizer")
+            })?;
+            check_tokenizer(dir)?;
+        }
+        ModelRole::Bls => {
+            let name = |given: &Option<String>, default: &str| given.clone().unwrap_or_else(|| default.to_owned());
+            let llm = name(&parameters.tensorrt_llm_model_name.value, "tensorrt_llm");
+            check_there(&name(&parameters.preprocessing_model_name.value, "preprocessing"), all, findings);
+            check_there(&name(&parameters.postprocessing_model_name.value, "postprocessing"), all, findings);
+            check_there(&llm, all, findings);
+            let decoupled = |config: &Value| config["model_transaction_policy"]["decoupled"].as_bool();
+            let other = all.iter().find(|entry| entry.name == llm).and_then(|entry| decoupled(&entry.config));
+            if let (Some(here), Some(there)) = (decoupled(config), other)
+                && here != there
+            {
+                findings.errors.push(format!("decoupled is {here} here and {there} in {llm:?}: give both the same"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_tokenizer(dir: &str) -> Result<()> {
+    if !Path::new(dir).exists() {
+        return Err(Error::invalid(format!("tokenizer_dir is {dir:?}, which does not exist: correct the path")));
+    }
+    Tokenizer::load(Path::new(dir)).map(drop).map_err(|error| error.context("tokenizer_dir"))
+}
