@@ -134,7 +134,11 @@ fn serve(settings: &Settings, server: Server, id: &str, request: Request) {
         flow.run(inputs, |outputs| {
             let outputs = outputs.into_iter().filter(|output| requested.contains(&output.name));
             let response = Response { outputs: outputs.map(Into::into).collect(), parameters: Vec::new() };
-            if settings.decoupled { sink.send(&response) } else { Ok(only = Some(response)) }
+            if settings.decoupled {
+                return sink.send(&response);
+            }
+            only = Some(response);
+            Ok(())
         })
     }))
     .unwrap_or_else(|_| Err(Error::internal("answering the request panicked")));
