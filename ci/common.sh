@@ -61,10 +61,10 @@ ensure_rust() {
     fail "Rust $RUST_VERSION or newer is needed, found $version; run: rustup update stable"
 }
 
-# ensure_python NAME REQUIREMENT...: a Python environment of the project; sets PYTHON.
+# ensure_python NAME REQUIREMENT...: a Python environment of the project; sets VENV_PYTHON.
 ensure_python() {
   local name=$1 venv=$CACHE/venv-$1; shift
-  PYTHON=$venv/bin/python
+  VENV_PYTHON=$venv/bin/python
   [ "$(cat "$venv/requirements" 2>/dev/null)" = "$*" ] && return
   rm -rf "$venv"
   quietly "creating the Python environment '$name'" "venv-$name" python3 -m venv "$venv"
@@ -83,8 +83,8 @@ ensure_tritonserver() {
       ensure_python fetch pip
       rm -rf "$tree"; mkdir -p "$tree"
       quietly "fetching tritonserver (55 MB, out of the package nvidia-pytriton $PYTRITON_VERSION)" tritonserver \
-        "$PYTHON" -m pip download --disable-pip-version-check --no-deps -d "$tree" "nvidia-pytriton==$PYTRITON_VERSION"
-      quietly "unpacking it" unpack "$PYTHON" -m zipfile -e "$tree"/*.whl "$tree"
+        "$VENV_PYTHON" -m pip download --disable-pip-version-check --no-deps -d "$tree" "nvidia-pytriton==$PYTRITON_VERSION"
+      quietly "unpacking it" unpack "$VENV_PYTHON" -m zipfile -e "$tree"/*.whl "$tree"
       chmod +x "$TRITONSERVER"
       rm -f "$tree"/*.whl
       touch "$tree/complete"
@@ -95,7 +95,14 @@ ensure_tritonserver() {
   export TRITONSERVER TRITON_SERVER_LIB
 }
 
+# NVRTC makes the machine code of the CUDA kernels when the library is built; it comes out of packages.
+ensure_kernel_compiler() {
+  ensure_python kernels 'nvidia-cuda-nvrtc==13.0.88' 'nvidia-cuda-runtime==13.0.96'
+  export PYTHON=$VENV_PYTHON
+}
+
 build_release() {
+  if command -v nvidia-smi >/dev/null; then ensure_kernel_compiler; fi
   say "building the release library (the first time takes some minutes)"
   (cd "$ROOT" && cargo build --release --locked --lib --bins) || fail "the build failed"
 }

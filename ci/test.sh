@@ -11,12 +11,12 @@ ensure_system
 ensure_rust
 cd "$ROOT"
 
-# The committed bindings must equal what bindgen makes of triton_headers/, and the kernels must compile: both compilers
-# come from packages, so that this holds on any machine.
-ensure_python build 'libclang==18.1.1' 'nvidia-cuda-nvrtc==13.0.88' 'nvidia-cuda-runtime==13.0.96'
-export LIBCLANG_PATH=$("$PYTHON" -c 'import clang, os; print(os.path.join(os.path.dirname(clang.__file__), "native"))')
-export BINDGEN_EXTRA_CLANG_ARGS="-I$(cc -print-file-name=include)"
-export TRITON_BINDINGS=check KERNELS_STRICT=1 PYTHON
+# The committed bindings must equal what bindgen makes of triton_headers/, and the kernels must compile for every GPU:
+# both compilers come from packages, so that this holds on any machine.
+ensure_kernel_compiler
+ensure_python bindgen 'libclang==18.1.1'
+export LIBCLANG_PATH=$("$VENV_PYTHON" -c 'import clang, os; print(os.path.join(os.path.dirname(clang.__file__), "native"))')
+export TRITON_BINDINGS=check KERNELS_STRICT=1
 
 if wants lint; then
   say "formatting, lints, licences"
@@ -39,5 +39,5 @@ if wants e2e; then
   install_backend "$CACHE/e2e/backends"
   ensure_python e2e 'tritonclient[http,grpc]==2.73.0' 'pytest==9.2.0' 'numpy'
   say "end to end with $TRITONSERVER"
-  TRITONSERVER=$TRITONSERVER BACKENDS=$CACHE/e2e/backends "$PYTHON" -m pytest -q -p no:cacheprovider tests/e2e
+  TRITONSERVER=$TRITONSERVER BACKENDS=$CACHE/e2e/backends "$VENV_PYTHON" -m pytest -q -p no:cacheprovider tests/e2e
 fi
