@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn an_unknown_role_lists_the_roles() {
-        let error = load(&[("model_role", "bls")]).parameters.role().unwrap_err();
-        assert!(error.message().contains("llm, preprocessing, postprocessing"), "{error}");
+        let error = load(&[("model_role", "multimodal")]).parameters.role().unwrap_err();
+        assert!(error.message().contains("llm, preprocessing, postprocessing, bls"), "{error}");
     }
 }
