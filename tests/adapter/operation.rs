@@ -195,7 +195,7 @@ fn a_wrong_path_or_type_says_so_at_load() {
     assert!(message.contains("Both encoder and decoder model paths are empty"), "{message}");
     assert!(message.contains("/no/such/engine"), "{message}");
     assert!(load(&[("gpt_model_type", "${batching_strategy}")]).contains("Invalid gpt_model_type"));
-    assert!(load(&[("model_role", "bls")]).contains("llm, preprocessing, postprocessing"));
+    assert!(load(&[("model_role", "multimodal")]).contains("llm, preprocessing, postprocessing, bls"));
 }
 
 #[test]
