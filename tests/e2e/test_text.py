@@ -48,6 +48,15 @@ def test_streamed_pieces_make_the_whole_text(server, model):
     assert "".join(event["text_output"] for event in events) == whole
 
 
+def test_pieces_of_many_streams_through_the_ensemble_keep_their_order(server):
+    body = {"text_input": PROMPT, "max_tokens": 60}
+    whole = server.text("ensemble", exclude_input_in_output=True, **body)
+    with ThreadPoolExecutor(16) as pool:
+        streams = list(pool.map(lambda _: server.stream("ensemble", stream=True, **body), range(64)))
+    for events in streams:
+        assert "".join(event["text_output"] for event in events) == whole
+
+
 def test_ids_over_http_and_grpc_are_equal(server):
     import numpy as np
     import tritonclient.grpc as grpc

@@ -1,4 +1,4 @@
-//! Serves the pure roles: a few threads take requests, compute and answer, so that the server's caller never waits.
+//! Serves the pure roles: a thread takes requests, computes and answers, so that the server's caller never waits.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -13,9 +13,6 @@ use crate::adapter::tensor::NamedTensor;
 use crate::config::{ModelRole, PARAMETERS, Parameters, Source};
 use crate::error::{Error, Result};
 use crate::triton::{Instance, InstanceHandler, ModelHandler, Request, Response, Timings, monotonic_ns};
-
-/// Threads of one instance: requests are short, and the LLM needs the cores.
-const WORKERS: usize = 2;
 
 /// A loaded model of a pure role.
 pub struct RoleModel {
@@ -74,33 +71,27 @@ impl Role {
     }
 }
 
-/// Workers around one queue.
+/// One worker behind a queue: an ensemble sends the pieces of a stream as requests of their own and passes the answers
+/// on as they come, so they have to come in order.
 struct RoleInstance {
     queue: Mutex<Option<Sender<Request>>>,
-    workers: Mutex<Vec<JoinHandle<()>>>,
+    worker: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl RoleInstance {
     fn start(role: &Arc<Role>) -> Result<Self> {
         let (queue, inbox) = channel();
-        let inbox = Arc::new(Mutex::new(inbox));
-        let worker = |_| {
-            let (role, inbox) = (role.clone(), inbox.clone());
-            thread::Builder::new()
-                .name("text".into())
-                .spawn(move || work(&role, &inbox))
-                .map_err(|error| Error::internal(format!("cannot start a worker thread: {error}")))
-        };
-        let workers = (0..WORKERS).map(worker).collect::<Result<Vec<_>>>()?;
-        Ok(Self { queue: Mutex::new(Some(queue)), workers: Mutex::new(workers) })
+        let role = role.clone();
+        let worker = thread::Builder::new()
+            .name("text".into())
+            .spawn(move || work(&role, &inbox))
+            .map_err(|error| Error::internal(format!("cannot start a worker thread: {error}")))?;
+        Ok(Self { queue: Mutex::new(Some(queue)), worker: Mutex::new(Some(worker)) })
     }
 }
 
-fn work(role: &Role, inbox: &Mutex<Receiver<Request>>) {
-    loop {
-        // The lock is held while waiting: whoever has it takes the next request.
-        let received = inbox.lock().recv();
-        let Ok(request) = received else { return };
+fn work(role: &Role, inbox: &Receiver<Request>) {
+    while let Ok(request) = inbox.recv() {
         role.serve(request);
     }
 }
@@ -110,7 +101,7 @@ impl InstanceHandler for RoleInstance {
         let queue = self.queue.lock();
         for request in requests {
             match &*queue {
-                // A request that no worker takes any more answers when it is dropped.
+                // A request that the worker takes no more answers when it is dropped.
                 Some(queue) => drop(queue.send(request)),
                 None => request.fail(Error::unavailable("the model is being unloaded"), None),
             }
@@ -123,10 +114,10 @@ impl InstanceHandler for RoleInstance {
 
     fn shutdown(&self) {
         drop(self.queue.lock().take());
-        for worker in self.workers.lock().drain(..) {
-            if worker.join().is_err() {
-                tracing::error!("a worker thread panicked");
-            }
+        if let Some(worker) = self.worker.lock().take()
+            && worker.join().is_err()
+        {
+            tracing::error!("the worker thread panicked");
         }
     }
 }
