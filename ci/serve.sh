@@ -55,11 +55,10 @@ install_backend "$BACKENDS"
 rm -rf "$REPOSITORY"
 cp -r "$ROOT/model_repo" "$REPOSITORY"
 FOLDER=$(printf '%s' "$MODEL" | sed 's/[\\,:]/\\\\\\&/g')
-fill() { python3 "$ROOT/ci/fill_template.py" -i "$REPOSITORY/$1/config.pbtxt" "$2"; mkdir -p "$REPOSITORY/$1/1"; }
+fill() { python3 "$ROOT/ci/fill_template.py" -i "$REPOSITORY/$1/config.pbtxt" "$2"; }
 fill tensorrt_llm "engine_dir:$FOLDER,tokenizer_dir:$FOLDER,device:$DEVICE"
 fill preprocessing "tokenizer_dir:$FOLDER"
 fill postprocessing "tokenizer_dir:$FOLDER"
-mkdir -p "$REPOSITORY/ensemble/1"
 
 curl -s -o /dev/null --max-time 2 "http://localhost:$HTTP/" && fail "port $HTTP is in use; choose another with --http-port"
 "$TRITONSERVER" --model-repository="$REPOSITORY" --backend-directory="$BACKENDS" \
