@@ -5,6 +5,7 @@
 // then of the ordered bits of the logits in the one bin that holds the threshold, until a bin is one value. Among equal
 // logits the lowest ids stay. The token is drawn in the order of ids. Masses are integers, so that sums do not depend on
 // the order of additions: a row's token is the same in every run and every batch.
+// top_tokens: the same cut by rank, then the few that are left are put in order; log-probabilities within the vocabulary.
 // resolve_tokens: takes tokens that the host does not know from where earlier steps left them; one thread a token.
 // Source: the arithmetic of src/decode/sample.rs; Philox4x32-10 of Salmon et al., SC 2011.
 #include "prelude.cuh"
@@ -45,6 +46,16 @@ struct SampleArgs {
     int* sampled;
     i64 logits_stride;
     int vocab, entries;
+};
+
+struct TopArgs {
+    const float* logits;
+    // Or none: all rows, as they are.
+    const RowParams* params;
+    int* ids;
+    float* log_probs;
+    i64 logits_stride;
+    int vocab, count;
 };
 
 struct ResolveArgs {
@@ -305,12 +316,13 @@ __device__ __forceinline__ void finish(const SampleArgs& a, const RowParams& p, 
     if (p.slot >= 0 && p.slot < a.entries) a.sampled[p.slot] = result.status == CHOSEN ? result.number : 0;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sample(SampleArgs a) {
-    __shared__ Scratch s;
-    RowParams p = a.params[blockIdx.x];
-    int mode = p.flags & (LOG_PROBS - 1);
-    if (mode == SKIP) return;
-    Row row = {a.logits + blockIdx.x * a.logits_stride, a.vocab, p.inverse_temperature, 0.0f};
+struct Best {
+    int id;
+    u64 not_numbers;
+};
+
+// Finds the row's maximum, the lowest id among equals, and counts what is no number.
+__device__ __forceinline__ Best find_best(Row& row, Scratch& s) {
     // Key in the upper half, complement of the id in the lower: the greatest, and of equals the first.
     u64 best = 0, not_numbers = 0;
     each(row, [&](int id, float x) {
@@ -322,8 +334,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(SampleArgs a) {
     });
     best = reduce<greater>(best, s);
     not_numbers = reduce<add>(not_numbers, s);
-    int id = int(~u32(best));
     row.max = number_of(u32(best >> 32));
+    return {int(~u32(best)), not_numbers};
+}
+
+// Sum of the weights of the whole vocabulary.
+__device__ __forceinline__ float total_weight(const Row& row, Scratch& s) {
+    float total = 0.0f;
+    each(row, [&](int, float x) { total += row.weight(x); });
+    __syncthreads();
+    total = block_sum(total, reinterpret_cast<float*>(s.bins));
+    __syncthreads();
+    return total;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) sample(SampleArgs a) {
+    __shared__ Scratch s;
+    RowParams p = a.params[blockIdx.x];
+    int mode = p.flags & (LOG_PROBS - 1);
+    if (mode == SKIP) return;
+    Row row = {a.logits + blockIdx.x * a.logits_stride, a.vocab, p.inverse_temperature, 0.0f};
+    auto [id, not_numbers] = find_best(row, s);
     if (not_numbers) return finish(a, p, {int(not_numbers), NOT_NUMBERS, 0.0f, 0.0f});
     if (row.max == -negative_infinity()) return finish(a, p, {id, INFINITE, 0.0f, 0.0f});
     if (row.max == negative_infinity()) return finish(a, p, {0, NO_TOKEN, 0.0f, 0.0f});
@@ -335,12 +366,45 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(SampleArgs a) {
     }
     float full = 0.0f, candidates = 0.0f;
     if (p.flags & LOG_PROBS) {
-        float total = 0.0f;
-        each(row, [&](int, float x) { total += row.weight(x); });
         float log_weight = row.scaled(row.logits[id]) - row.max;
-        __syncthreads();
-        full = log_weight - logf(block_sum(total, reinterpret_cast<float*>(s.bins)));
+        full = log_weight - logf(total_weight(row, s));
         candidates = mode == DRAW ? log_weight - logf(float(mass) / ONE) : full;
     }
     finish(a, p, {id, CHOSEN, full, candidates});
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) top_tokens(TopArgs a) {
+    __shared__ Scratch s;
+    RowParams p = {GREEDY, 1.0f, 0, 1.0f, 0, 0, 0, 0};
+    if (a.params) p = a.params[blockIdx.x];
+    if ((p.flags & (LOG_PROBS - 1)) == SKIP) return;
+    Row row = {a.logits + blockIdx.x * a.logits_stride, a.vocab, p.inverse_temperature, 0.0f};
+    int* ids = a.ids + i64(blockIdx.x) * a.count;
+    float* log_probs = a.log_probs + i64(blockIdx.x) * a.count;
+    u64 not_numbers = find_best(row, s).not_numbers;
+    bool none = not_numbers || row.max == -negative_infinity() || row.max == negative_infinity();
+    int count = none ? 0 : min(a.count, row.vocab);
+    for (int i = count + threadIdx.x; i < a.count; i += THREADS) {
+        ids[i] = -1;
+        log_probs[i] = negative_infinity();
+    }
+    if (count == 0) return;
+    float log_total = logf(total_weight(row, s));
+    Cut cut = {0, 0x7fffffff};
+    u64 kept;
+    if (count < row.vocab) cut = select<false>(row, cut, count, kept, s);
+    // The candidates as in find_best, in any order, then each at its rank.
+    if (threadIdx.x == 0) s.found[0] = 0;
+    __syncthreads();
+    each(row, [&](int id, float x) {
+        if (cut.keeps(key_of(x), id)) s.bins[atomicAdd(&s.found[0], 1ull)] = u64(key_of(x)) << 32 | u32(~id);
+    });
+    __syncthreads();
+    for (int i = threadIdx.x; i < count; i += THREADS) {
+        u64 own = s.bins[i];
+        int rank = 0;
+        for (int j = 0; j < count; j++) rank += s.bins[j] > own;
+        ids[rank] = int(~u32(own));
+        log_probs[rank] = number_of(u32(own >> 32)) - row.max - log_total;
+    }
 }

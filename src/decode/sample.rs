@@ -92,6 +92,27 @@ pub fn choose(
     Ok(SampledToken { id: chosen.id as TokenId, log_prob })
 }
 
+/// The `count` most likely tokens of processed logits `[V]` with their natural log-probabilities within the whole
+/// vocabulary: best first, equals by their ids. Fewer where the vocabulary is smaller.
+///
+/// # Errors
+/// As [`sample`].
+pub fn most_likely(
+    logits: &[f32],
+    count: usize,
+    scratch: &mut SampleScratch,
+) -> std::result::Result<Vec<(TokenId, f32)>, SampleFault> {
+    let (_, max) = argmax(logits)?;
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    collect_candidates(logits, max, count, scratch);
+    scratch.candidates.sort_unstable_by(|a, b| b.cmp(a));
+    let log_total = total_weight(logits, max).ln();
+    let log_prob = |candidate: &Candidate| (f64::from(candidate.logit - max) - log_total) as f32;
+    Ok(scratch.candidates.iter().map(|candidate| (candidate.id as TokenId, log_prob(candidate))).collect())
+}
+
 /// The lowest index of the largest logit, and its value.
 fn argmax(logits: &[f32]) -> std::result::Result<(TokenId, f32), SampleFault> {
     let mut best = 0;

@@ -20,7 +20,7 @@ pub use experts::{ExpertGroups, ExpertLinear, GroupScore, Route, RoutingRule, Sc
 pub use features::{Elementwise, Feature};
 pub use memory::{Buffer, DType, RawBuffer, Tensor};
 pub use open::{CudaOptions, DeviceKind, DeviceOptions, open};
-pub use sampling::{RowMode, RowSample, RowSampling, Sample};
+pub use sampling::{MAX_TOP_TOKENS, RowMode, RowSample, RowSampling, Sample, TopTokens};
 pub use work::{Graph, Transfers};
 
 use crate::error::Result;
@@ -111,6 +111,9 @@ pub trait Device: Send + Sync {
 
     /// Chooses a token for each row of logits, as [`crate::decode::sample::sample`] does.
     fn sample(&self, args: &Sample<'_>) -> Result<()>;
+
+    /// Finds the most likely tokens of each row of logits, as [`crate::decode::sample::most_likely`] does.
+    fn top_tokens(&self, args: &TopTokens<'_>) -> Result<()>;
 
     /// Whether the device has an operation, or a variant of one, that not every device has. A model that needs what is
     /// not there is refused when it is loaded.

@@ -20,6 +20,23 @@ pub struct Sample<'a> {
     pub sampled: &'a Tensor,
 }
 
+/// Arguments of [`super::Device::top_tokens`]. R rows, V vocabulary, N tokens of each.
+pub struct TopTokens<'a> {
+    /// `[R, V]` F32, unchanged.
+    pub logits: &'a Tensor,
+    /// `[R, 8]` I32: a [`RowSampling`] for each row, whose logits are scaled by its `inverse_temperature`; skipped rows are
+    /// left out. `None`: all rows as they are.
+    pub params: Option<&'a Tensor>,
+    /// `[R, N]` I32, contiguous, N up to [`MAX_TOP_TOKENS`]: the most likely tokens, best first, equals by their ids. What lies
+    /// past the vocabulary, and a whole row that nothing can be chosen from, is -1 with the log-probability -∞.
+    pub ids: &'a Tensor,
+    /// `[R, N]` F32, contiguous: natural log-probabilities within the whole vocabulary.
+    pub log_probs: &'a Tensor,
+}
+
+/// Most tokens that [`super::Device::top_tokens`] finds in a row.
+pub const MAX_TOP_TOKENS: usize = 1024;
+
 /// How a row's token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowMode {

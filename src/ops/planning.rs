@@ -2,7 +2,7 @@
 
 use crate::device::{
     Activation, Attention, DType, Device, DeviceInfo, Elementwise, ExpertLinear, Feature, Graph, KvLayer, LayerNorm,
-    RawBuffer, RopeKvWrite, Route, Sample, SharedDevice, Tensor, Transfers, Weight,
+    RawBuffer, RopeKvWrite, Route, Sample, SharedDevice, Tensor, TopTokens, Transfers, Weight,
 };
 use crate::error::Result;
 use std::sync::Arc;
@@ -141,6 +141,10 @@ impl Device for PlanningDevice {
     }
 
     fn sample(&self, _args: &Sample<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn top_tokens(&self, _args: &TopTokens<'_>) -> Result<()> {
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use crate::harness::Random;
 use triton_trtllm::decode::SamplingParams;
 use triton_trtllm::decode::logits::scale;
 use triton_trtllm::decode::sample::{SampleScratch, choose};
-use triton_trtllm::device::{DType, RowMode, RowSample, RowSampling, Sample, SharedDevice, Tensor};
+use triton_trtllm::device::{DType, RowMode, RowSample, RowSampling, Sample, SharedDevice, Tensor, TopTokens};
 
 const VOCABULARIES: [usize; 7] = [1, 5, 127, 1000, 4099, 32_000, 128_256];
 /// What nobody wrote.
@@ -123,6 +123,81 @@ fn rows_without_a_token_and_rows_left_out_stand_alone() {
             assert_eq!(out[3], [POISON; 4], "{name}: a row that is not sampled was written");
             assert_eq!(sampled[3], POISON, "{name}");
         }
+    }
+}
+
+/// The `count` most likely tokens of each row and their log-probabilities.
+fn top(device: &SharedDevice, logits: &[Vec<f32>], rows: Option<&[RowSampling]>, count: usize) -> Vec<Vec<(i32, f32)>> {
+    let tensor = Tensor::zeros(device, logits.len(), logits[0].len(), DType::F32, "a test").unwrap();
+    device.upload(&tensor, &logits.iter().flatten().flat_map(|x| x.to_ne_bytes()).collect::<Vec<_>>()).unwrap();
+    let words_of = |rows: &[RowSampling]| rows.iter().flat_map(RowSampling::encode).collect::<Vec<_>>();
+    let params = rows.map(|rows| upload(device, rows.len(), &words_of(rows)));
+    let ids = upload(device, logits.len(), &vec![POISON; logits.len() * count]);
+    let log_probs = Tensor::zeros(device, logits.len(), count, DType::F32, "a test").unwrap();
+    let poison: Vec<u8> = (0..logits.len() * count).flat_map(|_| POISON.to_ne_bytes()).collect();
+    device.upload(&log_probs, &poison).unwrap();
+    let args = TopTokens { logits: &tensor, params: params.as_ref(), ids: &ids, log_probs: &log_probs };
+    device.top_tokens(&args).unwrap();
+    let values = words(device, &log_probs).into_iter().map(|bits| f32::from_bits(bits as u32));
+    let found: Vec<_> = words(device, &ids).into_iter().zip(values).collect();
+    found.chunks_exact(count).map(<[_]>::to_vec).collect()
+}
+
+/// By a sort of all of them, in f64.
+fn sorted(logits: &[f32], factor: f32, count: usize) -> Vec<(i32, f32)> {
+    let scaled: Vec<f32> = logits.iter().map(|x| if factor == 1.0 { *x } else { x * factor }).collect();
+    let mut order: Vec<usize> = (0..scaled.len()).collect();
+    order.sort_by(|&a, &b| scaled[b].partial_cmp(&scaled[a]).unwrap());
+    let total: f64 = scaled.iter().map(|&x| f64::from(x - scaled[order[0]]).exp()).sum();
+    let log_prob = |id: usize| (f64::from(scaled[id] - scaled[order[0]]) - total.ln()) as f32;
+    let absent = std::iter::repeat((-1, f32::NEG_INFINITY));
+    order.iter().map(|&id| (id as i32, log_prob(id))).chain(absent).take(count).collect()
+}
+
+#[test]
+fn the_most_likely_tokens_come_in_order_with_their_log_probs() {
+    let mut random = Random::fresh();
+    for (name, device) in devices() {
+        for vocab in VOCABULARIES {
+            for count in [1, 5, 64, 300] {
+                let num_rows = if vocab > 10_000 { 5 } else { 16 };
+                let logits: Vec<_> = (0..num_rows).map(|r| row(&mut random, vocab, r % 2 == 0)).collect();
+                let scaled: Vec<_> = (0..num_rows).map(|_| params(&mut random, vocab)).collect();
+                let rows: Vec<_> = scaled.iter().map(|params| RowSampling::new(params, 3, 0)).collect();
+                let rows = (count > 1).then_some(rows.as_slice());
+                let found = top(&device, &logits, rows, count);
+                for (r, (got, logits)) in found.iter().zip(&logits).enumerate() {
+                    let factor = rows.map_or(1.0, |rows| rows[r].inverse_temperature);
+                    let case = format!("{name}, seed {}: row {r} of {vocab}, {count} tokens", random.seed);
+                    for (place, (got, want)) in got.iter().zip(sorted(logits, factor, count)).enumerate() {
+                        let close = got.1 == want.1 || (got.1 - want.1).abs() < 2e-4 * (1.0 + want.1.abs());
+                        assert!(got.0 == want.0 && close, "{case}: place {place} is {got:?}, not {want:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_nothing_can_be_chosen_from_have_no_likely_tokens() {
+    let mut random = Random::fresh();
+    for (name, device) in devices() {
+        let mut logits: Vec<_> = (0..5).map(|_| row(&mut random, 700, false)).collect();
+        logits[0][3] = f32::NAN;
+        logits[1][4] = f32::INFINITY;
+        logits[2].fill(f32::NEG_INFINITY);
+        let mut rows = vec![RowSampling::new(&SamplingParams::default(), 1, 0); 5];
+        rows[3].mode = RowMode::Skip;
+        let found = top(&device, &logits, Some(&rows), 8);
+        for (r, got) in found[..3].iter().enumerate() {
+            assert_eq!(*got, [(-1, f32::NEG_INFINITY); 8], "{name}: row {r}");
+        }
+        assert_eq!(found[3], [(POISON, f32::from_bits(POISON as u32)); 8], "{name}: a row left out was written");
+        assert_eq!(
+            found[4].iter().map(|f| f.0).collect::<Vec<_>>(),
+            sorted(&logits[4], 1.0, 8).iter().map(|f| f.0).collect::<Vec<_>>()
+        );
     }
 }
 

@@ -23,7 +23,7 @@ mod view;
 
 use super::{
     Activation, Attention, DType, Device, DeviceInfo, Elementwise, ExpertLinear, Feature, Graph, KvLayer, LayerNorm,
-    RawBuffer, RopeKvWrite, Route, Sample, Tensor, Transfers, Weight,
+    RawBuffer, RopeKvWrite, Route, Sample, Tensor, TopTokens, Transfers, Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
@@ -265,6 +265,10 @@ impl Device for CpuDevice {
 
     fn sample(&self, args: &Sample<'_>) -> Result<()> {
         sampling::sample(self, args)
+    }
+
+    fn top_tokens(&self, args: &TopTokens<'_>) -> Result<()> {
+        sampling::top_tokens(self, args)
     }
 
     fn supports(&self, _feature: Feature) -> bool {

@@ -4,8 +4,8 @@ use super::CpuDevice;
 use super::view::{Matrix, indices};
 use crate::decode::SamplingParams;
 use crate::decode::logits::scale;
-use crate::decode::sample::{SampleScratch, choose};
-use crate::device::{RowMode, RowSample, RowSampling, Sample, Tensor};
+use crate::decode::sample::{SampleScratch, choose, most_likely};
+use crate::device::{RowMode, RowSample, RowSampling, Sample, Tensor, TopTokens};
 use crate::error::{Error, Result};
 use std::cell::RefCell;
 
@@ -34,14 +34,9 @@ pub(super) fn sample(device: &CpuDevice, args: &Sample<'_>) -> Result<()> {
     let params = Matrix::<i32>::of(args.params, "sample: params")?;
     let out = Matrix::<i32>::of(args.out, "sample: out")?;
     let sampled = Matrix::<i32>::of(args.sampled, "sample: sampled")?;
-    let mut rows = Vec::with_capacity(logits.rows);
-    for r in 0..logits.rows.min(params.rows) {
-        // SAFETY: the row exists; parameters are written by `upload` only, and calls on a device are ordered.
-        let row = RowSampling::decode(unsafe { params.row(r) })?;
-        if row.slot as usize >= sampled.cols {
-            return Err(Error::internal(format!("sampled token {} of {}", row.slot, sampled.cols)));
-        }
-        rows.push(row);
+    let rows = decode_rows(&params)?;
+    if let Some(row) = rows.iter().find(|row| row.slot as usize >= sampled.cols) {
+        return Err(Error::internal(format!("sampled token {} of {}", row.slot, sampled.cols)));
     }
     device.pool.run(rows.len(), &|r| {
         let row = &rows[r];
@@ -54,6 +49,41 @@ pub(super) fn sample(device: &CpuDevice, args: &Sample<'_>) -> Result<()> {
         unsafe {
             out.row_mut(r).copy_from_slice(&chosen.encode());
             *sampled.pointer(0).add(row.slot as usize) = chosen.token();
+        }
+    })
+}
+
+fn decode_rows(params: &Matrix<i32>) -> Result<Vec<RowSampling>> {
+    // SAFETY: the row exists; parameters are written by `upload` only, and calls on a device are ordered.
+    (0..params.rows).map(|r| RowSampling::decode(unsafe { params.row(r) })).collect()
+}
+
+pub(super) fn top_tokens(device: &CpuDevice, args: &TopTokens<'_>) -> Result<()> {
+    let logits = Matrix::<f32>::of(args.logits, "top_tokens: logits")?;
+    let ids = Matrix::<i32>::of(args.ids, "top_tokens: ids")?;
+    let log_probs = Matrix::<f32>::of(args.log_probs, "top_tokens: log_probs")?;
+    let rows = match args.params {
+        Some(params) => Some(decode_rows(&Matrix::of(params, "top_tokens: params")?)?),
+        None => None,
+    };
+    device.pool.run(logits.rows, &|r| {
+        let row = rows.as_ref().map(|rows| rows[r]);
+        if row.is_some_and(|row| row.mode == RowMode::Skip) {
+            return;
+        }
+        // SAFETY: nobody writes to the logits meanwhile, and row r of the results is this task's alone.
+        let (logits, ids, log_probs) = unsafe { (logits.row(r), ids.row_mut(r), log_probs.row_mut(r)) };
+        ids.fill(-1);
+        log_probs.fill(f32::NEG_INFINITY);
+        let found = SCRATCH.with_borrow_mut(|(scaled, scratch)| {
+            scaled.clear();
+            scaled.extend_from_slice(logits);
+            scale(scaled, row.map_or(1.0, |row| row.inverse_temperature));
+            most_likely(scaled, ids.len(), scratch)
+        });
+        // A row that nothing can be chosen from has no tokens.
+        for (place, (id, log_prob)) in found.unwrap_or_default().into_iter().enumerate() {
+            (ids[place], log_probs[place]) = (id, log_prob);
         }
     })
 }

@@ -55,6 +55,7 @@ pub(super) struct Kernels {
     pub read_bandwidth: Kernel,
     pub resolve_tokens: Kernel,
     pub sample: Kernel,
+    pub top_tokens: Kernel,
 }
 
 impl Kernels {
@@ -137,6 +138,7 @@ impl<'a> Lookup<'a> {
             read_bandwidth: self.one("gemv", "read_bandwidth")?,
             resolve_tokens: self.one("sampling", "resolve_tokens")?,
             sample: self.one("sampling", "sample")?,
+            top_tokens: self.one("sampling", "top_tokens")?,
         })
     }
 }
@@ -281,6 +283,19 @@ record!(
         logits_stride: i64,
         vocab: i32,
         entries: i32,
+    }
+);
+
+record!(
+    /// `top_tokens` in `kernels/sampling.cu`.
+    TopArgs {
+        logits: u64,
+        params: u64,
+        ids: u64,
+        log_probs: u64,
+        logits_stride: i64,
+        vocab: i32,
+        count: i32,
     }
 );
 

@@ -19,7 +19,7 @@ mod sampling;
 
 use super::{
     Activation, Attention, CudaOptions, DType, Device, DeviceInfo, Feature, Graph, KvLayer, RawBuffer, RopeKvWrite,
-    Sample, Tensor, Transfers, Weight,
+    Sample, Tensor, TopTokens, Transfers, Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
@@ -221,6 +221,10 @@ impl Device for CudaDevice {
 
     fn sample(&self, args: &Sample<'_>) -> Result<()> {
         if args.logits.rows() == 0 { Ok(()) } else { self.sample_rows(args) }
+    }
+
+    fn top_tokens(&self, args: &TopTokens<'_>) -> Result<()> {
+        if args.logits.rows() == 0 { Ok(()) } else { self.top_rows(args) }
     }
 
     fn supports(&self, feature: Feature) -> bool {
