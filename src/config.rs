@@ -10,12 +10,12 @@ mod pbtxt;
 mod table;
 mod value;
 
-pub use choices::{BatchSchedulerPolicy, BatchingType, DecodingMode, DeviceKind, GptModelType, ModelRole};
+pub use choices::{BatchSchedulerPolicy, BatchingType, DecodingMode, DeviceKind, FatalAction, GptModelType, ModelRole};
 pub use docs::parameters_markdown;
 pub use load::{Level, Loaded, Note};
 pub use pbtxt::parse_config;
 pub use table::{Effect, PARAMETERS, ParameterRow, Parameters, Range, Setting, Source};
-pub use value::{BraceLists, FromParameter, InstanceLists, Switch, is_placeholder};
+pub use value::{BraceLists, FromParameter, InstanceLists, Switch, TenantWeights, is_placeholder};
 
 /// An environment variable that is set to something.
 pub fn environment(name: &str) -> Option<String> {

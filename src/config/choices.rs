@@ -36,10 +36,22 @@ macro_rules! choice {
 choice! {
     /// Who gets KV memory.
     BatchSchedulerPolicy {
+        /// A request starts when it can be expected to end beside the others; where that was wrong, one is paused.
+        Balanced = "balanced",
         /// A request starts when memory for its longest possible output is there.
         GuaranteedNoEvict = "guaranteed_no_evict",
         /// A request starts as soon as its tokens fit; it may be paused and computed again.
         MaxUtilization = "max_utilization",
+    }
+}
+
+choice! {
+    /// What follows when the engine has failed for good.
+    FatalAction {
+        /// The model is not ready any more.
+        NotReady = "not_ready",
+        /// The server's process ends, so that whoever runs it starts it anew.
+        Exit = "exit",
     }
 }
 

@@ -1,7 +1,7 @@
 //! The table of parameters.
 
-use super::choices::{BatchSchedulerPolicy, DecodingMode, DeviceKind, GptModelType, ModelRole};
-use super::value::{BraceLists, FromParameter, InstanceLists, Switch, is_placeholder};
+use super::choices::{BatchSchedulerPolicy, DecodingMode, DeviceKind, FatalAction, GptModelType, ModelRole};
+use super::value::{BraceLists, FromParameter, InstanceLists, Switch, TenantWeights, is_placeholder};
 
 /// Where the value of a parameter comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,10 +157,26 @@ parameters! {
         "Tokens in one block of the KV cache, a power of two.";
     max_beam_width "max_beam_width": i32 = 1, "1", POSITIVE, NotYet,
         "Largest `beam_width` of a request. Beam search is not served yet: requests with a beam width above 1 are refused.";
-    batch_scheduler_policy "batch_scheduler_policy": BatchSchedulerPolicy = BatchSchedulerPolicy::GuaranteedNoEvict, "`guaranteed_no_evict`", Range::Words(BatchSchedulerPolicy::WORDS), Applied,
-        "`guaranteed_no_evict`: a request starts when memory for its longest possible output is there. `max_utilization`: it starts as soon as its tokens fit and may be paused and computed again. Another word: a warning and the default.";
+    batch_scheduler_policy "batch_scheduler_policy": BatchSchedulerPolicy = BatchSchedulerPolicy::Balanced, "`balanced` (the C++ backend: `guaranteed_no_evict`)", Range::Words(BatchSchedulerPolicy::WORDS), Applied,
+        "`balanced`: a request starts when it can be expected to end beside the others, judged by the output lengths of late; where that was wrong, the youngest is paused and computed again. `guaranteed_no_evict`: a request starts when memory for its longest possible output is there. `max_utilization`: it starts as soon as its tokens fit and may be paused and computed again. Another word: a warning and the default.";
     enable_chunked_context "enable_chunked_context": bool = true, "true (the C++ backend: false)", ANY, Applied,
         "Whether a prompt may be computed over several steps. Off, a prompt longer than `max_num_tokens` is refused.";
+    max_input_len "max_input_len": Option<i32> = None, "the engine folder's, else what `max_seq_len` leaves", POSITIVE, Applied,
+        "Longest prompt.";
+    max_queue_tokens "max_queue_tokens": Option<i32> = None, "unset = no limit", POSITIVE, Applied,
+        "Most prompt tokens of requests that wait in the engine. Beyond it a request is refused as when `max_queue_size` of the dynamic batcher is reached.";
+    priority_ageing_ms "priority_ageing_ms": i32 = 10_000, "10000", COUNT, Applied,
+        "Waiting for this long raises a request by one priority, so that nobody waits for ever. 0: priorities are strict.";
+    tenant_weights "tenant_weights": TenantWeights = TenantWeights::default(), "unset = 1 each", ANY, Applied,
+        "Shares of the tenants that requests name in their parameter `tenant`, when the engine is busy: `gold:4,silver:2`. A tenant that is not listed has 1.";
+    max_step_slowdown "max_step_slowdown": Option<f32> = None, "unset = no bound", Range::Numbers(1.01, 1e6), Applied,
+        "How much longer a step may take because of prompts that are computed beside streams that generate: 2 keeps the time between two tokens below twice its least. Needs `enable_chunked_context`.";
+    stall_timeout_ms "stall_timeout_ms": Option<i32> = None, "30000 on a GPU, else 600000", COUNT, Applied,
+        "Longest time without a completed step while there is work: then every request is answered with an error and the model is not ready any more. 0: any time.";
+    fatal_action "fatal_action": FatalAction = FatalAction::NotReady, "`not_ready`", Range::Words(FatalAction::WORDS), Applied,
+        "What follows when the engine has failed for good and everybody was answered. `not_ready`: the model is not ready any more. `exit`: the server's process ends with code 1, so that whoever runs it starts it anew.";
+    kv_event_buffer_max_size "kv_event_buffer_max_size": i32 = 0, "0", COUNT, Applied,
+        "Latest changes of the prefix cache that are kept for a reader.";
     exclude_input_in_output "exclude_input_in_output": bool = false, "false", ANY, Applied,
         "Default of the request tensor of this name. Affects non-streaming replies only.";
     normalize_log_probs "normalize_log_probs": bool = true, "true", ANY, Applied,

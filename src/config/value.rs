@@ -174,6 +174,37 @@ impl FromParameter for InstanceLists {
     }
 }
 
+/// Weights by the name of a tenant: `gold:4,silver:2`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TenantWeights(pub Vec<(String, u32)>);
+
+impl TenantWeights {
+    /// The weight of a tenant; 1 for one that is not listed.
+    pub fn of(&self, tenant: &str) -> u32 {
+        self.0.iter().find(|(name, _)| name == tenant).map_or(1, |&(_, weight)| weight)
+    }
+}
+
+impl FromParameter for TenantWeights {
+    const TYPE: &'static str = "`name:weight` list";
+
+    fn from_parameter(text: &str) -> Option<Self> {
+        let weight = |item: &str| {
+            let (name, weight) = item.rsplit_once(':')?;
+            let weight = weight.trim().parse().ok().filter(|&weight| weight > 0)?;
+            Some((name.trim().to_owned(), weight))
+        };
+        text.split(',').map(weight).collect::<Option<_>>().map(Self)
+    }
+
+    fn show(&self) -> String {
+        if self.0.is_empty() {
+            return "unset".to_owned();
+        }
+        join(self.0.iter().map(|(name, weight)| format!("{name}:{weight}")), ",")
+    }
+}
+
 /// A switch in Python's words, case-insensitive: `true false 1 0 t f y n yes no`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switch(pub bool);

@@ -259,8 +259,26 @@ impl EngineCore {
         for client in self.clients.those(|client| client.sink.is_cancelled()) {
             self.end(client, FinishReason::Cancelled, None);
         }
+        for client in self.clients.those(|client| client.open > 1) {
+            self.end_stopped(client);
+        }
         for client in self.scheduler.expired(now_ns) {
             self.end(client, FinishReason::TimedOut, None);
+        }
+    }
+
+    /// Ends those of several sequences that are wanted no more; the last one ends with its request.
+    fn end_stopped(&mut self, place: u32) {
+        let Some(client) = self.clients.get_mut(place) else { return };
+        for index in 0..client.sequences.len() {
+            if client.open == 1 || !client.sink.is_stopped(index) {
+                continue;
+            }
+            let Some(seq) = client.sequences[index].take() else { continue };
+            client.open -= 1;
+            let stats = self.scheduler.finish(seq).unwrap_or_default();
+            self.totals.cached_tokens += stats.cached_tokens as u64;
+            client.sink.finish(index, FinishReason::Cancelled, None, stats);
         }
     }
 

@@ -73,6 +73,11 @@ impl Gate {
         Ok(ids)
     }
 
+    /// An id that no request has.
+    pub fn next_id(&self) -> RequestId {
+        RequestId(self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// Refuses everything from now on. The first reason stays.
     pub fn close(&self, reason: Error) {
         self.closed.lock().get_or_insert(reason);

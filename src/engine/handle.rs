@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::config::EngineConfig;
 use super::core::{EngineCore, IterationHook, Submission};
 use super::events::{KvEventBatch, KvEvents};
-use super::gate::Gate;
+use super::gate::{Gate, failed_request};
 use super::request::{Request, RequestSink};
 use super::sink::{FinalSink, Ledger};
 use super::stats::EngineStats;
@@ -23,6 +23,20 @@ use crate::step::Executor;
 #[derive(Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
+}
+
+/// Says whether an engine works, without keeping it alive.
+#[derive(Clone)]
+pub struct HealthProbe(Arc<Gate>);
+
+impl HealthProbe {
+    /// As [`Engine::health`].
+    ///
+    /// # Errors
+    /// As [`Engine::health`].
+    pub fn health(&self) -> Result<()> {
+        self.0.health()
+    }
 }
 
 struct Shared {
@@ -132,6 +146,11 @@ impl Engine {
         Ok(ids)
     }
 
+    /// The error of a request that was refused before it was submitted, in the words of a runtime error: with an id.
+    pub fn refuse(&self, error: &Error) -> Error {
+        Error::new(error.kind(), failed_request(self.shared.gate.next_id(), error.message()))
+    }
+
     /// Ends a request with what it has generated, before the next step. Unknown and finished ids are no error.
     pub fn cancel(&self, id: RequestId) {
         let _ = self.shared.commands.send(Command::Cancel(id));
@@ -159,6 +178,11 @@ impl Engine {
     /// `Unavailable` with the failure of the executor.
     pub fn health(&self) -> Result<()> {
         self.shared.gate.health()
+    }
+
+    /// A view of [`Engine::health`].
+    pub fn health_probe(&self) -> HealthProbe {
+        HealthProbe(Arc::clone(&self.shared.gate))
     }
 
     /// The engine's monotonic clock, never 0: what deadlines are given in.

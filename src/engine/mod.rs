@@ -24,7 +24,7 @@ mod stats;
 pub use config::{EngineConfig, SchedulerPolicy};
 pub use core::{EngineCore, IterationHook, Progress};
 pub use events::{EventDiff, KvEvent, KvEventBatch, KvEventData, StoredBlock, UniqueToken};
-pub use handle::Engine;
+pub use handle::{Engine, HealthProbe};
 pub use request::{
     DEFAULT_RETENTION_PRIORITY, Delta, Finish, FinishReason, Keep, Request, RequestSink, RequestStats, Retention,
     RetentionRange, Tenant,

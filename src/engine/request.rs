@@ -121,6 +121,11 @@ pub trait RequestSink: Send {
     fn is_cancelled(&self) -> bool {
         false
     }
+
+    /// Whether one of several sequences is wanted no more; asked once a step, where a request has several.
+    fn is_stopped(&self, _sequence_index: usize) -> bool {
+        false
+    }
 }
 
 /// What one step added to a request.

@@ -59,6 +59,13 @@ impl FinalSink {
         catch_unwind(AssertUnwindSafe(|| sink.is_cancelled())).unwrap_or(true)
     }
 
+    /// As [`RequestSink::is_stopped`].
+    pub fn is_stopped(&self, sequence_index: usize) -> bool {
+        let state = self.cell.0.lock();
+        let Some(sink) = &state.sink else { return true };
+        catch_unwind(AssertUnwindSafe(|| sink.is_stopped(sequence_index))).unwrap_or(true)
+    }
+
     pub fn delta(&self, delta: Delta) {
         self.cell.0.lock().delta(delta);
     }

@@ -114,6 +114,8 @@ pub struct LoadedModel<E = Box<dyn Executor>> {
     pub executor: E,
     pub config: ModelConfig,
     pub special_tokens: SpecialTokens,
+    /// Longest prompt of the engine that the folder was built for.
+    pub max_input_len: Option<usize>,
     pub report: LoadReport,
 }
 
@@ -175,8 +177,8 @@ impl fmt::Display for LoadReport {
 /// One sentence that names the file or option and what is wrong with it.
 pub fn load(options: &ModelOptions) -> Result<LoadedModel> {
     let device = device::open(options.device, &options.gpu_ids, &options.device_options)?;
-    let LoadedModel { executor, config, special_tokens, report } = load_on(&device, options)?;
-    Ok(LoadedModel { executor: Box::new(executor), config, special_tokens, report })
+    let LoadedModel { executor, config, special_tokens, max_input_len, report } = load_on(&device, options)?;
+    Ok(LoadedModel { executor: Box::new(executor), config, special_tokens, max_input_len, report })
 }
 
 /// What [`load`] would take, without reading the weights.
@@ -221,7 +223,8 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
         limits,
     })?;
     tracing::info!("loaded\n{report}");
-    Ok(LoadedModel { executor, config: plan.config, special_tokens: checkpoint.special_tokens, report })
+    let (special_tokens, max_input_len) = (checkpoint.special_tokens, checkpoint.engine.max_input_len);
+    Ok(LoadedModel { executor, config: plan.config, special_tokens, max_input_len, report })
 }
 
 /// The files of a model.

@@ -3,6 +3,7 @@
 use crate::fake::{RequestSpec, Tensor};
 use crate::script::{EOS, Tokens, VOCAB, error, flag, int, model, outputs, request, start, tokens, with_id};
 
+const NOT_FOUND: u32 = 2;
 const INVALID_ARG: u32 = 3;
 const UNAVAILABLE: u32 = 4;
 const UNSUPPORTED: u32 = 5;
@@ -242,7 +243,7 @@ fn bad_requests_are_refused_and_the_next_one_is_served() {
         (base().input(int("runtime_top_p_reset_ids", -1)), INVALID_ARG, "runtime_top_p_reset_ids is -1"),
         (base().input(int("no_repeat_ngram_size", -1)), INVALID_ARG, "no_repeat_ngram_size is -1"),
         (base().input(int("prompt_ignore_length", -1)), INVALID_ARG, "prompt_ignore_length is -1"),
-        (base().input(Tensor::uint64("lora_task_id", &[1], &[7])), UNSUPPORTED, "\"lora_task_id\" is not supported"),
+        (base().input(Tensor::uint64("lora_task_id", &[1], &[7])), NOT_FOUND, "LoRA task 7 not found in cache"),
         (base().input(flag("return_context_logits")), UNSUPPORTED, "\"return_context_logits\""),
         (unlisted("output_ids"), INVALID_ARG, "output_ids must be in the list"),
         (unlisted("sequence_length"), INVALID_ARG, "sequence_length must be in the list"),

@@ -80,8 +80,10 @@ fn a_request_that_was_cancelled_in_the_queue_does_not_run() {
     let model = server.load(model("llm", true, &[])).unwrap();
     let mut spec = endless("");
     spec.cancelled = true;
-    let (code, _) = error(&model.infer(spec));
+    let request = model.execute(vec![spec])[0];
+    let (code, _) = error(&request.wait());
     assert_eq!(code, 7);
+    assert!(request.statistics().is_empty(), "nobody failed");
 }
 
 #[test]
@@ -159,6 +161,26 @@ fn a_failed_device_answers_everybody_and_turns_readiness_off() {
     assert!(model.ready().unwrap_err().message.contains("the device fell off the bus"));
     let (code, _) = error(&model.infer(request(&PROMPT, 2)));
     assert_eq!(code, 4);
+}
+
+/// The test runs itself anew, as the process that is to end.
+#[test]
+fn a_failed_device_ends_the_process_where_that_was_asked_for() {
+    const CHILD: &str = "FATAL_ACTION_CHILD";
+    if std::env::var_os(CHILD).is_none() {
+        let name = "operation::a_failed_device_ends_the_process_where_that_was_asked_for";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", name]).env(CHILD, "1").output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        return;
+    }
+    let server = start();
+    let model = server.load(model("llm", true, &[("fatal_action", "exit")])).unwrap();
+    assert_eq!(tokens(&model.infer(request(&PROMPT, 2)))[0].1, [5, 6, 7, 20, 21]);
+    assert!(model.infer(request(&[-5], 2))[0].error.is_some(), "an error of a request ends nothing");
+    let (_, text) = error(&model.infer(request(&[POISON], 2)));
+    assert!(text.contains("the device fell off the bus"), "everybody is answered first: {text}");
+    std::thread::sleep(Duration::from_secs(30));
 }
 
 #[test]

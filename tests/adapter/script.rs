@@ -142,7 +142,7 @@ fn script(parameters: &Parameters, _: &Path, _: usize) -> Result<ModelExecutor> 
         pipeline_depth: 1,
     };
     let executor = Box::new(ScriptExecutor { limits, answer, sequences: HashMap::new(), steps: VecDeque::new() });
-    Ok(ModelExecutor { executor, end_ids })
+    Ok(ModelExecutor { executor, end_ids, max_input_len: None })
 }
 
 /// 5 6 7 is followed by 20, 21 and the end; everything else counts on. The text model says [`ANSWER`].

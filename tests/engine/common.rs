@@ -22,6 +22,8 @@ pub struct Record {
     pub finish: Option<Finish>,
     pub stats: RequestStats,
     pub gone: bool,
+    /// The client wants no more of this sequence.
+    pub unwanted: bool,
     /// Sequences 1 and up of the request; the record itself is sequence 0.
     pub siblings: Vec<Record>,
 }
@@ -95,6 +97,14 @@ impl RequestSink for Tape {
 
     fn is_cancelled(&self) -> bool {
         self.0.lock().unwrap().gone
+    }
+
+    fn is_stopped(&self, sequence_index: usize) -> bool {
+        let record = self.0.lock().unwrap();
+        match sequence_index.checked_sub(1) {
+            None => record.unwanted,
+            Some(at) => record.siblings.get(at).is_some_and(|sibling| sibling.unwanted),
+        }
     }
 }
 

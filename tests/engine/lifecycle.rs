@@ -1,7 +1,7 @@
 //! How requests begin and end.
 
 use triton_trtllm::engine::fake::{FakeExecutor, Fault};
-use triton_trtllm::engine::{EngineConfig, EngineCore, FinishReason, Progress};
+use triton_trtllm::engine::{EngineConfig, EngineCore, FinishReason, Progress, Request};
 use triton_trtllm::error::ErrorKind;
 use triton_trtllm::step::Executor;
 
@@ -275,4 +275,22 @@ fn a_configuration_beyond_the_executor_is_refused_by_name() {
     for (config, text) in cases {
         assert_eq!(config.validate(&limits()).unwrap_err().message(), text);
     }
+}
+
+#[test]
+fn one_of_several_sequences_is_stopped_and_the_others_go_on() {
+    let limits = limits();
+    let mut engine = core(EngineConfig::for_limits(&limits), &limits);
+    let tape = Tape::default();
+    engine.submit(Request { num_sequences: 3, ..request([1, 2, 3], 9) }, tape.sink(), 1).unwrap();
+    while tape.tokens().len() < 2 {
+        engine.step(1).unwrap();
+    }
+    tape.0.lock().unwrap().unwanted = true;
+    run(&mut engine);
+    let record = tape.0.lock().unwrap();
+    assert_eq!(record.finish.as_ref().unwrap().reason, FinishReason::Cancelled);
+    assert!(record.tokens.len() < 9, "{}", record.tokens.len());
+    assert_eq!(record.siblings.iter().map(|sibling| sibling.tokens.len()).collect::<Vec<_>>(), [9, 9]);
+    assert_eq!(engine.stats().totals.requests_finished, 1);
 }

@@ -10,18 +10,18 @@ use parking_lot::Mutex;
 pub struct Control {
     id: String,
     /// Set to end a sequence with what it has generated, within one step.
-    rows: Vec<Arc<AtomicBool>>,
+    rows: Vec<AtomicBool>,
 }
 
 impl Control {
     /// For a request with this many sequences.
     pub fn new(id: &str, rows: usize) -> Arc<Self> {
-        Arc::new(Self { id: id.to_owned(), rows: (0..rows).map(|_| Arc::default()).collect() })
+        Arc::new(Self { id: id.to_owned(), rows: (0..rows).map(|_| AtomicBool::default()).collect() })
     }
 
-    /// One flag for each sequence; the engine asks for it in every step.
-    pub fn rows(&self) -> &[Arc<AtomicBool>] {
-        &self.rows
+    /// Whether a sequence is to end; the engine asks in every step.
+    pub fn is_halted(&self, row: usize) -> bool {
+        self.rows[row].load(Ordering::Relaxed)
     }
 
     /// Ends all sequences.
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn halted(control: &Control) -> bool {
-        control.rows().iter().all(|row| row.load(Ordering::Relaxed))
+        (0..control.rows.len()).all(|row| control.is_halted(row))
     }
 
     #[test]

@@ -13,5 +13,9 @@ use crate::runner::{ModelOptions, load};
 /// The file or parameter that is wrong, and what is wrong with it.
 pub fn load_checkpoint(parameters: &Parameters, model_dir: &Path, instance: usize) -> Result<ModelExecutor> {
     let model = load(&ModelOptions::from_parameters(parameters, model_dir, instance)?)?;
-    Ok(ModelExecutor { executor: model.executor, end_ids: model.special_tokens.eos })
+    Ok(ModelExecutor {
+        executor: model.executor,
+        end_ids: model.special_tokens.eos,
+        max_input_len: model.max_input_len,
+    })
 }

@@ -159,6 +159,22 @@ impl<'a> Inputs<'a> {
         Ok(values.get(item * per_item..(item + 1) * per_item).ok_or_else(|| wrong_size(tensor.name))?.to_vec())
     }
 
+    /// The 64-bit integers of one batch item's row; empty where absent.
+    ///
+    /// # Errors
+    /// As for [`Inputs::ints`].
+    pub fn uint64s(&self, name: &str, item: usize) -> Result<Vec<u64>> {
+        let Some(tensor) = self.find(name) else { return Ok(Vec::new()) };
+        let per_item = self.share(tensor)?;
+        let values = match tensor.dtype {
+            DataType::Uint64 | DataType::Int64 => {
+                tensor.bytes.as_chunks().0.iter().map(|&chunk| u64::from_le_bytes(chunk)).collect()
+            }
+            _ => NamedTensor::try_from(tensor)?.to_u64()?,
+        };
+        Ok(values.get(item * per_item..(item + 1) * per_item).ok_or_else(|| wrong_size(tensor.name))?.to_vec())
+    }
+
     /// The texts of one batch item's row; empty where absent.
     ///
     /// # Errors

@@ -1,6 +1,5 @@
 //! One engine behind one Triton instance.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,13 +7,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::active::{Active, Control};
+use super::fatal::FatalExit;
 use super::metrics::{InstanceMetrics, Updater, idle_snapshot};
 use super::request::{Call, Generate, Rules};
 use super::responder::{OpenCall, Responder, RowSink};
 use super::response::Row;
+use super::terms::Terms;
+use crate::config::FatalAction;
 use crate::engine::{Engine, RequestSink};
 use crate::error::{Error, ErrorKind, Result};
-use crate::triton::{InstanceHandler, ParameterValue, Request, Response, Timings, monotonic_ns};
+use crate::triton::{InstanceHandler, Request, Response, Timings, monotonic_ns};
 
 /// How long an unload waits for requests. The server has none left by then; this only bounds what should be at once.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -42,9 +44,16 @@ impl LlmInstance {
     ///
     /// # Errors
     /// `Internal` when there is no thread.
-    pub fn start(rules: Arc<Rules>, engine: Engine, metrics: InstanceMetrics, period: StatsPeriod) -> Result<Self> {
+    pub fn start(
+        rules: Arc<Rules>,
+        engine: Engine,
+        metrics: InstanceMetrics,
+        period: StatsPeriod,
+        fatal: FatalAction,
+    ) -> Result<Self> {
         let active = Arc::new(Active::default());
-        let responder = Responder::start(active.clone(), metrics.clone())?;
+        let exit = (fatal == FatalAction::Exit).then(|| FatalExit::new(engine.health_probe()));
+        let responder = Responder::start(active.clone(), metrics.clone(), exit)?;
         metrics.update(idle_snapshot(&engine));
         let updater = period.map(|period| Updater::start(metrics, engine.clone(), period)).transpose()?;
         let threads = Mutex::new(Some(Threads { _updater: updater, responder }));
@@ -67,14 +76,16 @@ impl LlmInstance {
         if request.is_cancelled() {
             return Err(Error::new(ErrorKind::Cancelled, "the request was cancelled before it ran"));
         }
-        let mut call = Call::parse(&self.rules, &request.inputs()?, &request.requested_outputs()?)?;
-        check_request_type(&request.parameters()?)?;
-        let timeout_us = request.timeout_us()?;
-        if let Call::Generate(generate) = &mut call
-            && timeout_us > 0
-        {
-            let deadline_ns = self.engine.now_ns().saturating_add(timeout_us.saturating_mul(1000));
-            generate.items.iter_mut().for_each(|item| item.request.deadline_ns = Some(deadline_ns));
+        let call = Call::parse(&self.rules, &request.inputs()?, &request.requested_outputs()?);
+        // An adapter that is not there is a runtime error in the words that clients look for.
+        let mut call = call.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => self.engine.refuse(&error),
+            _ => error,
+        })?;
+        if let Call::Generate(generate) = &mut call {
+            let terms = Terms::read(&self.rules.terms, &request.parameters()?, request.timeout_us()?)?;
+            let now_ns = self.engine.now_ns();
+            generate.items.iter_mut().for_each(|item| terms.apply(&mut item.request, now_ns));
         }
         Ok(call)
     }
@@ -96,15 +107,16 @@ impl LlmInstance {
     fn generate(&self, request: Request, generate: Generate, exec_start_ns: u64) {
         let Generate { plan, items } = generate;
         let id = request.id().unwrap_or_default().to_owned();
-        let control = Control::new(&id, items.len());
+        let sequences: Vec<_> = items.iter().map(|item| item.request.num_sequences).collect();
+        let control = Control::new(&id, sequences.iter().sum());
         let tokenizer = self.rules.text.as_ref().map(|text| &text.tokenizer);
         let threads = self.threads.lock();
         let Some(Threads { responder, .. }) = &*threads else {
             return fail(request, Error::unavailable("the model is being unloaded"), exec_start_ns);
         };
         let open = OpenCall {
-            rows: items.iter().map(|item| Row::new(&plan, item, tokenizer)).collect(),
-            prompt_tokens: items.iter().filter(|item| item.sequence_index == 0).map(|i| i.request.prompt.len()).sum(),
+            rows: Row::all(&plan, &items, tokenizer),
+            prompt_tokens: items.iter().filter(|item| item.first_sequence == 0).map(|i| i.request.prompt.len()).sum(),
             sink: request.into_sink(),
             plan,
             control: control.clone(),
@@ -113,7 +125,7 @@ impl LlmInstance {
         };
         self.active.insert(&control);
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
-        let sinks = responder.open(call, open);
+        let sinks = responder.open(call, open, &sequences);
         let boxed = |sink: RowSink| -> Box<dyn RequestSink> { Box::new(sink) };
         let requests = items.into_iter().map(|item| item.request).zip(sinks.into_iter().map(boxed)).collect();
         if let Err(error) = self.engine.submit_all(requests) {
@@ -140,32 +152,11 @@ impl InstanceHandler for LlmInstance {
     }
 }
 
-/// The request parameter `request_type`. Another word than the three counts as none, another type too.
-///
-/// # Errors
-/// `Unsupported` for one half of a disaggregated request.
-fn check_request_type(parameters: &BTreeMap<String, ParameterValue>) -> Result<()> {
-    match parameters.get("request_type") {
-        Some(ParameterValue::Text(text)) => match text.as_str() {
-            "context_and_generation" => Ok(()),
-            "context_only" | "generation_only" => {
-                Err(Error::unsupported(format!("request_type {text} is not supported by this version")))
-            }
-            _ => {
-                tracing::error!(
-                    "request_type is {text:?}, expected context_and_generation, context_only or generation_only: \
-                     taken as context_and_generation"
-                );
-                Ok(())
-            }
-        },
-        _ => Ok(()),
-    }
-}
-
 fn fail(request: Request, error: Error, exec_start_ns: u64) {
+    let error_kind = error.kind();
     let now = monotonic_ns();
     tracing::debug!("request {:?} refused: {error}", request.id().unwrap_or_default());
     let timings = Timings { exec_start_ns, compute_start_ns: now, compute_end_ns: now };
-    request.fail(error, Some(timings));
+    // Nobody failed where the client went away first.
+    request.fail(error, (error_kind != ErrorKind::Cancelled).then_some(timings));
 }

@@ -1,8 +1,10 @@
 //! The LLM: tokens or text in, tokens or text out.
 
 mod active;
+mod cache;
 mod checkpoint;
 mod complete;
+mod fatal;
 mod inputs;
 mod instance;
 mod metrics;
@@ -12,6 +14,7 @@ mod responder;
 mod response;
 mod template;
 mod tensors;
+mod terms;
 mod wanted;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +32,7 @@ pub use tensors::{INPUTS, InputRow, OUTPUTS, OutputRow, tensors_markdown};
 use metrics::ModelMetrics;
 use open::Opened;
 use request::{Rules, TextRules};
+use terms::TermRules;
 
 use crate::adapter::tokenizer;
 use crate::config::{BatchingType, Parameters};
@@ -99,6 +103,11 @@ impl LlmModel {
             normalize_log_probs: parameters.normalize_log_probs.value,
             vocab_size,
             text,
+            max_sequences: opened.max_sequences,
+            terms: TermRules {
+                tenant_weights: parameters.tenant_weights.value.clone(),
+                default_priority_level: whole(&self.config["dynamic_batching"]["default_priority_level"]),
+            },
             declared_outputs: outputs.filter_map(|output| output["name"].as_str().map(str::to_owned)).collect(),
         }
     }
@@ -119,7 +128,8 @@ impl ModelHandler for LlmModel {
         let period_ms = self.parameters.stats_check_period_ms.value.max(1) as u64;
         let period = (self.parameters.iter_stats_max_iterations.value > 0).then(|| Duration::from_millis(period_ms));
         tracing::info!("{}: instance {} is ready", self.name, instance.name());
-        Ok(Arc::new(LlmInstance::start(rules, opened.engine, self.metrics.instance(), period)?))
+        let fatal = self.parameters.fatal_action.value;
+        Ok(Arc::new(LlmInstance::start(rules, opened.engine, self.metrics.instance(), period, fatal)?))
     }
 }
 
@@ -129,6 +139,11 @@ pub fn has_tokenizer(parameters: &Parameters, model: &Model) -> bool {
     let model_dir = parameters.model_dir(&version_dir(model)).ok();
     let in_model = model_dir.as_deref().map(Path::new);
     given.or(in_model).is_some_and(tokenizer::has_tokenizer)
+}
+
+/// A number of the configuration; those of 64 bits are texts in its JSON form.
+fn whole(value: &serde_json::Value) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_str()?.parse().ok())
 }
 
 fn version_dir(model: &Model) -> PathBuf {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{BatchSchedulerPolicy, BatchingType, Parameters};
 use crate::engine::{Engine, EngineConfig, SchedulerPolicy};
@@ -9,11 +10,17 @@ use crate::error::Result;
 use crate::ids::TokenId;
 use crate::step::{Executor, ExecutorLimits};
 
+/// No step of a GPU takes that long; on a CPU a large one may take minutes.
+const GPU_STALL_MS: i32 = 30_000;
+const CPU_STALL_MS: i32 = 600_000;
+
 /// What runs the model of one instance.
 pub struct ModelExecutor {
     pub executor: Box<dyn Executor>,
     /// Tokens that end a text, by the model's files.
     pub end_ids: Vec<TokenId>,
+    /// Longest prompt of the engine that the model's folder was built for.
+    pub max_input_len: Option<usize>,
 }
 
 /// Makes the executor of the instance with this number from the parameters and the model's folder.
@@ -23,6 +30,8 @@ pub type ExecutorSource = Arc<dyn Fn(&Parameters, &Path, usize) -> Result<ModelE
 pub struct Opened {
     pub engine: Engine,
     pub vocab_size: usize,
+    /// Most sequences that run together.
+    pub max_sequences: usize,
     /// Tokens that end a text, by the model's files.
     pub end_ids: Vec<TokenId>,
 }
@@ -39,9 +48,11 @@ impl Opened {
         max_queue_requests: Option<usize>,
     ) -> Result<Self> {
         let limits = model.executor.limits();
-        let config = engine_config(parameters, batching, max_queue_requests, &limits);
+        let on_gpu = model.executor.memory().gpu_bytes > 0;
+        let config = engine_config(parameters, batching, max_queue_requests, &limits, on_gpu, model.max_input_len);
+        let max_sequences = config.max_batch_size;
         let engine = Engine::start(config, model.executor)?;
-        Ok(Self { engine, vocab_size: limits.vocab_size, end_ids: model.end_ids })
+        Ok(Self { engine, vocab_size: limits.vocab_size, max_sequences, end_ids: model.end_ids })
     }
 }
 
@@ -50,16 +61,39 @@ fn engine_config(
     batching: BatchingType,
     max_queue_requests: Option<usize>,
     limits: &ExecutorLimits,
+    on_gpu: bool,
+    built_input_len: Option<usize>,
 ) -> EngineConfig {
+    let default = EngineConfig::for_limits(limits);
+    let count = |value: Option<i32>| value.map(|value| value as usize);
+    // What an engine was built for binds where a prompt runs in one step, as it did there.
+    let chunked = parameters.enable_chunked_context.value;
+    let engine_input_len = built_input_len.filter(|&len| !chunked && len < default.max_input_len);
     EngineConfig {
         policy: match (batching, parameters.batch_scheduler_policy.value) {
             (BatchingType::Static, _) => SchedulerPolicy::StaticBatch,
+            (_, BatchSchedulerPolicy::Balanced) => SchedulerPolicy::Balanced,
             (_, BatchSchedulerPolicy::GuaranteedNoEvict) => SchedulerPolicy::GuaranteedNoEvict,
             (_, BatchSchedulerPolicy::MaxUtilization) => SchedulerPolicy::MaxUtilization,
         },
-        chunked_context: parameters.enable_chunked_context.value,
+        chunked_context: chunked,
         max_queue_requests,
+        max_queue_tokens: count(parameters.max_queue_tokens.value),
+        priority_ageing: milliseconds(parameters.priority_ageing_ms.value),
+        max_step_slowdown: parameters.max_step_slowdown.value,
+        stall_timeout: milliseconds(parameters.stall_timeout_ms.value.unwrap_or(if on_gpu {
+            GPU_STALL_MS
+        } else {
+            CPU_STALL_MS
+        })),
+        kv_event_buffer: parameters.kv_event_buffer_max_size.value as usize,
         kv_reuse: parameters.enable_kv_cache_reuse.value,
-        ..EngineConfig::for_limits(limits)
+        max_input_len: count(parameters.max_input_len.value).or(engine_input_len).unwrap_or(default.max_input_len),
+        ..default
     }
+}
+
+/// 0: `None`.
+fn milliseconds(count: i32) -> Option<Duration> {
+    (count > 0).then(|| Duration::from_millis(count as u64))
 }

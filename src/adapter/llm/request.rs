@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::cache;
 use super::inputs::Inputs;
+use super::terms::TermRules;
 use super::wanted::Wanted;
 use crate::config::BatchingType;
 use crate::decode::{SamplingParams, StopCriteria};
@@ -31,6 +33,9 @@ pub struct Rules {
     pub text: Option<TextRules>,
     /// Names of the outputs that the model's configuration declares.
     pub declared_outputs: Vec<String>,
+    /// Most sequences that the engine runs as one request.
+    pub max_sequences: usize,
+    pub terms: TermRules,
 }
 
 /// What a tokenizer adds.
@@ -52,7 +57,7 @@ pub enum Call {
 /// Sequences to generate.
 pub struct Generate {
     pub plan: Plan,
-    /// One for each prompt and return sequence.
+    /// One for each prompt; more where a prompt has more return sequences than run together.
     pub items: Vec<Item>,
 }
 
@@ -66,11 +71,12 @@ pub struct Plan {
     pub skip_special_tokens: bool,
 }
 
-/// One sequence.
+/// A prompt and its sequences.
 pub struct Item {
     pub request: engine::Request,
     pub batch_index: i32,
-    pub sequence_index: i32,
+    /// Number of the request's first sequence among those of the prompt.
+    pub first_sequence: i32,
     /// Whether the prompt precedes the answer.
     pub echo: bool,
     pub log_probs: Option<LogProbs>,
@@ -120,8 +126,8 @@ impl Call {
             let item = reader.items(row);
             items.extend(if batch > 1 { item.context(format!("batch item {row}"))? } else { item? });
         }
-        let sequences = items.len() / batch;
-        let wanted = Wanted::new(rules, &inputs, requested, batch > 1, sequences > 1)?;
+        let several = items.len() > batch || items.iter().any(|item| item.request.num_sequences > 1);
+        let wanted = Wanted::new(rules, &inputs, requested, batch > 1, several)?;
         let skip_special_tokens = rules.text.as_ref().is_none_or(|text| text.skip_special_tokens);
         Ok(Self::Generate(Generate {
             plan: Plan { streaming, batched: rules.batched, wanted, skip_special_tokens },
@@ -138,7 +144,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The sequences of one batch item.
+    /// The sequences of one batch item, which share the blocks of their prompt.
     fn items(&self, row: usize) -> Result<Vec<Item>> {
         let prompt = self.prompt(row)?;
         let mut sampling = self.sampling(row)?;
@@ -148,25 +154,28 @@ impl Reader<'_> {
         let stop_texts = self.stop_texts(row)?;
         let exclude = self.inputs.flag_of("exclude_input_in_output", row)?.unwrap_or(self.rules.exclude_input)
             || self.rules.batching == BatchingType::Static;
-        let sequences = self.return_sequences(row)?;
+        let sequences = self.return_sequences(row)? as usize;
+        cache::refuse_adapter(self.inputs, row)?;
+        let extra_ids = cache::extra_ids(self.inputs, row, prompt.len())?;
+        let retention = cache::retention(self.inputs, row)?;
         let seed = sampling.seed;
-        let item = |sequence: i32| Item {
+        let item = |first: usize| Item {
             request: engine::Request {
                 prompt: prompt.clone(),
-                sampling: SamplingParams { seed: seed.wrapping_add(sequence as u64), ..sampling.clone() },
+                sampling: SamplingParams { seed: seed.wrapping_add(first as u64), ..sampling.clone() },
                 stop: stop.clone(),
-                priority: 0,
-                deadline_ns: None,
-                cache_salt: 0,
+                extra_ids: extra_ids.clone(),
+                retention: retention.clone(),
+                num_sequences: (sequences - first).min(self.rules.max_sequences),
                 ..engine::Request::default()
             },
             batch_index: row as i32,
-            sequence_index: sequence,
+            first_sequence: first as i32,
             echo: !self.streaming && !exclude,
             log_probs,
             stop_texts: stop_texts.clone(),
         };
-        Ok((0..sequences).map(item).collect())
+        Ok((0..sequences).step_by(self.rules.max_sequences).map(item).collect())
     }
 
     fn prompt(&self, row: usize) -> Result<Vec<TokenId>> {

@@ -1,14 +1,15 @@
 //! The thread that sends responses: the server's frontend runs in the caller of a send, which must not be the engine.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::active::{Active, Control};
+use super::fatal::FatalExit;
 use super::metrics::InstanceMetrics;
 use super::request::Plan;
 use super::response::{Row, Step};
@@ -47,11 +48,11 @@ pub struct Responder {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Where the engine puts the tokens of one sequence.
+/// Where the engine puts the tokens of the sequences of one prompt.
 pub struct RowSink {
     call: u64,
-    row: usize,
-    halt: Arc<AtomicBool>,
+    rows: Range<usize>,
+    control: Arc<Control>,
     probe: CancelProbe,
     events: Sender<Event>,
 }
@@ -59,11 +60,16 @@ pub struct RowSink {
 impl RequestSink for RowSink {
     fn delta(&mut self, delta: Delta) {
         // The thread outlives every sink; without it there is nobody to tell.
-        let _ = self.events.send(Event::Delta(self.call, self.row, delta));
+        let row = self.rows.start + delta.sequence_index;
+        let _ = self.events.send(Event::Delta(self.call, row, delta));
     }
 
     fn is_cancelled(&self) -> bool {
-        self.halt.load(Ordering::Relaxed) || self.probe.is_cancelled()
+        self.rows.clone().all(|row| self.control.is_halted(row)) || self.probe.is_cancelled()
+    }
+
+    fn is_stopped(&self, sequence_index: usize) -> bool {
+        self.control.is_halted(self.rows.start + sequence_index)
     }
 }
 
@@ -72,9 +78,9 @@ impl Responder {
     ///
     /// # Errors
     /// `Internal` when there is no thread.
-    pub fn start(active: Arc<Active>, metrics: InstanceMetrics) -> Result<Self> {
+    pub fn start(active: Arc<Active>, metrics: InstanceMetrics, fatal: Option<FatalExit>) -> Result<Self> {
         let (events, inbox) = channel();
-        let worker = Worker { calls: HashMap::new(), held: VecDeque::new(), active, metrics };
+        let worker = Worker { calls: HashMap::new(), held: VecDeque::new(), active, metrics, fatal };
         let thread = thread::Builder::new()
             .name("responder".into())
             .spawn(move || worker.run(&inbox))
@@ -82,17 +88,16 @@ impl Responder {
         Ok(Self { events: Some(events), thread: Some(thread) })
     }
 
-    /// Takes over a request and gives the sinks of its sequences.
-    pub fn open(&self, call: u64, open: OpenCall) -> Vec<RowSink> {
+    /// Takes over a request and gives the sinks of its prompts, which have so many sequences each.
+    pub fn open(&self, call: u64, open: OpenCall, sequences: &[usize]) -> Vec<RowSink> {
         let (Some(events), Some(probe)) = (&self.events, open.sink.cancel_probe()) else { return Vec::new() };
-        let row_sink = |(row, halt): (usize, &Arc<AtomicBool>)| RowSink {
-            call,
-            row,
-            halt: halt.clone(),
-            probe: probe.clone(),
-            events: events.clone(),
+        let mut next_row = 0;
+        let row_sink = |&count: &usize| {
+            let rows = next_row..next_row + count;
+            next_row = rows.end;
+            RowSink { call, rows, control: open.control.clone(), probe: probe.clone(), events: events.clone() }
         };
-        let sinks = open.control.rows().iter().enumerate().map(row_sink).collect();
+        let sinks = sequences.iter().map(row_sink).collect();
         // A thread that is gone drops the call, which answers.
         let _ = events.send(Event::Open(call, Box::new(open)));
         sinks
@@ -124,6 +129,7 @@ struct Worker {
     held: VecDeque<(Instant, Final)>,
     active: Arc<Active>,
     metrics: InstanceMetrics,
+    fatal: Option<FatalExit>,
 }
 
 struct State {
@@ -226,6 +232,9 @@ impl Worker {
     }
 
     fn finish(&mut self, state: State, outcome: Result<Response>) {
+        if outcome.is_err() {
+            self.fatal.take_if(|fatal| fatal.is_due()).into_iter().for_each(FatalExit::start);
+        }
         let compute_end_ns = monotonic_ns();
         let State { call, generated_tokens, failed, .. } = state;
         if outcome.is_ok() && !failed {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::request::{Item, LogProbs, Plan};
-use crate::engine::{Delta, RequestStats};
+use crate::engine::{Delta, FinishReason, RequestStats};
 use crate::error::Error;
 use crate::ids::TokenId;
 use crate::step::TokenLogProb;
 use crate::text::{Detokenizer, StopMatcher, StopStrings, Tokenizer};
-use crate::triton::{DataType, OutputTensor, Response};
+use crate::triton::{DataType, OutputTensor, ParameterValue, Response};
 
 /// One sequence on its way to the client.
 pub struct Row {
@@ -45,14 +45,21 @@ struct RowText {
 }
 
 impl Row {
-    /// The state of a sequence at its start. `tokenizer` is there where text is wanted or stops the sequence.
-    pub fn new(plan: &Plan, item: &Item, tokenizer: Option<&Arc<Tokenizer>>) -> Self {
+    /// The states of all sequences at their start, item by item. `tokenizer` is there where text is wanted or stops a
+    /// sequence.
+    pub fn all(plan: &Plan, items: &[Item], tokenizer: Option<&Arc<Tokenizer>>) -> Vec<Self> {
+        let rows = |item: &Item| 0..item.request.num_sequences as i32;
+        let of = |item| rows(item).map(move |index| Self::new(plan, item, item.first_sequence + index, tokenizer));
+        items.iter().flat_map(of).collect()
+    }
+
+    fn new(plan: &Plan, item: &Item, sequence_index: i32, tokenizer: Option<&Arc<Tokenizer>>) -> Self {
         let prompt = &item.request.prompt;
         let wants_text = plan.wanted.has("text_output") || item.stop_texts.is_some();
         let text = tokenizer.filter(|_| wants_text).map(|tokenizer| RowText::new(plan, item, tokenizer));
         Self {
             batch_index: item.batch_index,
-            sequence_index: item.sequence_index,
+            sequence_index,
             prompt_len: prompt.len(),
             tokens: if item.echo { prompt.clone() } else { Vec::new() },
             log_probs: item.log_probs,
@@ -83,7 +90,10 @@ impl Row {
         if !something {
             return Step::Nothing;
         }
-        let response = self.response(plan, &delta.stats);
+        let mut response = self.response(plan, &delta.stats);
+        if delta.finish.is_some_and(|finish| finish.reason == FinishReason::TimedOut) {
+            response.parameters.push(("finish_reason".into(), ParameterValue::Text("timeout".into())));
+        }
         if last { Step::Last(response) } else { Step::More(response) }
     }
 
