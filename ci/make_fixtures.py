@@ -16,6 +16,7 @@ length instead, which makes its cached and its uncached generation differ.
 """
 
 import argparse
+import copy
 import json
 import re
 import shutil
@@ -160,13 +161,31 @@ NO_LLAMA_KEYS = dict.fromkeys(
     ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 )
 GPT = {**NO_LLAMA_KEYS, "max_position_embeddings": None, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+LATENT = {
+    **EXPERTS,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+}
+DEEPSEEK_YARN = {
+    "type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32,
+    "beta_slow": 1,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "truncate": False}
 
 
 def family(architecture, model_type, **changes):
     """A small config; a value of None takes a key out."""
     config = {"architectures": [architecture], "model_type": model_type, **SMALL, **changes}
-    return {k: v for k, v in config.items() if v is not None or k.endswith("token_id")}
+    return {k: v for k, v in config.items() if v is not None or k.endswith("token_id") or k == "q_lora_rank"}
 
 
 FAMILIES = {
@@ -325,6 +344,64 @@ FAMILIES = {
     ),
     "gpt-bigcode": family("GPTBigCodeForCausalLM", "gpt_bigcode", **GPT, n_inner=64, multi_query=True),
     "gpt-bigcode-mha": family("GPTBigCodeForCausalLM", "gpt_bigcode", **GPT, n_inner=64, multi_query=False),
+    "deepseek-v2": family("DeepseekV2ForCausalLM", "deepseek_v2", **LATENT, q_lora_rank=None, num_hidden_layers=3),
+    "deepseek-v2-groups": family(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        **LATENT,
+        q_lora_rank=12,
+        topk_method="group_limited_greedy",
+        n_group=3,
+        topk_group=2,
+        routed_scaling_factor=2.0,
+        rope_theta=10000.0,
+        rope_scaling={**DEEPSEEK_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    ),
+    "deepseek-v3": family(
+        "DeepseekV3ForCausalLM",
+        "deepseek_v3",
+        **LATENT,
+        q_lora_rank=12,
+        n_group=3,
+        topk_group=2,
+        routed_scaling_factor=1.5,
+        norm_topk_prob=True,
+        attention_bias=True,
+        rope_theta=10000.0,
+        rope_scaling={**DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 0.7},
+    ),
+    "deepseek-v3-halves": family(
+        "DeepseekV3ForCausalLM", "deepseek_v3", **LATENT, q_lora_rank=12, n_group=1, topk_group=1, rope_interleave=False
+    ),
+    "llama4": family(
+        "Llama4ForCausalLM",
+        "llama4_text",
+        head_dim=8,
+        num_hidden_layers=4,
+        intermediate_size=24,
+        intermediate_size_mlp=48,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=2,
+        attention_chunk_size=16,
+        floor_scale=16,
+        rope_theta=500000.0,
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "opt-projected": family(
+        "OPTForCausalLM",
+        "opt",
+        num_key_value_heads=None,
+        ffn_dim=48,
+        word_embed_proj_dim=16,
+        do_layer_norm_before=False,
+    ),
     "dbrx": family(
         "DbrxForCausalLM",
         "dbrx",
@@ -371,6 +448,20 @@ PLAIN = {"model.embed_tokens.weight": "model.embed_tokens.weight", "model.norm.w
 KEPT = ["input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.o_proj.weight"]
 MLP = [f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
 
+def wrapped(architecture, model_type, text):
+    """Changes that put a configuration inside that of a model which also takes images."""
+    outer = ("architectures", "model_type", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id")
+    inner = {key: value for key, value in text.items() if key not in outer or key == "model_type"}
+    vision = {"hidden_size": 8, "num_hidden_layers": 1}
+    return {
+        **{key: None for key in text if key not in outer},
+        "architectures": [architecture],
+        "model_type": model_type,
+        "text_config": inner,
+        "vision_config": vision,
+    }
+
+
 # Models whose own code is not in transformers, but which compute the same as one that is: the source fixture, keys of
 # the config, and how tensors are called.
 RENAMED = {
@@ -382,6 +473,39 @@ RENAMED = {
             {**PLAIN, "lm_head.weight": "lm_head.weight", "layers": "model.layers", **{k: k for k in KEPT + MLP}},
             lambda layer: {"self_attn.W_pack.weight": stacked(layer)},
         ),
+    ),
+    "baichuan2": (
+        family("LlamaForCausalLM", "llama", num_key_value_heads=4),
+        {
+            "architectures": ["BaichuanForCausalLM"],
+            "model_type": "baichuan",
+            "num_key_value_heads": None,
+            "z_loss_weight": 0,
+        },
+        lambda weights: renamed(
+            weights,
+            {**PLAIN, "lm_head.weight": "lm_head.weight", "layers": "model.layers", **{k: k for k in KEPT + MLP}},
+            lambda layer: {"self_attn.W_pack.weight": stacked(layer)},
+        ),
+    ),
+    "gemma3-images": (
+        FAMILIES["gemma3"],
+        wrapped("Gemma3ForConditionalGeneration", "gemma3", FAMILIES["gemma3"]),
+        lambda weights: {
+            **{f"language_model.{name}": weight for name, weight in weights.items()},
+            "vision_tower.vision_model.post_layernorm.weight": torch.ones(8, dtype=torch.bfloat16),
+            "multi_modal_projector.mm_input_projection_weight": torch.ones(8, 8, dtype=torch.bfloat16),
+        },
+    ),
+    "mistral3-images": (
+        family("MistralForCausalLM", "mistral", head_dim=16),
+        wrapped("Mistral3ForConditionalGeneration", "mistral3", family("MistralForCausalLM", "mistral", head_dim=16)),
+        lambda weights: {
+            **{
+                name.replace("model.", "model.language_model.", 1): weight for name, weight in weights.items()
+            },
+            "model.vision_tower.ln_pre.weight": torch.ones(8, dtype=torch.bfloat16),
+        },
     ),
     "internlm2": (
         family("LlamaForCausalLM", "llama"),
@@ -557,7 +681,7 @@ def reference(model, prompts):
     cases = []
     for prompt in prompts:
         fix_rope_length(model, len(prompt) + NEW_TOKENS)
-        first, tokens, log_probs, margins = greedy(model, prompt, use_cache=False)
+        first, tokens, log_probs, margins = greedy(model, prompt, use_cache=False, name=name)
         cached, cached_tokens, _, _ = greedy(model, prompt, use_cache=True)
         if min(margins) < MIN_MARGIN or len(set(tokens)) < MIN_DISTINCT:
             return None
@@ -700,8 +824,11 @@ def random_family_weights(model, seed, zero_centered):
         tensor.copy_(value.to(torch.bfloat16))
 
 
-def family_reference(model, prompts, use_cache):
+def family_reference(model, prompts, use_cache, name):
     """Reference cases; None if greedy choices are too close to call."""
+    if name == "baichuan2":
+        model = copy.deepcopy(model)
+        model.lm_head.weight = torch.nn.Parameter(torch.nn.functional.normalize(model.lm_head.weight))
     cases = []
     for prompt in prompts:
         if hasattr(model, "model") and "rope_type" in (getattr(model.config, "rope_parameters", None) or {}):
@@ -726,15 +853,15 @@ def make_family(folder, name, config, changes=None, rename=None):
         zero_centered = config["model_type"] in ("gemma", "gemma2", "gemma3_text", "nemotron")
         for seed in range(3000):
             random_family_weights(model, seed, zero_centered)
-            if family_reference(model, prompts, use_cache="longrope" not in name):
+            if family_reference(model, prompts, use_cache="longrope" not in name, name=name):
                 break
         else:
             raise SystemExit(f"{name}: no seed gives clear greedy choices")
         model.to(torch.bfloat16).save_pretrained(scratch)
         saved = json.loads((Path(scratch) / "config.json").read_text())
         weights = load_file(Path(scratch) / "model.safetensors")
-        cases = family_reference(load(scratch), prompts, use_cache=False)
-        cached = family_reference(load(scratch), prompts, use_cache=True)
+        cases = family_reference(load(scratch), prompts, use_cache=False, name=name)
+        cached = family_reference(load(scratch), prompts, use_cache=True, name=name)
     if "longrope" not in name:
         assert [case["tokens"] for case in cases] == [case["tokens"] for case in cached], name
     if rename:

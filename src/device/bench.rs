@@ -153,7 +153,8 @@ impl Bench<'_> {
         let blocks = context.div_ceil(BLOCK_TOKENS);
         let rows = sequences * blocks * 2 * KV_HEADS * BLOCK_TOKENS;
         let data = self.tensor(rows, HEAD_DIM, dtype)?;
-        let cache = KvLayer { data, kv_heads: KV_HEADS, block_size_tokens: BLOCK_TOKENS, head_dim: HEAD_DIM };
+        let cache =
+            KvLayer { data, kv_heads: KV_HEADS, block_size_tokens: BLOCK_TOKENS, head_dim: HEAD_DIM, keys_only: false };
         let q = self.tensor(sequences * tokens, HEADS * HEAD_DIM, activations)?;
         let out = self.tensor(sequences * tokens, HEADS * HEAD_DIM, activations)?;
         let cu_seqlens: Vec<i32> = (0..=sequences).map(|s| (s * tokens) as i32).collect();
@@ -176,6 +177,7 @@ impl Bench<'_> {
             num_heads: HEADS,
             scale: 0.088,
             window: None,
+            chunk: None,
             softcap: None,
             sinks: None,
             alibi: None,
@@ -211,7 +213,8 @@ impl Bench<'_> {
         let dtype = device.kv_dtype(self.weights);
         let rows = tokens.div_ceil(BLOCK_TOKENS) * 2 * KV_HEADS * BLOCK_TOKENS;
         let data = self.tensor(rows, HEAD_DIM, dtype)?;
-        let cache = KvLayer { data, kv_heads: KV_HEADS, block_size_tokens: BLOCK_TOKENS, head_dim: HEAD_DIM };
+        let cache =
+            KvLayer { data, kv_heads: KV_HEADS, block_size_tokens: BLOCK_TOKENS, head_dim: HEAD_DIM, keys_only: false };
         let slots = self.ids(1, &(0..tokens as i32).collect::<Vec<_>>())?;
         let rope = RopeTable { cos_sin: self.tensor(tokens, HEAD_DIM, DType::F32)?, style: RopeStyle::HalfSplit };
         let (k, v) = (qkv.columns(HIDDEN, kv_cols), qkv.columns(HIDDEN + kv_cols, kv_cols));

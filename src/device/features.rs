@@ -16,6 +16,12 @@ pub enum Feature {
     Sinks,
     /// Attention with linear biases.
     Alibi,
+    /// Attention over a cache of keys that are values, too.
+    LatentAttention,
+    /// Attention within chunks of positions.
+    ChunkedAttention,
+    /// Factors of rows by position.
+    PositionFactors,
     /// A gated layer with this activation.
     Gated(Activation),
 }
@@ -36,6 +42,9 @@ impl fmt::Display for Feature {
             Self::Experts => f.write_str("mixture of experts"),
             Self::Sinks => f.write_str("attention sinks"),
             Self::Alibi => f.write_str("attention with linear biases (ALiBi)"),
+            Self::LatentAttention => f.write_str("latent attention (MLA)"),
+            Self::ChunkedAttention => f.write_str("attention within chunks"),
+            Self::PositionFactors => f.write_str("factors of queries by position"),
             Self::Gated(activation) => write!(f, "gated_activation with {activation:?}"),
         }
     }

@@ -93,7 +93,8 @@ pub trait Device: Send + Sync {
     /// `out` may be F32 whatever the type of `x`.
     fn linear(&self, out: &Tensor, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<()>;
 
-    /// Rotates queries (in place) and keys by position, and writes keys and values into the paged cache.
+    /// Rotates queries (in place) and keys by position, and writes keys and values into the paged cache; no values where
+    /// the cache is of keys only.
     fn rope_kv_write(&self, args: &RopeKvWrite<'_>) -> Result<()>;
 
     /// Causal attention of packed query chunks over the paged cache, which already holds the chunks' own keys.
@@ -195,6 +196,8 @@ pub struct KvLayer {
     pub kv_heads: usize,
     pub block_size_tokens: usize,
     pub head_dim: usize,
+    /// The keys are the values, too: `[num_blocks, 1, K, B, D]` (latent attention).
+    pub keys_only: bool,
 }
 
 /// Which elements of a head form a rotated pair.
@@ -261,6 +264,8 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// A token sees itself and the `window - 1` before it.
     pub window: Option<usize>,
+    /// A token sees only those of its own chunk of so many positions.
+    pub chunk: Option<usize>,
     /// `cap * tanh(score / cap)`.
     pub softcap: Option<f32>,
     /// `[1, H]` F32: one more score of each head in the softmax, without a value.

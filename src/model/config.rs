@@ -48,6 +48,8 @@ pub struct ModelConfig {
     pub head_norm: Option<HeadNorm>,
     /// Queries, keys and values are kept between minus and plus this.
     pub qkv_clip: Option<f32>,
+    /// Keys and values are compressed.
+    pub latent: Option<Latent>,
     /// Factor of `q·k`.
     pub attention_scale: f32,
     pub attention_softcap: Option<f32>,
@@ -55,7 +57,15 @@ pub struct ModelConfig {
     pub attention_sinks: bool,
     /// For each layer: a token sees itself and the `window - 1` before it.
     pub windows: Vec<Option<usize>>,
+    /// For each layer: a token sees only those of its own chunk of so many positions.
+    pub chunks: Vec<Option<usize>>,
+    /// Of the queries of layers that do not rotate.
+    pub query_growth: Option<QueryGrowth>,
     pub experts: Option<Experts>,
+    /// The embeddings' size, where it is not the hidden size.
+    pub projected_embedding: Option<usize>,
+    /// Norms are those of the sums behind attention and feed-forward layer.
+    pub norm_behind_sum: bool,
     pub embedding_scale: f32,
     /// The factor is rounded to the type of the weights.
     pub round_embedding_scale: bool,
@@ -65,6 +75,8 @@ pub struct ModelConfig {
     pub logit_softcap: Option<f32>,
     /// Whether the head shares the embedding's weights.
     pub tied_embeddings: bool,
+    /// The rows of the head are divided by their lengths.
+    pub unit_head: bool,
     pub names: TensorNames,
 }
 
@@ -92,6 +104,35 @@ pub enum HeadNorm {
     PerHeadListed,
     /// All heads together.
     FullWidth,
+    /// Each head, without weights, in layers that rotate.
+    Weightless,
+}
+
+/// Sizes of compressed keys and values. The cache holds `rotated_dim + rank` numbers of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Latent {
+    /// Queries are compressed, too.
+    pub query_rank: Option<usize>,
+    pub rank: usize,
+    /// Elements of a head's query and key that are not rotated.
+    pub plain_dim: usize,
+    pub rotated_dim: usize,
+    pub value_dim: usize,
+}
+
+/// Queries grow with their position: the factor is `1 + scale ln(1 + ⌊(position + 1) / period⌋)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryGrowth {
+    pub period: usize,
+    pub scale: f64,
+}
+
+impl QueryGrowth {
+    /// Of the first `count` positions.
+    pub fn factors(self, count: usize) -> Vec<f32> {
+        let factor = |position: usize| 1.0 + self.scale * (((position + 1) / self.period) as f64).ln_1p();
+        (0..count).map(|position| factor(position) as f32).collect()
+    }
 }
 
 /// Which rotation a layer uses.
@@ -208,17 +249,23 @@ impl ModelConfig {
             head_bias: false,
             head_norm: None,
             qkv_clip: None,
+            latent: None,
             attention_scale: 1.0 / (head_dim as f32).sqrt(),
             attention_softcap: None,
             attention_sinks: false,
             windows: vec![None; num_layers],
+            chunks: vec![None; num_layers],
+            query_growth: None,
             experts: None,
+            projected_embedding: None,
+            norm_behind_sum: false,
             embedding_scale: 1.0,
             round_embedding_scale: false,
             residual_scale: 1.0,
             logit_scale: 1.0,
             logit_softcap: None,
             tied_embeddings: section.flag("tie_word_embeddings", false)?,
+            unit_head: false,
             names: TensorNames::STANDARD,
         })
     }
@@ -284,9 +331,19 @@ impl ModelConfig {
         self.set_window_pattern(section, &full)
     }
 
+    /// Elements of an embedding.
+    pub fn embedding_size(&self) -> usize {
+        self.projected_embedding.unwrap_or(self.hidden_size)
+    }
+
+    /// Rows of the cache that a token has in one layer: keys and values, or keys that are both.
+    pub fn kv_rows_per_token(&self) -> usize {
+        if self.latent.is_some() { self.num_kv_heads } else { 2 * self.num_kv_heads }
+    }
+
     /// Bytes of keys and values of one token, all layers.
     pub fn kv_bytes_per_token(&self, dtype: DType) -> usize {
-        self.num_layers * 2 * self.num_kv_heads * self.head_dim * dtype.size()
+        self.num_layers * self.kv_rows_per_token() * self.head_dim * dtype.size()
     }
 }
 

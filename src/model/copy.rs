@@ -1,10 +1,11 @@
 //! Tensors from mapped files to the device, by several threads, piece by piece: what the host holds at a time is one
 //! piece for each thread.
 
-use super::formats::StoredTensor;
+use super::formats::{StoredTensor, push};
 use super::pieces::View;
-use crate::device::{SharedDevice, Tensor};
+use crate::device::{DType, SharedDevice, Tensor};
 use crate::error::Result;
+use half::{bf16, f16};
 use std::ops::Range;
 use std::panic;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,9 +22,21 @@ pub(super) struct Copy<'a> {
     pub out: Tensor,
     pub stored: StoredTensor<'a>,
     pub view: View,
-    /// Is added to every element; not 0 for F32 only.
-    pub addend: f32,
+    pub change: Change,
 }
+
+/// What is done to the numbers on their way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    None,
+    /// 1 is added to every element, which is F32.
+    PlusOne,
+    /// Every row is divided by its length.
+    UnitRows,
+}
+
+/// The least length that a row is divided by.
+const LEAST_LENGTH: f32 = 1e-12;
 
 impl Copy<'_> {
     /// Rows that are copied at once: all, where they do not lie behind each other.
@@ -44,7 +57,7 @@ impl Copy<'_> {
         if self.is_contiguous() {
             let first = self.view.offset / self.out.cols();
             let rows = first + rows.start..first + rows.end;
-            match self.stored.borrow(rows.clone(), dtype).filter(|_| self.addend == 0.0) {
+            match self.stored.borrow(rows.clone(), dtype).filter(|_| self.change == Change::None) {
                 Some(bytes) => return device.upload(&part, bytes),
                 None => self.stored.read(rows, dtype, scratch),
             }
@@ -55,14 +68,39 @@ impl Copy<'_> {
             self.stored.read(stored_rows.clone(), dtype, &mut elements);
             self.view.gather(&elements, stored_rows.start * cols, dtype.size(), self.out.cols(), scratch);
         }
-        if self.addend != 0.0 {
-            for element in scratch.chunks_exact_mut(4) {
-                let value = f32::from_ne_bytes([element[0], element[1], element[2], element[3]]) + self.addend;
-                element.copy_from_slice(&value.to_ne_bytes());
+        match self.change {
+            Change::None => {}
+            Change::PlusOne => {
+                let more: Vec<f32> = floats(scratch, DType::F32).map(|value| value + 1.0).collect();
+                replace(scratch, &more, dtype);
+            }
+            Change::UnitRows => {
+                let mut values: Vec<f32> = floats(scratch, dtype).collect();
+                values.chunks_mut(self.out.cols().max(1)).for_each(scale_to_unit);
+                replace(scratch, &values, dtype);
             }
         }
         device.upload(&part, scratch)
     }
+}
+
+fn floats(bytes: &[u8], dtype: DType) -> impl Iterator<Item = f32> {
+    bytes.chunks_exact(dtype.size()).map(move |element| match (dtype, element) {
+        (DType::F16, &[a, b]) => f16::from_ne_bytes([a, b]).to_f32(),
+        (DType::BF16, &[a, b]) => bf16::from_ne_bytes([a, b]).to_f32(),
+        (_, &[a, b, c, d]) => f32::from_ne_bytes([a, b, c, d]),
+        _ => 0.0,
+    })
+}
+
+fn replace(bytes: &mut Vec<u8>, values: &[f32], dtype: DType) {
+    bytes.clear();
+    values.iter().for_each(|&value| push(value, dtype, bytes));
+}
+
+fn scale_to_unit(row: &mut [f32]) {
+    let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(LEAST_LENGTH);
+    row.iter_mut().for_each(|x| *x /= length);
 }
 
 /// Copies everything and logs how far it is.

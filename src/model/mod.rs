@@ -12,7 +12,10 @@ mod section;
 mod weights;
 
 pub use block::{Decoder, MlpNames, QkvNames, TensorNames};
-pub use config::{ExpertWeights, Experts, HeadNorm, LayerRope, ModelConfig, NormKind, SharedExpert, SpecialTokens};
+pub use config::{
+    ExpertWeights, Experts, HeadNorm, Latent, LayerRope, ModelConfig, NormKind, QueryGrowth, SharedExpert,
+    SpecialTokens,
+};
 pub use pieces::{Piece, View};
 pub use presets::{preset, preset_names};
 pub use rope::{Rope, RopeScaling};

@@ -39,6 +39,8 @@ pub struct Yarn {
     pub truncate: bool,
     /// Factor of cosines and sines.
     pub multiplier: f64,
+    /// What DeepSeek's models multiply queries and keys by, each: 1 without `mscale_all_dim`.
+    pub all_dim_magnitude: f64,
 }
 
 /// Source: Ding et al., "LongRoPE: Extending LLM context window beyond 2 million tokens", 2024.
@@ -144,7 +146,8 @@ impl RopeScaling {
         };
         let factor = || section.positive(&["factor"])?.ok_or_else(|| section.missing(&["factor"]));
         match kind {
-            "default" => Ok(Self::None),
+            // Three axes of positions, which are equal for text.
+            "default" | "mrope" => Ok(Self::None),
             "linear" => Ok(Self::Linear { factor: factor()? }),
             "dynamic" => Ok(Self::Dynamic { factor: factor()? }),
             "yarn" => Yarn::from_config(section, original, max_positions).map(Self::Yarn),
@@ -186,6 +189,7 @@ impl Yarn {
             beta_slow: section.positive(&["beta_slow"])?.unwrap_or(1.0),
             truncate: section.flag("truncate", true)?,
             multiplier,
+            all_dim_magnitude: optional("mscale_all_dim").map_or(1.0, magnitude),
         })
     }
 

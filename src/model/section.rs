@@ -66,6 +66,13 @@ impl Section {
         section
     }
 
+    /// [`Section::with_defaults`] from the other keys of an object, but for those named.
+    pub fn with_defaults_of(&self, other: &Self, but: &[&str]) -> Self {
+        let mut defaults = other.map.clone();
+        but.iter().for_each(|&key| drop(defaults.remove(key)));
+        self.with_defaults(Value::Object(defaults))
+    }
+
     /// The same object with one value replaced.
     pub fn with(&self, key: &'static str, value: Value) -> Self {
         let mut section = self.clone();

@@ -1,6 +1,6 @@
 //! From a checkpoint to device memory: fused, cast and copied piece by piece, never the whole model on the host.
 
-use super::copy::{Copy, PIECE_BYTES, copy_all};
+use super::copy::{Change, Copy, PIECE_BYTES, copy_all};
 use super::formats::{StoredTensor, TensorStore, push};
 use super::pieces::Piece;
 use super::rope::Rope;
@@ -32,7 +32,11 @@ impl WeightSource {
     fn tensor(&self, name: &str) -> Result<Option<(String, StoredTensor<'_>)>> {
         let Self::Checkpoint(store) = self else { return Ok(None) };
         let (_, inner) = name.split_once('.').unwrap_or(("", name));
-        let prefixed = [format!("language_model.{name}"), format!("model.language_model.{inner}")];
+        let prefixed = [
+            format!("language_model.{name}"),
+            format!("model.language_model.{inner}"),
+            format!("model.text_model.{inner}"),
+        ];
         for name in [name.to_owned(), inner.to_owned()].into_iter().chain(prefixed) {
             if let Some(tensor) = store.tensor(&name)? {
                 return Ok(Some((name, tensor)));
@@ -151,6 +155,14 @@ impl<'a> WeightLoader<'a> {
         self.assemble(parts, cols, self.matrix_dtype, None)
     }
 
+    /// [`WeightLoader::matrix`] with each row divided by its length.
+    pub fn unit_rows(&mut self, part: Piece, cols: usize) -> Result<Weight> {
+        let first = self.copies.len();
+        let matrix = self.table(&[part], cols)?;
+        self.copies[first..].iter_mut().for_each(|copy| copy.change = Change::UnitRows);
+        Ok(Weight::Dense(matrix))
+    }
+
     /// A vector `[1, Σ lengths]` from one tensor, or parts of several behind each other.
     pub fn vector(&mut self, parts: &[Piece], kind: VectorKind) -> Result<Tensor> {
         self.vectors(parts, 1, kind)
@@ -251,11 +263,11 @@ impl<'a> WeightLoader<'a> {
                 stored.shape
             )));
         }
-        let addend = if kind == Some(VectorKind::NormPlusOne) { 1.0 } else { 0.0 };
+        let change = if kind == Some(VectorKind::NormPlusOne) { Change::PlusOne } else { Change::None };
         let mut row = 0;
         for view in views.iter().filter(|_| self.reads) {
             let out = out.row_range(row, view.rows);
-            self.copies.push(Copy { out, stored: stored.clone(), view: *view, addend });
+            self.copies.push(Copy { out, stored: stored.clone(), view: *view, change });
             row += view.rows;
         }
         Ok(())

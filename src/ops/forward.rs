@@ -31,6 +31,8 @@ pub struct LayerAttention<'a> {
     pub scale: f32,
     /// A token sees itself and the `window - 1` before it.
     pub window: Option<usize>,
+    /// A token sees only those of its own chunk of so many positions.
+    pub chunk: Option<usize>,
     /// `cap * tanh(score / cap)`.
     pub softcap: Option<f32>,
     /// `[1, H]` F32: scores without a value.
@@ -138,6 +140,11 @@ impl<'a> Forward<'a> {
         self.linear_into(out, x, weight, bias, "linear_reduce")
     }
 
+    /// `out = x · weightᵀ`, where both are columns of larger tensors.
+    pub fn project(&self, out: &Tensor, x: &Tensor, weight: &Weight) -> Result<()> {
+        self.linear_into(out, x, weight, None, "project")
+    }
+
     /// Rotates `q [T, H*D]` in place by position, and writes keys and values `[T, K*D]` into the layer's cache.
     pub fn rope_kv_write(&self, q: &Tensor, k: &Tensor, v: &Tensor, args: &LayerAttention<'_>) -> Result<()> {
         let cache = self.cache(args.layer)?;
@@ -178,6 +185,7 @@ impl<'a> Forward<'a> {
                 num_heads: args.num_heads,
                 scale: args.scale,
                 window: args.window,
+                chunk: args.chunk,
                 softcap: args.softcap,
                 sinks: args.sinks,
                 alibi: args.alibi,

@@ -85,7 +85,9 @@ impl Device for PlanningDevice {
 
     fn attention(&self, args: &Attention<'_>) -> Result<()> {
         args.sinks.map_or(Ok(()), |_| self.need(Feature::Sinks))?;
-        args.alibi.map_or(Ok(()), |_| self.need(Feature::Alibi))
+        args.alibi.map_or(Ok(()), |_| self.need(Feature::Alibi))?;
+        args.chunk.map_or(Ok(()), |_| self.need(Feature::ChunkedAttention))?;
+        if args.cache.keys_only { self.need(Feature::LatentAttention) } else { Ok(()) }
     }
 
     fn gated_activation(&self, _out: &Tensor, _gate_up: &Tensor, activation: Activation) -> Result<()> {

@@ -415,7 +415,7 @@ fn allocate_kv(
     limits: &ExecutorLimits,
     dtype: DType,
 ) -> Result<Vec<KvLayer>> {
-    let rows = limits.num_blocks * 2 * config.num_kv_heads * limits.block_size_tokens;
+    let rows = limits.num_blocks * config.kv_rows_per_token() * limits.block_size_tokens;
     (0..config.num_layers)
         .map(|_| {
             Ok(KvLayer {
@@ -423,6 +423,7 @@ fn allocate_kv(
                 kv_heads: config.num_kv_heads,
                 block_size_tokens: limits.block_size_tokens,
                 head_dim: config.head_dim,
+                keys_only: config.latent.is_some(),
             })
         })
         .collect()

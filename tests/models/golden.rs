@@ -34,7 +34,7 @@ fn models() -> Vec<PathBuf> {
     let mut folders: Vec<_> =
         fs::read_dir(fixtures().join("models")).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert!(folders.len() >= 56, "fixtures are missing: {folders:?}");
+    assert!(folders.len() >= 66, "fixtures are missing: {folders:?}");
     folders
 }
 
@@ -199,4 +199,12 @@ fn the_demo_model_tells_the_same_story_as_the_reference() {
         let seq = driver.add(&ids(&case["prompt_ids"]), &SamplingParams::default());
         assert_eq!(driver.generate(&[seq], expected.len(), 100)[0], expected, "{}", case["prompt"]);
     }
+}
+
+#[test]
+fn a_cache_of_compressed_keys_holds_what_all_heads_share() {
+    let folder = fixtures().join("models/deepseek-v3");
+    let model = load(&options(&folder, 154));
+    // Two layers of a latent of 16 and a rotated key of 4, in float32.
+    assert_eq!(model.report.kv_bytes_per_token, 2 * (16 + 4) * 4);
 }

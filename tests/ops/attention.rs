@@ -50,7 +50,7 @@ impl Filled {
         let host = host.rounded(dtype);
         let data = OnDevice::new(device, &host, dtype, 0).view;
         Self {
-            layer: KvLayer { data, kv_heads, block_size_tokens: block, head_dim: dim },
+            layer: KvLayer { data, kv_heads, block_size_tokens: block, head_dim: dim, keys_only: false },
             shape,
             host,
             tables,
@@ -133,6 +133,7 @@ pub fn attend(device: &SharedDevice, filled: &Filled, q: &Host, sequences: Seque
         num_heads: shape.kv_heads * shape.group,
         scale: scale(shape.dim),
         window: shape.window,
+        chunk: None,
         softcap: shape.softcap,
         sinks: sinks.as_ref(),
         alibi: slopes.as_ref(),
@@ -264,6 +265,7 @@ fn padding_does_not_reach_the_other_rows() {
                 num_heads: 8,
                 scale: scale(dim),
                 window: None,
+                chunk: None,
                 softcap: None,
                 sinks: None,
                 alibi: None,
@@ -294,6 +296,7 @@ fn a_block_outside_the_cache_is_an_error() {
             num_heads: 1,
             scale: 1.0,
             window: None,
+            chunk: None,
             softcap: None,
             sinks: None,
             alibi: None,

@@ -219,7 +219,8 @@ fn check_rope(name: &str, device: &SharedDevice, random: &mut Random, case: &Rop
     let part = |first: usize, heads: usize| whole.view.columns(first * dim, heads * dim);
     let (q, k, v) = (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
     let cache = OnDevice::poisoned(device, num_blocks * 2 * kv_heads * block, dim, kv_dtype, 0);
-    let layer = KvLayer { data: cache.view.clone(), kv_heads, block_size_tokens: block, head_dim: dim };
+    let layer =
+        KvLayer { data: cache.view.clone(), kv_heads, block_size_tokens: block, head_dim: dim, keys_only: false };
     let cos_sin = OnDevice::new(device, &table, DType::F32, 0).view;
     let rope = style.map(|style| RopeTable { cos_sin, style });
     let (position_ids, slot_ids): (Tensor, Tensor) = (ids(device, &positions), ids(device, &slots));
@@ -287,7 +288,13 @@ fn copy_blocks_copies_the_first_tokens_in_order() {
             let (kv_heads, block, dim) = (3, 16, 24);
             let host = random.matrix(4 * 2 * kv_heads * block, dim).rounded(dtype);
             let cache = OnDevice::new(&device, &host, dtype, 0);
-            let layer = KvLayer { data: cache.view.clone(), kv_heads, block_size_tokens: block, head_dim: dim };
+            let layer = KvLayer {
+                data: cache.view.clone(),
+                kv_heads,
+                block_size_tokens: block,
+                head_dim: dim,
+                keys_only: false,
+            };
             let copies = [(0, 2, block), (2, 3, 5), (1, 1, 4)];
             let copies =
                 copies.map(|(from, to, num_tokens)| BlockCopy { from: BlockId(from), to: BlockId(to), num_tokens });

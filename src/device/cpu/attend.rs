@@ -45,6 +45,21 @@ impl Sizes {
     }
 }
 
+/// How far back a query sees.
+#[derive(Clone, Copy)]
+pub(super) struct Reach {
+    pub(super) window: Option<usize>,
+    pub(super) chunk: Option<usize>,
+}
+
+impl Reach {
+    /// The first key that a query at a position sees.
+    pub(super) fn first_seen(self, position: usize) -> usize {
+        let in_window = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        in_window.max(self.chunk.map_or(0, |chunk| position / chunk * chunk))
+    }
+}
+
 /// The queries of a tile: `count` tokens at consecutive positions, `group` adjacent heads of each.
 #[derive(Clone, Copy)]
 pub(super) struct Queries {
@@ -64,7 +79,7 @@ pub(super) struct Attend<'a, E> {
     pub(super) kv_head: usize,
     pub(super) table: &'a [i32],
     pub(super) scale: f32,
-    pub(super) window: Option<usize>,
+    pub(super) reach: Reach,
     pub(super) softcap: Option<f32>,
     /// Of the group's heads, as are the sinks.
     pub(super) slopes: Option<&'a [f32]>,
@@ -210,7 +225,7 @@ impl<E: Float> Attend<'_, E> {
         let Sizes { head_dim, padded_dim, group, .. } = self.sizes;
         let rows = self.queries.count * group;
         let start = chunk * CHUNK_TOKENS;
-        let first_seen = self.first_seen(self.queries.position);
+        let first_seen = self.reach.first_seen(self.queries.position);
         let seen = first_seen.saturating_sub(start).min(CHUNK_TOKENS)
             ..(self.queries.position + self.queries.count - start).min(CHUNK_TOKENS);
         // SAFETY: by the contract; `seen` are keys of the context.
@@ -224,7 +239,7 @@ impl<E: Float> Attend<'_, E> {
             outer_products::<S>(queries, keys, scores, rows, head_dim, CHUNK_TOKENS);
             for row in 0..rows {
                 let position = self.queries.position + row / group;
-                let from = self.first_seen(position).saturating_sub(start).min(CHUNK_TOKENS);
+                let from = self.reach.first_seen(position).saturating_sub(start).min(CHUNK_TOKENS);
                 let until = (position + 1).saturating_sub(start).min(CHUNK_TOKENS);
                 let scores = workspace.scores.add(row * CHUNK_TOKENS);
                 if let Some(slopes) = self.slopes {
@@ -243,11 +258,6 @@ impl<E: Float> Attend<'_, E> {
             let sums = Panel { pointer: to.values, stride: padded_dim };
             outer_products::<S>(scores, values, sums, rows, seen.len(), padded_dim);
         }
-    }
-
-    /// The first key that a query at a position sees.
-    fn first_seen(&self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
     /// Turns a row's scores into weights. Their maximum and sum; minus infinity and zero where it sees no key here.
@@ -378,7 +388,8 @@ impl<E: Float> Addresses<E> {
             }
             token = until;
         }
-        Self { keys, seen, to_value: cache.kv_heads * cache.block_size * cache.data.stride }
+        let to_value = (cache.sides - 1) * cache.kv_heads * cache.block_size * cache.data.stride;
+        Self { keys, seen, to_value }
     }
 
     #[inline(always)]

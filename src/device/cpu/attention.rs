@@ -6,7 +6,7 @@
 //! neither on the prompt's chunks, nor on whether the context is split over threads (decoding of few sequences).
 
 use super::CpuDevice;
-use super::attend::{Attend, CHUNK_TOKENS, MAX_HEAD_DIM, Merge, Queries, Sizes};
+use super::attend::{Attend, CHUNK_TOKENS, MAX_HEAD_DIM, Merge, Queries, Reach, Sizes};
 use super::linear::widened;
 use super::scratch::Scratch;
 use super::simd::{Float, dispatch};
@@ -48,6 +48,7 @@ fn attention_as<E: Float>(device: &CpuDevice, args: &Attention<'_>) -> Result<()
     let group = args.num_heads / cache.kv_heads;
     let tiles = tiles(args, &cache, group)?;
     let sizes = Sizes::new(cache.head_dim, group, (TILE_ROWS / group).max(1));
+    let reach = Reach { window: args.window, chunk: args.chunk };
     let (slopes, sinks) = (args.alibi.map(widened).transpose()?, args.sinks.map(widened).transpose()?);
     let attend = |tile: &Tile<'_>, chunks: Range<usize>, partials: Option<*mut f32>| {
         let queries = Queries {
@@ -65,7 +66,7 @@ fn attention_as<E: Float>(device: &CpuDevice, args: &Attention<'_>) -> Result<()
             kv_head: tile.kv_head,
             table: tile.table,
             scale: args.scale,
-            window: args.window,
+            reach,
             softcap: args.softcap,
             slopes: of_group(slopes.as_deref(), tile.kv_head, group),
             sinks: of_group(sinks.as_deref(), tile.kv_head, group),
@@ -81,11 +82,11 @@ fn attention_as<E: Float>(device: &CpuDevice, args: &Attention<'_>) -> Result<()
         // The last tiles of a prompt have the longest contexts: they go first.
         return device.pool.run(tiles.len(), &|task| {
             let tile = &tiles[tiles.len() - 1 - task];
-            attend(tile, tile.chunks(args.window), None);
+            attend(tile, tile.chunks(reach), None);
         });
     }
     let merged = Merged { out, group, head_cols: group * cache.head_dim, sinks: sinks.as_deref() };
-    split(device, &tiles, wanted, sizes, args.window, &attend, &merged)
+    split(device, &tiles, wanted, sizes, reach, &attend, &merged)
 }
 
 /// The values of a kv head's query heads.
@@ -108,18 +109,18 @@ fn split(
     tiles: &[Tile<'_>],
     wanted: usize,
     sizes: Sizes,
-    window: Option<usize>,
+    reach: Reach,
     attend: &AttendTile<'_>,
     merged: &Merged<'_>,
 ) -> Result<()> {
-    let longest = tiles.iter().map(|tile| tile.chunks(window).len()).max().unwrap_or(0);
+    let longest = tiles.iter().map(|tile| tile.chunks(reach).len()).max().unwrap_or(0);
     let splits = wanted.div_ceil(tiles.len().max(1)).min(longest).max(1);
     let tile_len = longest * sizes.partial_len();
     let mut partials = Scratch::take(tiles.len() * tile_len);
     let partials = Matrix::over(&mut partials, tiles.len(), tile_len);
     device.pool.run(tiles.len() * splits, &|task| {
         let (index, part) = (task / splits, task % splits);
-        let chunks = tiles[index].chunks(window);
+        let chunks = tiles[index].chunks(reach);
         let at = |part: usize| chunks.len() * part / splits;
         let part = at(part)..at(part + 1);
         if !part.is_empty() {
@@ -131,7 +132,7 @@ fn split(
         let tile = &tiles[index];
         let merge = Merge {
             partials: partials.pointer(index),
-            num_chunks: tile.chunks(window).len(),
+            num_chunks: tile.chunks(reach).len(),
             sinks: of_group(merged.sinks, tile.kv_head, merged.group),
             sizes,
             count: tile.tokens.len(),
@@ -146,9 +147,8 @@ fn split(
 
 impl Tile<'_> {
     /// Numbers of the chunks of keys that some of the queries see.
-    fn chunks(&self, window: Option<usize>) -> Range<usize> {
-        let first = window.map_or(0, |window| (self.position + 1).saturating_sub(window));
-        first / CHUNK_TOKENS..(self.position + self.tokens.len()).div_ceil(CHUNK_TOKENS)
+    fn chunks(&self, reach: Reach) -> Range<usize> {
+        reach.first_seen(self.position) / CHUNK_TOKENS..(self.position + self.tokens.len()).div_ceil(CHUNK_TOKENS)
     }
 }
 

@@ -134,7 +134,7 @@ fn rope_kv_write_as<E: Float>(device: &CpuDevice, args: &RopeKvWrite<'_>) -> Res
     let dim = cache.head_dim;
     device.pool.run(q.rows, &|t| {
         // SAFETY: row t of each tensor is this task's alone, and so is the token's slot.
-        let (q, k, v) = unsafe { (q.row_mut(t), k.row_mut(t), v.row(t)) };
+        let (q, k) = unsafe { (q.row_mut(t), k.row_mut(t)) };
         if let Some((table, style)) = &table {
             // SAFETY: the position was checked; the table is a parameter.
             let cos_sin = unsafe { table.row(positions[t] as usize) };
@@ -142,14 +142,17 @@ fn rope_kv_write_as<E: Float>(device: &CpuDevice, args: &RopeKvWrite<'_>) -> Res
         }
         let Ok(slot) = usize::try_from(slots[t]) else { return };
         let (block, offset) = (slot / cache.block_size, slot % cache.block_size);
-        for (head, (key, value)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
-            // SAFETY: the slot was checked; no two tokens of a step have the same one.
-            let (to_key, to_value) = unsafe {
-                let key_row = cache.data.row_mut(cache.row(block, Side::Keys, head, offset));
-                (key_row, cache.data.row_mut(cache.row(block, Side::Values, head, offset)))
-            };
-            key.iter().zip(to_key).for_each(|(from, to)| *to = E::from_f32(*from));
-            value.iter().zip(to_value).for_each(|(from, to)| *to = E::from_f32(*from));
+        let write = |side: Side, heads: &[f32]| {
+            for (head, from) in heads.chunks_exact(dim).enumerate() {
+                // SAFETY: the slot was checked; no two tokens of a step have the same one.
+                let to = unsafe { cache.data.row_mut(cache.row(block, side, head, offset)) };
+                from.iter().zip(to).for_each(|(from, to)| *to = E::from_f32(*from));
+            }
+        };
+        write(Side::Keys, k);
+        if cache.sides == 2 {
+            // SAFETY: nobody writes to the values, which are not the keys.
+            write(Side::Values, unsafe { v.row(t) });
         }
     })
 }
@@ -252,9 +255,9 @@ fn copy_blocks_as<E: Element>(cache: &KvLayer, copies: &[BlockCopy]) -> Result<(
             let (tokens, size) = (copy.num_tokens, cache.block_size);
             return Err(Error::internal(format!("a copy of {tokens} tokens of a block of {size}")));
         }
-        for head in 0..2 * cache.kv_heads {
+        for head in 0..cache.sides * cache.kv_heads {
             for offset in 0..copy.num_tokens {
-                let row = |block: usize| (block * 2 * cache.kv_heads + head) * cache.block_size + offset;
+                let row = |block: usize| (block * cache.sides * cache.kv_heads + head) * cache.block_size + offset;
                 let (from, to) = (cache.data.pointer(row(from)), cache.data.pointer(row(to)));
                 // SAFETY: blocks and tokens were checked, so that both rows lie in the cache; nobody else uses it
                 // during the call. The rows may be the same.

@@ -97,13 +97,15 @@ pub(super) fn indices<'a>(tensor: &'a Tensor, name: &str) -> Result<&'a [i32]> {
     Ok(if matrix.rows == 0 { &[] } else { unsafe { matrix.row(0) } })
 }
 
-/// One layer's paged keys and values: row `((block * 2 + kv) * K + head) * B + offset`.
+/// One layer's paged keys and values: row `((block * sides + side) * K + head) * B + offset`.
 pub(super) struct Cache<'a, E> {
     pub(super) data: Matrix<'a, E>,
     pub(super) kv_heads: usize,
     pub(super) block_size: usize,
     pub(super) head_dim: usize,
     pub(super) num_blocks: usize,
+    /// 2, or 1 where keys are values, too.
+    pub(super) sides: usize,
 }
 
 impl<'a, E: Element> Cache<'a, E> {
@@ -112,13 +114,14 @@ impl<'a, E: Element> Cache<'a, E> {
     pub(super) fn of(layer: &'a KvLayer) -> Result<Self> {
         let data = Matrix::of(&layer.data, "the KV cache")?;
         let (kv_heads, block_size) = (layer.kv_heads, layer.block_size_tokens);
-        let num_blocks = data.rows / (2 * kv_heads * block_size);
-        Ok(Self { data, kv_heads, block_size, head_dim: layer.head_dim, num_blocks })
+        let sides = if layer.keys_only { 1 } else { 2 };
+        let num_blocks = data.rows / (sides * kv_heads * block_size);
+        Ok(Self { data, kv_heads, block_size, head_dim: layer.head_dim, num_blocks, sides })
     }
 
     /// The row of a token's key or value in the cache.
     pub(super) fn row(&self, block: usize, side: Side, head: usize, offset: usize) -> usize {
-        ((block * 2 + side as usize) * self.kv_heads + head) * self.block_size + offset
+        ((block * self.sides + (side as usize).min(self.sides - 1)) * self.kv_heads + head) * self.block_size + offset
     }
 }
 

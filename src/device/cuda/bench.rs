@@ -192,6 +192,7 @@ impl Bench<'_> {
             kv_heads: KV_HEADS,
             block_size_tokens: BLOCK_TOKENS,
             head_dim: HEAD_DIM,
+            keys_only: false,
         })
     }
 
@@ -225,6 +226,7 @@ impl Bench<'_> {
                 num_heads: HEADS,
                 scale: 0.088,
                 window: None,
+                chunk: None,
                 softcap: None,
                 sinks: None,
                 alibi: None,

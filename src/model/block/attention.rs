@@ -1,5 +1,6 @@
 //! Attention with its projections.
 
+use super::latent::LatentAttention;
 use super::names::QkvNames;
 use super::parts::{Linear, Norm, Part};
 use crate::device::{Elementwise, RopeTable, Tensor};
@@ -8,11 +9,17 @@ use crate::model::{HeadNorm, LayerRope, ModelConfig, Piece, VectorKind, WeightLo
 use crate::ops::{Forward, LayerAttention};
 use std::ops::Range;
 
-pub(super) struct Attention {
+pub(super) enum Attention {
+    Heads(Box<Heads>),
+    Latent(Box<LatentAttention>),
+}
+
+/// Every head has queries of its own, every kv head keys and values.
+pub(super) struct Heads {
     qkv: Linear,
     head_norms: Option<(Norm, Norm)>,
     sinks: Option<Tensor>,
-    pub(super) output: Linear,
+    output: Linear,
 }
 
 /// What the attention of all layers shares.
@@ -21,10 +28,60 @@ pub(super) struct Positions {
     pub(super) local: Option<RopeTable>,
     /// Slopes of linear biases.
     pub(super) slopes: Option<Tensor>,
+    /// `[positions, 1]` F32: factors of queries that are not rotated.
+    pub(super) query_factors: Option<Tensor>,
 }
 
 impl Attention {
-    pub(super) fn load(config: &ModelConfig, loader: &mut WeightLoader<'_>, prefix: &str) -> Result<Self> {
+    pub(super) fn load(
+        config: &ModelConfig,
+        loader: &mut WeightLoader<'_>,
+        prefix: &str,
+        index: usize,
+    ) -> Result<Self> {
+        Ok(match config.latent {
+            Some(sizes) => Self::Latent(Box::new(LatentAttention::load(config, sizes, loader, prefix)?)),
+            None => Self::Heads(Box::new(Heads::load(config, loader, prefix, index)?)),
+        })
+    }
+
+    /// The layer behind [`Attention::forward`].
+    pub(super) fn output(&self) -> &Linear {
+        match self {
+            Self::Heads(heads) => &heads.output,
+            Self::Latent(latent) => latent.output(),
+        }
+    }
+
+    /// Attended values of all heads, before the output layer.
+    pub(super) fn forward(
+        &self,
+        cx: &Forward<'_>,
+        config: &ModelConfig,
+        index: usize,
+        positions: &Positions,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        let args = LayerAttention {
+            layer: index,
+            num_heads: config.num_heads,
+            rope: None,
+            scale: config.attention_scale,
+            window: config.windows[index],
+            chunk: config.chunks[index],
+            softcap: config.attention_softcap,
+            sinks: None,
+            alibi: positions.slopes.as_ref(),
+        };
+        match self {
+            Self::Heads(heads) => heads.forward(cx, config, &args, positions, x),
+            Self::Latent(latent) => latent.forward(cx, &args, positions, x),
+        }
+    }
+}
+
+impl Heads {
+    fn load(config: &ModelConfig, loader: &mut WeightLoader<'_>, prefix: &str, index: usize) -> Result<Self> {
         let names = &config.names;
         let dim = |heads: usize| {
             let dim = heads.checked_mul(config.head_dim);
@@ -37,6 +94,11 @@ impl Attention {
             head_norm(config, loader, &format!("{prefix}.{name}"), heads)
         };
         let head_norms = match config.head_norm {
+            Some(HeadNorm::Weightless) if config.layer_ropes[index] == LayerRope::None => None,
+            Some(HeadNorm::Weightless) => {
+                let norm = |loader: &mut WeightLoader<'_>| Norm::without_weight(config, loader, config.head_dim);
+                Some((norm(loader)?, norm(loader)?))
+            }
             Some(_) => Some((
                 norm(loader, names.query_norm, config.num_heads)?,
                 norm(loader, names.key_norm, config.num_kv_heads)?,
@@ -56,11 +118,11 @@ impl Attention {
     }
 
     /// Attended values `[T, H * D]`, before the output layer.
-    pub(super) fn forward(
+    fn forward(
         &self,
         cx: &Forward<'_>,
         config: &ModelConfig,
-        index: usize,
+        args: &LayerAttention<'_>,
         positions: &Positions,
         x: &Tensor,
     ) -> Result<Tensor> {
@@ -69,28 +131,22 @@ impl Attention {
         if let Some(bound) = config.qkv_clip {
             cx.map(&qkv, Elementwise::Clamp(bound))?;
         }
-        let query = qkv.columns(0, query_dim);
+        let mut query = qkv.columns(0, query_dim);
         let key = qkv.columns(query_dim, kv_dim);
         let value = qkv.columns(query_dim + kv_dim, kv_dim);
         if let Some((of_query, of_key)) = &self.head_norms {
             of_query.in_place(cx, &query)?;
             of_key.in_place(cx, &key)?;
         }
-        let rope = match config.layer_ropes[index] {
+        let rope = match config.layer_ropes[args.layer] {
             LayerRope::None => None,
             LayerRope::Global => positions.global.as_ref(),
             LayerRope::Local => positions.local.as_ref(),
         };
-        let args = LayerAttention {
-            layer: index,
-            num_heads: config.num_heads,
-            rope,
-            scale: config.attention_scale,
-            window: config.windows[index],
-            softcap: config.attention_softcap,
-            sinks: self.sinks.as_ref(),
-            alibi: positions.slopes.as_ref(),
-        };
+        if let (None, Some(factors)) = (rope, &positions.query_factors) {
+            query = cx.scale_by_position(&query, factors)?;
+        }
+        let args = LayerAttention { rope, sinks: self.sinks.as_ref(), ..*args };
         cx.rope_kv_write(&query, &key, &value, &args)?;
         cx.attention(&query, &args)
     }

@@ -1,6 +1,7 @@
 //! The decoder block that the families share, with its knobs in [`ModelConfig`].
 
 mod attention;
+mod latent;
 mod mlp;
 mod names;
 mod parts;
@@ -14,7 +15,7 @@ use crate::ops::Forward;
 use attention::{Attention, Positions};
 use half::{bf16, f16};
 use mlp::Mlp;
-use parts::Norm;
+use parts::{Linear, Norm, Part};
 
 /// A decoder-only model.
 pub struct Decoder {
@@ -23,7 +24,9 @@ pub struct Decoder {
     learned_positions: Option<Tensor>,
     embedding_norm: Option<Norm>,
     layers: Vec<Layer>,
-    final_norm: Norm,
+    /// Into and out of the hidden size, where embeddings have another one.
+    projections: Option<(Linear, Linear)>,
+    final_norm: Option<Norm>,
     head: Weight,
     head_bias: Option<Tensor>,
     positions: Positions,
@@ -48,8 +51,20 @@ impl Decoder {
         if config.round_embedding_scale {
             config.embedding_scale = rounded(config.embedding_scale, loader.matrix_dtype());
         }
-        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-        let embedding = loader.table(&[Piece::matrix(&embedding_name, vocab, hidden)], hidden)?;
+        // A chunk that holds the longest sequence is none.
+        config.chunks.iter_mut().for_each(|chunk| *chunk = chunk.filter(|&chunk| chunk < max_seq_len));
+        let (hidden, vocab, size) = (config.hidden_size, config.vocab_size, config.embedding_size());
+        let embedding = loader.table(&[Piece::matrix(&embedding_name, vocab, size)], size)?;
+        let projections = match config.projected_embedding {
+            Some(size) => {
+                let (into, out_of) = names.projections;
+                let load = |loader: &mut WeightLoader<'_>, name: &str, rows: usize, cols: usize| {
+                    Linear::load(loader, &[Part::whole(name.to_owned(), rows)], cols, (false, false))
+                };
+                Some((load(loader, into, hidden, size)?, load(loader, out_of, size, hidden)?))
+            }
+            None => None,
+        };
         let learned_positions = match config.position_offset {
             Some(offset) => {
                 let table = Piece::matrix(format!("{}.weight", names.positions), config.max_positions + offset, hidden);
@@ -59,7 +74,7 @@ impl Decoder {
         };
         let embedding_norm = names.embedding_norm.map(|name| Norm::load(&config, loader, name)).transpose()?;
         let layers = (0..config.num_layers).map(|index| Layer::load(&config, loader, index)).collect::<Result<_>>()?;
-        let final_norm = Norm::load(&config, loader, names.final_norm)?;
+        let final_norm = names.final_norm.map(|name| Norm::load(&config, loader, name)).transpose()?;
         let head = load_head(&config, loader, &embedding, &embedding_name)?;
         let head_bias = config.head_bias.then(|| Piece::vector(format!("{}.bias", names.head), vocab));
         let head_bias = head_bias.map(|bias| loader.vector(&[bias], super::VectorKind::Bias)).transpose()?;
@@ -70,6 +85,7 @@ impl Decoder {
             learned_positions,
             embedding_norm,
             layers,
+            projections,
             final_norm,
             head,
             head_bias,
@@ -83,7 +99,10 @@ impl Decoder {
     }
 
     fn embed(&self, cx: &Forward<'_>) -> Result<Tensor> {
-        let x = cx.embed(&self.embedding, self.config.embedding_scale)?;
+        let mut x = cx.embed(&self.embedding, self.config.embedding_scale)?;
+        if let Some((into, _)) = &self.projections {
+            x = into.forward(cx, &x)?;
+        }
         if let Some(table) = &self.learned_positions {
             cx.add(&x, &cx.embed_positions(table)?)?;
         }
@@ -97,10 +116,13 @@ impl Decoder {
     fn layer(&self, cx: &Forward<'_>, index: usize, residual: &Tensor, delta: &Tensor) -> Result<()> {
         let _scope = cx.scope();
         let layer = &self.layers[index];
+        if self.config.norm_behind_sum {
+            return self.layer_with_norms_behind(cx, index, residual, delta);
+        }
         let added = (index > 0).then_some(delta);
         let x = input(cx, layer.attention_norm.as_ref(), residual, added)?;
         let attended = layer.attention.forward(cx, &self.config, index, &self.positions, &x)?;
-        layer.attention.output.forward_reduce(cx, delta, &attended)?;
+        layer.attention.output().forward_reduce(cx, delta, &attended)?;
         if self.config.parallel {
             let x = match &layer.mlp_norm {
                 Some(norm) => norm.forward(cx, residual)?,
@@ -115,6 +137,18 @@ impl Decoder {
         let x = input(cx, layer.mlp_norm.as_ref(), residual, Some(delta))?;
         layer.mlp.forward(cx, delta, &x)?;
         self.leave(cx, layer.mlp_post_norm.as_ref(), delta)
+    }
+
+    /// One layer whose norms are those of the sums: `residual` alone is the hidden state.
+    fn layer_with_norms_behind(&self, cx: &Forward<'_>, index: usize, residual: &Tensor, delta: &Tensor) -> Result<()> {
+        let layer = &self.layers[index];
+        let attended = layer.attention.forward(cx, &self.config, index, &self.positions, residual)?;
+        layer.attention.output().forward_reduce(cx, delta, &attended)?;
+        cx.add(residual, delta)?;
+        layer.attention_norm.as_ref().map_or(Ok(()), |norm| norm.in_place(cx, residual))?;
+        layer.mlp.forward(cx, delta, residual)?;
+        cx.add(residual, delta)?;
+        layer.mlp_norm.as_ref().map_or(Ok(()), |norm| norm.in_place(cx, residual))
     }
 
     /// The output of attention or feed-forward layer, made ready to be added.
@@ -159,7 +193,9 @@ fn load_head(
     let has_own = !config.tied_embeddings
         || (loader.source().contains(&name) && !loader.source().are_equal(&name, embedding_name)?);
     if has_own {
-        return loader.matrix(&[Piece::matrix(name, config.vocab_size, config.hidden_size)], config.hidden_size);
+        let size = config.embedding_size();
+        let head = Piece::matrix(name, config.vocab_size, size);
+        return if config.unit_head { loader.unit_rows(head, size) } else { loader.matrix(&[head], size) };
     }
     loader.ignore(&name);
     Ok(Weight::Dense(embedding.clone()))
@@ -173,7 +209,11 @@ fn load_positions(config: &ModelConfig, loader: &mut WeightLoader<'_>, max_seq_l
     };
     let local = config.local_rope.as_ref().map(|rope| loader.rope_table(rope, max_seq_len, style)).transpose()?;
     let slopes = config.alibi_slopes.as_ref().map(|slopes| loader.constants(slopes)).transpose()?;
-    Ok(Positions { global, local, slopes })
+    let query_factors = match config.query_growth.filter(|growth| growth.period <= max_seq_len) {
+        Some(growth) => Some(loader.constants(&growth.factors(max_seq_len))?.reshaped(max_seq_len, 1)?),
+        None => None,
+    };
+    Ok(Positions { global, local, slopes, query_factors })
 }
 
 impl Model for Decoder {
@@ -183,8 +223,12 @@ impl Model for Decoder {
         for index in 0..self.layers.len() {
             self.layer(cx, index, &residual, &delta)?;
         }
-        let (residual, delta) = (cx.gather_rows(&residual)?, cx.gather_rows(&delta)?);
-        let x = self.final_norm.forward_add(cx, &residual, &delta)?;
+        let delta = (!self.config.norm_behind_sum).then_some(delta);
+        let (residual, delta) = (cx.gather_rows(&residual)?, delta.map(|delta| cx.gather_rows(&delta)).transpose()?);
+        let mut x = input(cx, self.final_norm.as_ref(), &residual, delta.as_ref())?;
+        if let Some((_, out_of)) = &self.projections {
+            x = out_of.forward(cx, &x)?;
+        }
         let logits = cx.logits(&x, &self.head, self.head_bias.as_ref())?;
         if self.config.logit_scale != 1.0 {
             cx.map(&logits, Elementwise::Scale(self.config.logit_scale))?;
@@ -204,7 +248,7 @@ impl Layer {
         };
         Ok(Self {
             attention_norm: norm(loader, config.names.attention_norm)?,
-            attention: Attention::load(config, loader, &prefix)?,
+            attention: Attention::load(config, loader, &prefix, index)?,
             attention_post_norm: norm(loader, config.names.attention_post_norm)?,
             mlp_norm: norm(loader, config.names.mlp_norm)?,
             mlp: Mlp::load(config, loader, &prefix, index)?,

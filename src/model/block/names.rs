@@ -8,8 +8,10 @@ pub struct TensorNames {
     /// Table of learned positions.
     pub positions: &'static str,
     pub embedding_norm: Option<&'static str>,
+    /// Of embeddings into the hidden size, and out of it.
+    pub projections: (&'static str, &'static str),
     pub layers: &'static str,
-    pub final_norm: &'static str,
+    pub final_norm: Option<&'static str>,
     pub head: &'static str,
     /// Before the attention.
     pub attention_norm: Option<&'static str>,
@@ -71,8 +73,9 @@ impl TensorNames {
         embedding: "model.embed_tokens",
         positions: "",
         embedding_norm: None,
+        projections: ("", ""),
         layers: "model.layers",
-        final_norm: "model.norm",
+        final_norm: Some("model.norm"),
         head: "lm_head",
         attention_norm: Some("input_layernorm"),
         attention_post_norm: None,
@@ -92,7 +95,7 @@ impl TensorNames {
         embedding: "transformer.wte",
         positions: "transformer.wpe",
         layers: "transformer.h",
-        final_norm: "transformer.ln_f",
+        final_norm: Some("transformer.ln_f"),
         attention_norm: Some("ln_1"),
         mlp_norm: Some("ln_2"),
         qkv: QkvNames::Concatenated("attn.c_attn"),

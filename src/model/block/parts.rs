@@ -100,6 +100,16 @@ impl Norm {
         Ok(Self { layer, weight, bias, group, eps: config.norm_eps })
     }
 
+    /// A norm of `size` columns whose weight is 1 and in no checkpoint.
+    pub(super) fn without_weight(config: &ModelConfig, loader: &mut WeightLoader<'_>, size: usize) -> Result<Self> {
+        let weight = loader.constants(&vec![1.0; size])?;
+        Ok(Self { layer: false, weight, bias: None, group: size, eps: config.norm_eps })
+    }
+
+    pub(super) fn with_eps(self, eps: f32) -> Self {
+        Self { eps, ..self }
+    }
+
     pub(super) fn forward(&self, cx: &Forward<'_>, x: &Tensor) -> Result<Tensor> {
         match self.layer {
             true => cx.layer_norm(x, &self.weight, self.bias.as_ref(), self.eps),

@@ -92,7 +92,7 @@ fn chatglm(section: &Section) -> Result<ModelConfig> {
     config.names = TensorNames {
         embedding: "transformer.embedding.word_embeddings",
         layers: "transformer.encoder.layers",
-        final_norm: "transformer.encoder.final_layernorm",
+        final_norm: Some("transformer.encoder.final_layernorm"),
         head: "transformer.output_layer",
         qkv: QkvNames::Concatenated("self_attention.query_key_value"),
         output: "self_attention.dense",

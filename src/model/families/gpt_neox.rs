@@ -18,7 +18,7 @@ fn configure(section: &Section) -> Result<ModelConfig> {
     config.names = TensorNames {
         embedding: "gpt_neox.embed_in",
         layers: "gpt_neox.layers",
-        final_norm: "gpt_neox.final_layer_norm",
+        final_norm: Some("gpt_neox.final_layer_norm"),
         head: "embed_out",
         qkv: QkvNames::PerHead("attention.query_key_value"),
         output: "attention.dense",

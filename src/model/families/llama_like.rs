@@ -1,7 +1,7 @@
-//! Llama under other names: Baichuan 1, InternLM2, Qwen 1.
+//! Llama under other names: Baichuan 1 and 2, InternLM2, Qwen 1.
 
 use super::Family;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{MlpNames, ModelConfig, QkvNames, Section, TensorNames};
 use serde_json::json;
 
@@ -20,17 +20,14 @@ pub(super) const INTERNLM2: Family = Family {
 pub(super) const QWEN: Family =
     Family { name: "qwen", architectures: &["QWenLMHeadModel"], model_type: "qwen", configure: qwen };
 
-/// Vocabulary of Baichuan 2, whose head has normalised rows.
+/// Vocabulary of Baichuan 2, the rows of whose head are divided by their lengths.
 const BAICHUAN2_VOCABULARY: usize = 125_696;
 /// Hidden size of the 7B models, the ones that rotate.
 const BAICHUAN_ROTATING: usize = 4096;
 
 fn baichuan(section: &Section) -> Result<ModelConfig> {
     let mut config = ModelConfig::from_section(BAICHUAN.name, section)?;
-    if config.vocab_size == BAICHUAN2_VOCABULARY {
-        let origin = section.origin();
-        return Err(Error::unsupported(format!("{origin}: Baichuan 2 (a normalised head) is not supported")));
-    }
+    config.unit_head = config.vocab_size == BAICHUAN2_VOCABULARY || section.first(&["z_loss_weight"]).is_some();
     if config.hidden_size > BAICHUAN_ROTATING {
         config.set_alibi(8.0, 1.0);
     }

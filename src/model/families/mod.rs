@@ -2,6 +2,7 @@
 
 mod bloom;
 mod cohere;
+mod deepseek;
 mod falcon;
 mod gemma;
 mod glm;
@@ -11,6 +12,7 @@ mod gpt_oss;
 mod gptj;
 mod granite;
 mod llama;
+mod llama4;
 mod llama_like;
 mod mistral;
 mod moe;
@@ -25,6 +27,9 @@ mod qwen3;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod wrapped;
+
+pub use wrapped::text_part;
 
 use super::{ModelConfig, Section};
 use crate::error::{Error, Result};
@@ -66,7 +71,10 @@ pub const FAMILIES: &[&Family] = &[
     &glm::GLM4,
     &glm::GLM4_MOE,
     &glm::CHATGLM,
+    &deepseek::V2,
+    &deepseek::V3,
     &gpt_oss::FAMILY,
+    &llama4::FAMILY,
     &olmo::EXAONE4,
     &nemotron::FAMILY,
     &stablelm::FAMILY,

@@ -45,7 +45,7 @@ fn mpt(section: &Section) -> Result<ModelConfig> {
     }
     config.names = TensorNames {
         layers: "transformer.blocks",
-        final_norm: "transformer.norm_f",
+        final_norm: Some("transformer.norm_f"),
         attention_norm: Some("norm_1"),
         mlp_norm: Some("norm_2"),
         qkv: QkvNames::Concatenated("attn.Wqkv"),
@@ -86,7 +86,7 @@ fn dbrx(section: &Section) -> Result<ModelConfig> {
     config.experts = Some(experts);
     config.names = TensorNames {
         layers: "transformer.blocks",
-        final_norm: "transformer.norm_f",
+        final_norm: Some("transformer.norm_f"),
         attention_norm: Some("norm_attn_norm.norm_1"),
         mlp_norm: Some("norm_attn_norm.norm_2"),
         qkv: QkvNames::Concatenated("norm_attn_norm.attn.Wqkv"),

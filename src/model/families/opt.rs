@@ -1,4 +1,4 @@
-//! OPT: learned positions from row 2 on. Without the variant that has its norms behind the layers (350m).
+//! OPT: learned positions from row 2 on. One variant has projected embeddings and its norms behind the sums (350m).
 
 use super::Family;
 use crate::error::{Error, Result};
@@ -13,14 +13,14 @@ fn configure(section: &Section) -> Result<ModelConfig> {
         .with_defaults(json!({"tie_word_embeddings": true, "activation_function": "relu"}))
         .with("layer_norm_eps", json!(1e-5));
     let mut config = ModelConfig::from_section(FAMILY.name, section)?;
-    let projected = section.count(&["word_embed_proj_dim"], 1 << 20)?.is_some_and(|dim| dim != config.hidden_size);
-    let plain = section.flag("do_layer_norm_before", true)? && section.flag("layer_norm_elementwise_affine", true)?;
-    if projected || !plain || section.flag("_remove_final_layer_norm", false)? {
-        return Err(Error::unsupported(format!(
-            "{}: an OPT with projected embeddings, or norms behind its layers, is not supported",
-            section.origin()
-        )));
+    if !section.flag("layer_norm_elementwise_affine", true)? {
+        let origin = section.origin();
+        return Err(Error::unsupported(format!("{origin}: layer_norm_elementwise_affine false is not supported")));
     }
+    let size = section.count(&["word_embed_proj_dim"], 1 << 20)?;
+    config.projected_embedding = size.filter(|&size| size != config.hidden_size);
+    config.norm_behind_sum = !section.flag("do_layer_norm_before", true)?;
+    let has_final_norm = !config.norm_behind_sum && !section.flag("_remove_final_layer_norm", false)?;
     config.norm = NormKind::Layer { bias: true };
     config.set_biases(section.flag("enable_bias", true)?);
     config.without_rope();
@@ -29,7 +29,8 @@ fn configure(section: &Section) -> Result<ModelConfig> {
         embedding: "model.decoder.embed_tokens",
         positions: "model.decoder.embed_positions",
         layers: "model.decoder.layers",
-        final_norm: "model.decoder.final_layer_norm",
+        projections: ("model.decoder.project_in", "model.decoder.project_out"),
+        final_norm: has_final_norm.then_some("model.decoder.final_layer_norm"),
         attention_norm: Some("self_attn_layer_norm"),
         mlp_norm: Some("final_layer_norm"),
         qkv: QkvNames::Separate { query: "self_attn.q_proj", key: "self_attn.k_proj", value: "self_attn.v_proj" },

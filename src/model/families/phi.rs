@@ -20,7 +20,7 @@ fn configure(section: &Section) -> Result<ModelConfig> {
     config.set_biases(true);
     config.head_bias = true;
     config.names = TensorNames {
-        final_norm: "model.final_layernorm",
+        final_norm: Some("model.final_layernorm"),
         mlp_norm: None,
         output: "self_attn.dense",
         mlp: MlpNames::Plain { up: "mlp.fc1", down: "mlp.fc2" },

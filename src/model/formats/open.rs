@@ -4,6 +4,7 @@ use super::gguf::{self, GgufModel};
 use super::trtllm::{EngineFolder, EngineLimits, MANAGED, Searched, TrtllmCheckpoint};
 use super::{SafetensorsFolder, TensorStore, found_in};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::families::text_part;
 use crate::model::{Section, SpecialTokens};
 use std::path::{Path, PathBuf};
 
@@ -76,6 +77,7 @@ fn open_gguf(path: &Path) -> Result<OpenedCheckpoint> {
 }
 
 fn open_folder(path: &Path, config: Section) -> Result<OpenedCheckpoint> {
+    let config = text_part(config)?;
     let store = SafetensorsFolder::open(path)?;
     Ok(OpenedCheckpoint {
         format: "Hugging Face folder".to_owned(),

@@ -1,7 +1,7 @@
 //! Layer norm and functions of single elements.
 
 use super::{Forward, check, same_kind};
-use crate::device::{Activation, Elementwise, LayerNorm, Tensor};
+use crate::device::{Activation, DType, Elementwise, Feature, LayerNorm, Tensor};
 use crate::error::Result;
 
 impl Forward<'_> {
@@ -51,6 +51,30 @@ impl Forward<'_> {
         self.device.elementwise(x, x, function)
     }
 
+    /// `out = function(x)`, where both may be columns of larger tensors.
+    pub fn apply(&self, out: &Tensor, x: &Tensor, function: Elementwise) -> Result<()> {
+        check(same_kind(out, x), "apply", ("out", out), ("x", x))?;
+        if x.rows() == 0 {
+            return Ok(());
+        }
+        self.device.elementwise(out, x, function)
+    }
+
+    /// `out[t] = x[t] * table[position of t]`, with a table `[positions, 1]` F32.
+    pub fn scale_by_position(&self, x: &Tensor, table: &Tensor) -> Result<Tensor> {
+        if !self.device.supports(Feature::PositionFactors) {
+            return Err(Feature::PositionFactors.missing());
+        }
+        let (positions, out) = (&self.step.positions, self.activation(x.rows(), x.cols())?);
+        check(positions.cols() == x.rows(), "scale_by_position", ("x", x), ("positions", positions))?;
+        let factors = self.arena.allocate(x.rows(), 1, DType::F32)?;
+        if x.rows() > 0 {
+            self.device.embed(&factors, table, positions, 1.0)?;
+        }
+        self.combine(&out, x, &factors, false)?;
+        Ok(out)
+    }
+
     /// In place: `x = act(x)`, of a feed-forward layer without a gate.
     pub fn activate(&self, x: &Tensor, activation: Activation) -> Result<()> {
         self.map(x, Elementwise::Activate(activation))
@@ -58,11 +82,7 @@ impl Forward<'_> {
 
     /// `out = x`.
     pub fn copy(&self, out: &Tensor, x: &Tensor) -> Result<()> {
-        check(same_kind(out, x), "copy", ("out", out), ("x", x))?;
-        if x.rows() == 0 {
-            return Ok(());
-        }
-        self.device.elementwise(out, x, Elementwise::Scale(1.0))
+        self.apply(out, x, Elementwise::Scale(1.0))
     }
 
     /// `sum += x`.

@@ -24,7 +24,7 @@ impl Fixture {
         };
         let step = StepTensors { tokens: ids(3), positions: ids(3), slots: ids(3), sample_rows: ids(1), batch };
         let data = Tensor::zeros(&device, 2 * 2 * 8, 4, DType::F32, "cache").unwrap();
-        let kv = vec![KvLayer { data, kv_heads: 2, block_size_tokens: 8, head_dim: 4 }];
+        let kv = vec![KvLayer { data, kv_heads: 2, block_size_tokens: 8, head_dim: 4, keys_only: false }];
         let arena = Arena::new(&device, 1 << 16).unwrap();
         Self { device, arena, step, kv }
     }
@@ -63,6 +63,7 @@ fn shape_errors_name_the_operation_and_both_shapes() {
         rope: None,
         scale: 1.0,
         window: None,
+        chunk: None,
         softcap: None,
         sinks: None,
         alibi: None,
