@@ -10,7 +10,10 @@ mod pbtxt;
 mod table;
 mod value;
 
-pub use choices::{BatchSchedulerPolicy, BatchingType, DecodingMode, DeviceKind, FatalAction, GptModelType, ModelRole};
+pub use choices::{
+    BatchSchedulerPolicy, BatchingType, DecodingMode, DeviceKind, FatalAction, GptModelType, GuidedBackend, ModelRole,
+    SamplingOrder,
+};
 pub use docs::parameters_markdown;
 pub use load::{Level, Loaded, Note};
 pub use pbtxt::parse_config;

@@ -79,6 +79,26 @@ choice! {
     }
 }
 
+choice! {
+    /// Whether guides are taken. All words but `off` mean the same engine; a vocabulary must be at hand.
+    GuidedBackend {
+        Xgrammar = "xgrammar",
+        Llguidance = "llguidance",
+        Auto = "auto",
+        Off = "off",
+    }
+}
+
+choice! {
+    /// Order of the passes over the logits.
+    SamplingOrder {
+        /// Temperature, then penalties.
+        TensorRtLlm = "tensorrt_llm",
+        /// Penalties, then temperature.
+        OpenAi = "openai",
+    }
+}
+
 /// What a model of this backend does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ModelRole {

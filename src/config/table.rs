@@ -1,6 +1,8 @@
 //! The table of parameters.
 
-use super::choices::{BatchSchedulerPolicy, DecodingMode, DeviceKind, FatalAction, GptModelType, ModelRole};
+use super::choices::{
+    BatchSchedulerPolicy, DecodingMode, DeviceKind, FatalAction, GptModelType, GuidedBackend, ModelRole, SamplingOrder,
+};
 use super::value::{BraceLists, FromParameter, InstanceLists, Switch, TenantWeights, is_placeholder};
 
 /// Where the value of a parameter comes from.
@@ -253,10 +255,12 @@ parameters! {
         "Lookahead decoding. Mandatory with `decoding_mode: lookahead`.";
     speculative_decoding_fast_logits "speculative_decoding_fast_logits": bool = false, "false", ANY, NotYet,
         "Draft logits that bypass the client.";
-    xgrammar_tokenizer_info_path "xgrammar_tokenizer_info_path": Option<String> = None, "unset = guided decoding off", ANY, NotYet,
-        "File with the vocabulary for guided decoding.";
-    guided_decoding_backend "guided_decoding_backend": Option<String> = None, "unset = guided decoding off", ANY, NotYet,
-        "`xgrammar` switches guided decoding on.";
+    xgrammar_tokenizer_info_path "xgrammar_tokenizer_info_path": Option<String> = None, "unset", ANY, Applied,
+        "File with the vocabulary for guided decoding (`tokenizer_str`, `stop_token_ids`), read where the model has no tokenizer.";
+    guided_decoding_backend "guided_decoding_backend": Option<GuidedBackend> = None, "`auto`", Range::Words(GuidedBackend::WORDS), Applied,
+        "`off` refuses guided requests; every other word is served by the same engine wherever the model has a tokenizer.";
+    sampling_order "sampling_order": SamplingOrder = SamplingOrder::TensorRtLlm, "`tensorrt_llm`", Range::Words(SamplingOrder::WORDS), Applied,
+        "`tensorrt_llm`: temperature before penalties, which all count the prompt. `openai`: penalties before temperature; presence and frequency count generated tokens only.";
     max_num_sequences "max_num_sequences": Option<i32> = None, "unset", ANY, Never,
         "Legacy; see `max_batch_size`.";
     max_kv_cache_length "max_kv_cache_length": Option<i32> = None, "unset", ANY, Never,

@@ -1,7 +1,8 @@
 //! The passes that change logits before a token is chosen, in the C++ backend's order: embedding bias, temperature,
-//! repetition, presence and frequency penalties, minimum length, repeated n-grams, bad words.
+//! repetition, presence and frequency penalties, minimum length, repeated n-grams, bad words. The mask of a guide comes
+//! before them. [`PassOrder::PenaltiesFirst`] moves the temperature to the end.
 
-use super::SamplingParams;
+use super::{PassOrder, SamplingParams};
 use crate::ids::TokenId;
 use std::collections::HashMap;
 
@@ -29,7 +30,11 @@ impl Occurrences {
 
     /// Counts the tokens of a prompt; the first ones may be without presence and frequency penalties.
     pub fn add_prompt(&mut self, prompt: &[TokenId], params: &SamplingParams) {
-        let (ignored, rest) = prompt.split_at(prompt.len().min(params.prompt_ignore_length as usize));
+        let ignored = match params.order {
+            PassOrder::TemperatureFirst => prompt.len().min(params.prompt_ignore_length as usize),
+            PassOrder::PenaltiesFirst => prompt.len(),
+        };
+        let (ignored, rest) = prompt.split_at(ignored);
         ignored.iter().for_each(|&token| self.counts.entry(token).or_default().all += 1);
         rest.iter().for_each(|&token| self.add(token));
     }
@@ -64,7 +69,8 @@ impl History<'_> {
 impl SamplingParams {
     /// Whether the most likely token is taken and nothing is drawn.
     pub fn is_greedy(&self) -> bool {
-        self.temperature == 0.0 || self.top_k == 1 || (self.top_k == 0 && self.top_p.is_none())
+        let unlimited = self.top_k == 0 && self.top_p.is_none() && self.min_p == 0.0 && self.typical_p >= 1.0;
+        self.temperature == 0.0 || self.top_k == 1 || unlimited
     }
 
     /// Whether any penalty needs the occurrences of tokens.
@@ -83,13 +89,15 @@ impl SamplingParams {
             || !self.bad_words.is_empty()
             || self.no_repeat_ngram_size > 0
             || self.embedding_bias.is_some()
+            || self.guide.is_some()
             || (generated < self.min_tokens as usize && !self.end_ids.is_empty())
     }
 
     /// Whether the next token cannot be chosen from scaled logits alone, or only by who knows the tokens before.
     pub fn needs_host(&self, generated: usize) -> bool {
         let follows_tokens = self.top_p.is_some() && self.top_p_decay != 1.0 && self.top_p_reset_id.is_some();
-        self.edits_logits(generated) || follows_tokens
+        let narrowed = !self.is_greedy() && (self.min_p > 0.0 || self.typical_p < 1.0);
+        self.edits_logits(generated) || follows_tokens || narrowed
     }
 
     /// What logits are multiplied by: `1 / (temperature + 1e-6)`; 1 is "not set" and 0 is greedy, so both leave the
@@ -99,12 +107,14 @@ impl SamplingParams {
     }
 }
 
-/// Applies all passes to one row of logits `[V]`.
+/// Applies all passes but the guide's to one row of logits `[V]`.
 pub fn apply(logits: &mut [f32], params: &SamplingParams, history: &History<'_>) {
     if let Some(bias) = &params.embedding_bias {
         logits.iter_mut().zip(bias.iter()).for_each(|(logit, bias)| *logit += bias);
     }
-    scale(logits, params.inverse_temperature());
+    if params.order == PassOrder::TemperatureFirst {
+        scale(logits, params.inverse_temperature());
+    }
     if params.has_penalties() {
         penalize(logits, params, history.occurrences);
     }
@@ -113,6 +123,9 @@ pub fn apply(logits: &mut [f32], params: &SamplingParams, history: &History<'_>)
     }
     mask_repeated_ngrams(logits, params.no_repeat_ngram_size as usize, history.tokens);
     mask_bad_words(logits, &params.bad_words, history.tokens);
+    if params.order == PassOrder::PenaltiesFirst {
+        scale(logits, params.inverse_temperature());
+    }
 }
 
 /// `logits *= factor`, left alone by 1.

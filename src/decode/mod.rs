@@ -6,5 +6,5 @@ mod params;
 pub mod sample;
 mod stop;
 
-pub use params::{SamplingParams, StopCriteria};
+pub use params::{PassOrder, SamplingParams, StopCriteria};
 pub use stop::StopVerdict;

@@ -1,5 +1,6 @@
 //! What a request may say about its tokens.
 
+use super::guided::Guide;
 use super::logits::History;
 use crate::ids::TokenId;
 use std::borrow::Cow;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 
 /// How the next token is chosen. The default is greedy.
 ///
-/// The order of application is that of [`super::logits::apply`], then top-k and top-p.
+/// The order of application is that of [`super::logits::apply`], then min-p, top-k, top-p and typical-p.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Logits are divided by this, `>= 0`; 0 means greedy.
@@ -22,6 +23,13 @@ pub struct SamplingParams {
     pub top_p_min: f32,
     /// A token that brings `top_p` back to where it started.
     pub top_p_reset_id: Option<TokenId>,
+    /// Only tokens with at least this share of the largest probability, in `[0, 1]`; 0: no limit.
+    pub min_p: f32,
+    /// Smallest set, of what the others leave, of the tokens with the most typical information content whose mass reaches
+    /// this, in `(0, 1]`; 1: no limit.
+    pub typical_p: f32,
+    /// Whether penalties act before or after the temperature.
+    pub order: PassOrder,
     /// `> 0`; positive logits of seen tokens are divided by it, negative multiplied.
     pub repetition_penalty: f32,
     /// Subtracted once from the logit of each seen token.
@@ -42,8 +50,20 @@ pub struct SamplingParams {
     pub bad_words: Vec<Vec<TokenId>>,
     /// Masked while `min_tokens` is not reached.
     pub end_ids: Vec<TokenId>,
+    /// Which tokens may follow; `None`: all.
+    pub guide: Option<Guide>,
     /// Whether [`crate::step::SampledToken::log_prob`] is filled.
     pub log_probs: bool,
+}
+
+/// The two orders of the passes that serving systems have. They agree where the temperature is 1 or no penalty is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PassOrder {
+    /// Temperature, then penalties on the scaled logits; all penalties count the prompt.
+    #[default]
+    TemperatureFirst,
+    /// Penalties, then temperature; the presence and frequency penalties count generated tokens only.
+    PenaltiesFirst,
 }
 
 impl Default for SamplingParams {
@@ -55,6 +75,9 @@ impl Default for SamplingParams {
             top_p_decay: 1.0,
             top_p_min: 1e-6,
             top_p_reset_id: None,
+            min_p: 0.0,
+            typical_p: 1.0,
+            order: PassOrder::default(),
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
@@ -65,6 +88,7 @@ impl Default for SamplingParams {
             seed: 0,
             bad_words: Vec::new(),
             end_ids: Vec::new(),
+            guide: None,
             log_probs: false,
         }
     }

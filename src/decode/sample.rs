@@ -1,4 +1,5 @@
-//! Choosing one token from a row of processed logits: greedy, or drawn from the set that top-k and top-p leave.
+//! Choosing one token from a row of processed logits: greedy, or drawn from the set that min-p, top-k, top-p and typical-p
+//! leave.
 //!
 //! No sort of the vocabulary: top-k keeps a heap of k, top-p partitions by mass. Randomness is a function of the seed
 //! and the position, so a request draws the same numbers alone, in any batch and after a preemption.
@@ -36,7 +37,8 @@ impl SampleFault {
                 Error::internal(format!("the logit of token {token} is infinite: no token can be sampled"))
             }
             Self::NoToken => Error::invalid(
-                "bad_words, embedding_bias, no_repeat_ngram_size and min_tokens leave no token that could be sampled",
+                "bad_words, embedding_bias, no_repeat_ngram_size, min_tokens and the guide leave no token that could be \
+                 sampled",
             ),
         }
     }
@@ -75,9 +77,15 @@ pub fn choose(
     }
     collect_candidates(logits, max, params.top_k as usize, scratch);
     let candidates = &mut scratch.candidates;
+    if params.min_p > 0.0 {
+        candidates.retain(|candidate| candidate.weight >= params.min_p);
+    }
     if let Some(top_p) = params.top_p.filter(|&p| p < 1.0) {
         let kept = nucleus(candidates, f64::from(top_p));
         candidates.truncate(kept);
+    }
+    if params.typical_p < 1.0 {
+        keep_typical(candidates, f64::from(params.typical_p));
     }
     // Drawn in the order of ids: an order of selection would depend on the last bits of unrelated logits.
     if candidates.len() < logits.len() {
@@ -221,6 +229,27 @@ fn nucleus(candidates: &mut [Candidate], top_p: f64) -> usize {
         }
     }
     end.max(1)
+}
+
+/// Keeps the smallest set with at least `typical_p` of the mass of the candidates whose information content is closest
+/// to the entropy of all candidates.
+///
+/// Source: Meister et al., "Locally typical sampling", TACL 2023.
+fn keep_typical(candidates: &mut Vec<Candidate>, typical_p: f64) {
+    let mass: f64 = candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
+    let information = |candidate: &Candidate| -(f64::from(candidate.weight) / mass).ln();
+    candidates.retain(|candidate| candidate.weight > 0.0);
+    let entropy: f64 =
+        candidates.iter().map(|candidate| f64::from(candidate.weight) / mass * information(candidate)).sum();
+    let distance = |candidate: &Candidate| (information(candidate) - entropy).abs();
+    candidates.sort_unstable_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.id.cmp(&b.id)));
+    let mut cumulative = 0.0;
+    let before = candidates.iter().take_while(|candidate| {
+        cumulative += f64::from(candidate.weight);
+        cumulative < typical_p * mass
+    });
+    let kept = before.count() + 1;
+    candidates.truncate(kept);
 }
 
 /// The candidate in whose share of the mass `target` falls.

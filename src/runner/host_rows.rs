@@ -1,10 +1,19 @@
 //! Rows that the host samples: those whose passes need the sequence's history.
 
 use super::sequences::RunnerSequence;
+use crate::decode::SamplingParams;
 use crate::decode::logits;
 use crate::decode::sample::{SampleScratch, choose};
 use crate::device::{DType, RowSample, SharedDevice, Tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use std::borrow::Cow;
+
+/// What came out of a row.
+pub(super) struct HostSample {
+    pub(super) sample: RowSample,
+    /// Why the sequence's guide ends it.
+    pub(super) error: Option<Error>,
+}
 
 /// Samples single rows on the host.
 #[derive(Default)]
@@ -23,17 +32,30 @@ impl HostSampler {
         logits: &Tensor,
         row: usize,
         sequence: &mut RunnerSequence,
-    ) -> Result<RowSample> {
+    ) -> Result<HostSample> {
         let logits = logits.row_range(row, 1);
         self.bytes.resize(logits.bytes(), 0);
         device.download(&logits, &mut self.bytes)?;
         self.row.clear();
         self.row.extend(floats(&self.bytes));
-        logits::apply(&mut self.row, &sequence.sampling, &sequence.history());
-        let sampling = sequence.sampling.for_next(&sequence.history());
-        let sampled = RowSample(choose(&self.row, &sampling, sequence.tokens.len(), &mut self.scratch));
-        sequence.push(sampled.token());
-        Ok(sampled)
+        let (only_end, error) = match sequence.guide.as_mut().map(|guide| guide.mask()) {
+            None => (false, None),
+            Some(Ok(mask)) => {
+                mask.apply(&mut self.row);
+                (mask.only_end(), None)
+            }
+            Some(Err(error)) => (false, Some(error)),
+        };
+        let mut sampling = Cow::Borrowed(&sequence.sampling);
+        if only_end {
+            // A complete answer ends even if it is shorter than was asked for.
+            sampling = Cow::Owned(SamplingParams { min_tokens: 0, ..sampling.into_owned() });
+        }
+        logits::apply(&mut self.row, &sampling, &sequence.history());
+        let sampling = sampling.for_next(&sequence.history());
+        let sample = RowSample(choose(&self.row, &sampling, sequence.tokens.len(), &mut self.scratch));
+        sequence.push(sample.token());
+        Ok(HostSample { sample, error })
     }
 }
 

@@ -1,7 +1,7 @@
 //! A model on a device of this process.
 
 use super::graphs::Graphs;
-use super::host_rows::{HostSampler, download_rows};
+use super::host_rows::{HostSample, HostSampler, download_rows};
 use super::input::{StepInput, StepShape};
 use super::sequences::Sequences;
 use crate::device::{DType, KvLayer, RowSample, Sample, SharedDevice, Tensor, Transfers};
@@ -70,6 +70,8 @@ struct FlightRow {
     log_probs: bool,
     /// Known at once, when the host has sampled it.
     sampled: Option<RowSample>,
+    /// Why the sequence cannot go on whatever was sampled.
+    error: Option<Error>,
 }
 
 impl LocalExecutor {
@@ -168,7 +170,7 @@ impl LocalExecutor {
         for (row, chunk) in plan.chunks.iter().filter(|chunk| chunk.sample).enumerate() {
             let sequence = self.sequences.find_mut(chunk.seq)?;
             let (position, log_probs) = (sequence.tokens.len(), sequence.sampling.log_probs);
-            flight.rows.push(FlightRow { seq: chunk.seq, position, log_probs, sampled: None });
+            flight.rows.push(FlightRow { seq: chunk.seq, position, log_probs, sampled: None, error: None });
             if sequence.is_sampled_by_host() {
                 by_host.push(row);
             } else {
@@ -187,7 +189,8 @@ impl LocalExecutor {
         }
         for row in by_host {
             let sequence = self.sequences.find_mut(flight.rows[row].seq)?;
-            flight.rows[row].sampled = Some(self.host_sampler.sample(&self.device, logits, row, sequence)?);
+            let HostSample { sample, error } = self.host_sampler.sample(&self.device, logits, row, sequence)?;
+            (flight.rows[row].sampled, flight.rows[row].error) = (Some(sample), error);
         }
         Ok(())
     }
@@ -213,12 +216,13 @@ impl LocalExecutor {
                 }
                 (None, None) => return Err(Error::internal("a step has fewer results than rows")),
             };
-            output.rows.push(match sample.0 {
+            let outcome = match row.error {
+                Some(error) => Err(error),
+                None => sample.0.map_err(|fault| fault.into_error(self.limits.vocab_size)),
+            };
+            output.rows.push(match outcome {
                 Ok(token) => SampledRow { seq: row.seq, tokens: vec![token], error: None },
-                Err(fault) => {
-                    let error = fault.into_error(self.limits.vocab_size);
-                    SampledRow { seq: row.seq, tokens: Vec::new(), error: Some(error) }
-                }
+                Err(error) => SampledRow { seq: row.seq, tokens: Vec::new(), error: Some(error) },
             });
         }
         self.finished.push_back(output);

@@ -1,6 +1,7 @@
 //! Runs plans: one rank's model, memory and sampler behind [`crate::step::Executor`].
 
 mod graphs;
+mod guided;
 mod host_rows;
 mod input;
 mod load;

@@ -1,5 +1,6 @@
 //! What the runner remembers of each sequence between steps.
 
+use super::guided::GuideRow;
 use crate::decode::SamplingParams;
 use crate::decode::logits::{History, Occurrences};
 use crate::error::{Error, Result};
@@ -15,6 +16,8 @@ pub(super) struct RunnerSequence {
     pub(super) blocks: Vec<BlockId>,
     pub(super) sampling: SamplingParams,
     prompt_len: usize,
+    /// Has taken all generated tokens that are known.
+    pub(super) guide: Option<GuideRow>,
     occurrences: Occurrences,
 }
 
@@ -28,6 +31,7 @@ impl RunnerSequence {
             prompt_len: new.prompt.len(),
             tokens: new.prompt,
             blocks: Vec::new(),
+            guide: GuideRow::start(&new.sampling),
             sampling: new.sampling,
             occurrences,
         }
@@ -47,6 +51,9 @@ impl RunnerSequence {
     pub(super) fn push(&mut self, token: TokenId) {
         if self.sampling.has_penalties() {
             self.occurrences.add(token);
+        }
+        if let Some(guide) = &mut self.guide {
+            guide.advance(token);
         }
         self.tokens.push(token);
     }

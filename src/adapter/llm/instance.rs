@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::active::{Active, Control};
 use super::fatal::FatalExit;
+use super::guides::GuideStore;
 use super::metrics::{InstanceMetrics, Updater, idle_snapshot};
 use super::request::{Call, Generate, Rules};
 use super::responder::{OpenCall, Responder, RowSink};
@@ -24,6 +25,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Serves requests with one engine.
 pub struct LlmInstance {
     rules: Arc<Rules>,
+    /// There where requests can be guided.
+    guides: Option<GuideStore>,
     engine: Engine,
     active: Arc<Active>,
     next_call: AtomicU64,
@@ -46,6 +49,7 @@ impl LlmInstance {
     /// `Internal` when there is no thread.
     pub fn start(
         rules: Arc<Rules>,
+        guides: Option<GuideStore>,
         engine: Engine,
         metrics: InstanceMetrics,
         period: StatsPeriod,
@@ -57,7 +61,7 @@ impl LlmInstance {
         metrics.update(idle_snapshot(&engine));
         let updater = period.map(|period| Updater::start(metrics, engine.clone(), period)).transpose()?;
         let threads = Mutex::new(Some(Threads { _updater: updater, responder }));
-        Ok(Self { rules, engine, active, next_call: AtomicU64::new(0), threads })
+        Ok(Self { rules, guides, engine, active, next_call: AtomicU64::new(0), threads })
     }
 
     fn serve(&self, request: Request) {
@@ -127,10 +131,27 @@ impl LlmInstance {
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         let sinks = responder.open(call, open, &sequences);
         let boxed = |sink: RowSink| -> Box<dyn RequestSink> { Box::new(sink) };
-        let requests = items.into_iter().map(|item| item.request).zip(sinks.into_iter().map(boxed)).collect();
-        if let Err(error) = self.engine.submit_all(requests) {
-            responder.refuse(call, error);
-        }
+        let (sources, requests): (Vec<_>, Vec<_>) = items.into_iter().map(|item| (item.guide, item.request)).unzip();
+        let mut requests: Vec<_> = requests.into_iter().zip(sinks.into_iter().map(boxed)).collect();
+        let refusal = responder.refusal(call);
+        let given: Vec<_> = sources.iter().flatten().cloned().collect();
+        let Some(guides) = self.guides.as_ref().filter(|_| !given.is_empty()) else {
+            if let Err(error) = self.engine.submit_all(requests) {
+                refusal.send(error);
+            }
+            return;
+        };
+        let engine = self.engine.clone();
+        guides.resolve(given, move |guides| {
+            let submitted = guides.and_then(|guides| {
+                let guided = requests.iter_mut().zip(&sources).filter(|(_, source)| source.is_some());
+                guided.zip(guides).for_each(|(((request, _), _), guide)| request.sampling.guide = Some(guide));
+                engine.submit_all(requests)
+            });
+            if let Err(error) = submitted {
+                refusal.send(error);
+            }
+        });
     }
 }
 

@@ -5,6 +5,7 @@ mod cache;
 mod checkpoint;
 mod complete;
 mod fatal;
+mod guides;
 mod inputs;
 mod instance;
 mod metrics;
@@ -29,13 +30,15 @@ pub use open::{ExecutorSource, ModelExecutor};
 pub use template::config_template;
 pub use tensors::{INPUTS, InputRow, OUTPUTS, OutputRow, tensors_markdown};
 
+use guides::{GuideStore, guide_tokenizer};
 use metrics::ModelMetrics;
 use open::Opened;
 use request::{Rules, TextRules};
 use terms::TermRules;
 
 use crate::adapter::tokenizer;
-use crate::config::{BatchingType, Parameters};
+use crate::config::{BatchingType, Parameters, SamplingOrder};
+use crate::decode::PassOrder;
 use crate::error::{Result, ResultExt};
 use crate::text::Tokenizer;
 use crate::triton::{Instance, InstanceHandler, Model, ModelHandler};
@@ -48,6 +51,8 @@ pub struct LlmModel {
     batching: BatchingType,
     model_dir: PathBuf,
     tokenizer: Option<Arc<Tokenizer>>,
+    /// Says what tokens stand for in guided decoding; or why there is none.
+    guided: std::result::Result<Arc<Tokenizer>, String>,
     metrics: Arc<ModelMetrics>,
     source: ExecutorSource,
     /// Instances so far: each takes the next number.
@@ -65,6 +70,7 @@ impl LlmModel {
         let model_dir = PathBuf::from(parameters.model_dir(&version_dir(model))?);
         tracing::info!("{}: {}", model.name, parameters.effective_values());
         let tokenizer = load_tokenizer(&parameters, &model_dir)?;
+        let guided = guide_tokenizer(&parameters, tokenizer.as_ref())?;
         let metrics = Arc::new(ModelMetrics::register(&model.name, model.version, batching)?);
         let config = model.config.clone();
         Ok(Self {
@@ -74,6 +80,7 @@ impl LlmModel {
             batching,
             model_dir,
             tokenizer,
+            guided,
             metrics,
             source,
             instances: AtomicUsize::new(0),
@@ -83,10 +90,14 @@ impl LlmModel {
     fn rules(&self, opened: &Opened) -> Rules {
         let parameters = &self.parameters;
         let vocab_size = opened.vocab_size;
-        let text = self.tokenizer.clone().map(|tokenizer| {
+        let end_ids = |tokenizer: &Tokenizer| {
             let mut end_ids = tokenizer.eos_ids().to_vec();
             end_ids.extend(opened.end_ids.iter().filter(|id| !tokenizer.eos_ids().contains(id)));
             end_ids.retain(|&id| usize::try_from(id).is_ok_and(|id| id < vocab_size));
+            end_ids
+        };
+        let text = self.tokenizer.clone().map(|tokenizer| {
+            let end_ids = end_ids(&tokenizer);
             TextRules {
                 tokenizer,
                 add_special_tokens: parameters.add_special_tokens.value.0,
@@ -101,6 +112,11 @@ impl LlmModel {
             batching: self.batching,
             exclude_input: parameters.exclude_input_in_output.value,
             normalize_log_probs: parameters.normalize_log_probs.value,
+            order: match parameters.sampling_order.value {
+                SamplingOrder::TensorRtLlm => PassOrder::TemperatureFirst,
+                SamplingOrder::OpenAi => PassOrder::PenaltiesFirst,
+            },
+            guided: self.guided.as_ref().map(|tokenizer| end_ids(tokenizer)).map_err(Clone::clone),
             vocab_size,
             text,
             max_sequences: opened.max_sequences,
@@ -125,11 +141,12 @@ impl ModelHandler for LlmModel {
         let executor = (self.source)(&self.parameters, &self.model_dir, number)?;
         let opened = Opened::start(executor, &self.parameters, self.batching, self.max_queue_requests())?;
         let rules = Arc::new(self.rules(&opened));
+        let guides = self.guided.clone().ok().map(|tokenizer| GuideStore::new(tokenizer, opened.vocab_size));
         let period_ms = self.parameters.stats_check_period_ms.value.max(1) as u64;
         let period = (self.parameters.iter_stats_max_iterations.value > 0).then(|| Duration::from_millis(period_ms));
         tracing::info!("{}: instance {} is ready", self.name, instance.name());
         let fatal = self.parameters.fatal_action.value;
-        Ok(Arc::new(LlmInstance::start(rules, opened.engine, self.metrics.instance(), period, fatal)?))
+        Ok(Arc::new(LlmInstance::start(rules, guides, opened.engine, self.metrics.instance(), period, fatal)?))
     }
 }
 

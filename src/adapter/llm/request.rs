@@ -7,7 +7,8 @@ use super::inputs::Inputs;
 use super::terms::TermRules;
 use super::wanted::Wanted;
 use crate::config::BatchingType;
-use crate::decode::{SamplingParams, StopCriteria};
+use crate::decode::guided::{GuideKind, GuideSource};
+use crate::decode::{PassOrder, SamplingParams, StopCriteria};
 use crate::engine;
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::TokenId;
@@ -28,6 +29,9 @@ pub struct Rules {
     pub exclude_input: bool,
     /// Whether log-probabilities of sampled tokens are relative to the candidates of top-k and top-p.
     pub normalize_log_probs: bool,
+    pub order: PassOrder,
+    /// Tokens that end a guided answer whose request has no `end_id`; or why nothing can be guided.
+    pub guided: std::result::Result<Vec<TokenId>, String>,
     /// Token ids are `0..vocab_size`.
     pub vocab_size: usize,
     pub text: Option<TextRules>,
@@ -80,6 +84,8 @@ pub struct Item {
     /// Whether the prompt precedes the answer.
     pub echo: bool,
     pub log_probs: Option<LogProbs>,
+    /// Becomes the guide of the request.
+    pub guide: Option<GuideSource>,
     /// Texts that end the sequence.
     pub stop_texts: Option<Arc<StopStrings>>,
 }
@@ -148,6 +154,7 @@ impl Reader<'_> {
     fn items(&self, row: usize) -> Result<Vec<Item>> {
         let prompt = self.prompt(row)?;
         let mut sampling = self.sampling(row)?;
+        let guide = self.guide(row, &mut sampling)?;
         let stop = self.stop(row, &sampling)?;
         sampling.bad_words = self.bad_words(row)?;
         let log_probs = self.log_probs(row, &mut sampling)?;
@@ -173,6 +180,7 @@ impl Reader<'_> {
             first_sequence: first as i32,
             echo: !self.streaming && !exclude,
             log_probs,
+            guide: guide.clone(),
             stop_texts: stop_texts.clone(),
         };
         Ok((0..sequences).step_by(self.rules.max_sequences).map(item).collect())
@@ -238,6 +246,11 @@ impl Reader<'_> {
                 .float("runtime_top_p_min", row, "0 to 1", |min| (0.0..=1.0).contains(&min))?
                 .unwrap_or(default.top_p_min),
             top_p_reset_id: self.int("runtime_top_p_reset_ids", row, 0)?.map(|id| id as TokenId),
+            min_p: self.float("min_p", row, "0 to 1", |p| (0.0..=1.0).contains(&p))?.unwrap_or(default.min_p),
+            typical_p: self
+                .float("typical_p", row, "more than 0 and at most 1", |p| p > 0.0 && p <= 1.0)?
+                .unwrap_or(default.typical_p),
+            order: self.rules.order,
             prompt_ignore_length: self.int("prompt_ignore_length", row, 0)?.unwrap_or(0),
             no_repeat_ngram_size: self.int("no_repeat_ngram_size", row, 0)?.unwrap_or(0),
             embedding_bias: self.embedding_bias(row)?,
@@ -246,6 +259,40 @@ impl Reader<'_> {
             end_ids: self.end_ids(row)?,
             ..default
         })
+    }
+
+    /// What the answer must follow. It ends by itself, so it needs an end token.
+    fn guide(&self, row: usize, sampling: &mut SamplingParams) -> Result<Option<GuideSource>> {
+        const KIND: &str = "guided_decoding_guide_type";
+        let one = |name: &str| match self.inputs.texts(name, row)?[..] {
+            [] | [""] => Ok(None),
+            [text] => Ok(Some(text.to_owned())),
+            _ => Err(Error::invalid(format!("Invalid size for tensor {name}: expected one text for each batch item"))),
+        };
+        let (kind, text) = (one(KIND)?, one("guided_decoding_guide")?);
+        let Some(kind) = kind else {
+            return match text {
+                None => Ok(None),
+                Some(_) => Err(Error::invalid(format!("guided_decoding_guide is given without {KIND}"))),
+            };
+        };
+        let kind = GuideKind::parse(&kind).context(KIND)?;
+        let end_ids = self.rules.guided.as_ref().map_err(|reason| {
+            Error::unsupported(format!("{KIND} is {}, but guided decoding is not available: {reason}", kind.word()))
+        })?;
+        if text.is_none() && !matches!(kind, GuideKind::Json | GuideKind::Regex) {
+            return Err(Error::invalid(format!("guided_decoding_guide is missing: {KIND} is {}", kind.word())));
+        }
+        if sampling.end_ids.is_empty() {
+            sampling.end_ids.clone_from(end_ids);
+        }
+        if sampling.end_ids.is_empty() {
+            return Err(Error::invalid(format!(
+                "{KIND} is {}, which needs an end_id: the tokenizer has none",
+                kind.word()
+            )));
+        }
+        Ok(Some(GuideSource { kind, text: text.unwrap_or_default() }))
     }
 
     /// -∞ forbids a token.
@@ -321,9 +368,7 @@ impl Reader<'_> {
             return Ok(None);
         }
         sampling.log_probs = true;
-        let greedy =
-            sampling.top_k == 1 || sampling.temperature == 0.0 || (sampling.top_k == 0 && sampling.top_p.is_none());
-        let relative = self.rules.normalize_log_probs && !greedy;
+        let relative = self.rules.normalize_log_probs && !sampling.is_greedy();
         Ok(Some(if relative { LogProbs::Candidates } else { LogProbs::Full }))
     }
 

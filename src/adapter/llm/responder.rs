@@ -37,7 +37,7 @@ pub struct OpenCall {
 
 enum Event {
     Open(u64, Box<OpenCall>),
-    /// The engine refused the sequences: all or none are accepted.
+    /// The sequences were refused: all or none are accepted.
     Refused(u64, Error),
     Delta(u64, usize, Delta),
 }
@@ -103,10 +103,23 @@ impl Responder {
         sinks
     }
 
-    /// Answers a request whose sequences the engine refused.
-    pub fn refuse(&self, call: u64, error: Error) {
+    /// What answers the request should its sequences not be accepted.
+    pub fn refusal(&self, call: u64) -> Refusal {
+        Refusal { call, events: self.events.clone() }
+    }
+}
+
+/// The right to refuse one request.
+pub struct Refusal {
+    call: u64,
+    events: Option<Sender<Event>>,
+}
+
+impl Refusal {
+    /// Answers the request with an error.
+    pub fn send(self, error: Error) {
         if let Some(events) = &self.events {
-            let _ = events.send(Event::Refused(call, error));
+            let _ = events.send(Event::Refused(self.call, error));
         }
     }
 }

@@ -54,6 +54,7 @@ const TEMPLATE_PARAMETERS: &[(&str, &str)] = &[
     ("speculative_decoding_fast_logits", "${speculative_decoding_fast_logits}"),
     ("guided_decoding_backend", "${guided_decoding_backend}"),
     ("xgrammar_tokenizer_info_path", "${xgrammar_tokenizer_info_path}"),
+    ("sampling_order", "${sampling_order}"),
 ];
 
 const HEAD: &str = r#"# The LLM: tokens or text in, tokens or text out. Placeholders that are not filled have their defaults, except

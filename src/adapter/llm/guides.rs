@@ -1,0 +1,238 @@
+//! Guides of one model: compiled on threads of their own, and kept while there is room.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use parking_lot::Mutex;
+use serde_json::Value;
+
+use crate::config::{GuidedBackend, Parameters};
+use crate::decode::guided::{COMPILE_STACK_BYTES, Guide, GuideSource, GuideToken, Guides};
+use crate::error::{Error, Result, ResultExt};
+use crate::ids::TokenId;
+use crate::text::{Tokenizer, TokenizerFiles, Vocabulary};
+
+/// Most guides that are kept, and most bytes of their texts.
+const CACHED_GUIDES: usize = 512;
+const CACHED_BYTES: usize = 16 << 20;
+
+/// Most requests whose guides wait to be compiled.
+const QUEUE: usize = 4096;
+
+/// Threads of a model that compile.
+const THREADS: usize = 2;
+
+/// What is called with the guides of a request, on another thread unless all of them are known.
+type Then = Box<dyn FnOnce(Result<Vec<Guide>>) + Send>;
+
+struct Job {
+    sources: Vec<GuideSource>,
+    then: Then,
+}
+
+/// Where guides come from.
+pub struct GuideStore {
+    shared: Arc<Shared>,
+    jobs: OnceLock<SyncSender<Job>>,
+}
+
+struct Shared {
+    tokenizer: Arc<Tokenizer>,
+    vocab_size: usize,
+    /// Made for the first guide: it takes a second for a large vocabulary.
+    guides: OnceLock<Result<Guides>>,
+    cache: Mutex<Cache>,
+}
+
+impl GuideStore {
+    /// `tokenizer` says what the tokens of a vocabulary of `vocab_size` stand for.
+    pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize) -> Self {
+        let shared = Shared { tokenizer, vocab_size, guides: OnceLock::new(), cache: Mutex::default() };
+        Self { shared: Arc::new(shared), jobs: OnceLock::new() }
+    }
+
+    /// Calls `then` with the guides, in the order of `sources`; at once if all of them are kept.
+    pub fn resolve(&self, sources: Vec<GuideSource>, then: impl FnOnce(Result<Vec<Guide>>) + Send + 'static) {
+        let known: Option<Vec<_>> = {
+            let mut cache = self.shared.cache.lock();
+            sources.iter().map(|source| cache.find(source)).collect()
+        };
+        if let Some(guides) = known {
+            return then(Ok(guides));
+        }
+        let jobs = self.jobs.get_or_init(|| start(&self.shared));
+        let refused = match jobs.try_send(Job { sources, then: Box::new(then) }) {
+            Ok(()) => return,
+            Err(TrySendError::Full(job)) => (job, format!("{QUEUE} guides wait to be compiled, try again later")),
+            Err(TrySendError::Disconnected(job)) => (job, "there is no thread that compiles guides".to_owned()),
+        };
+        (refused.0.then)(Err(Error::unavailable(refused.1)));
+    }
+}
+
+/// The threads end when the store is gone.
+fn start(shared: &Arc<Shared>) -> SyncSender<Job> {
+    let (jobs, queue) = sync_channel::<Job>(QUEUE);
+    let queue = Arc::new(Mutex::new(queue));
+    for index in 0..THREADS {
+        let (shared, queue) = (shared.clone(), queue.clone());
+        let work = move || run(&shared, &queue);
+        let thread = thread::Builder::new().name(format!("compile-{index}")).stack_size(COMPILE_STACK_BYTES);
+        if let Err(error) = thread.spawn(work) {
+            tracing::error!("cannot start a thread that compiles guides: {error}");
+        }
+    }
+    jobs
+}
+
+fn run(shared: &Shared, queue: &Mutex<Receiver<Job>>) {
+    loop {
+        let job = queue.lock().recv();
+        let Ok(Job { sources, then }) = job else { return };
+        let guides = catch_unwind(AssertUnwindSafe(|| sources.iter().map(|source| shared.guide(source)).collect()));
+        let guides = guides.unwrap_or_else(|_| Err(Error::internal("compiling the guide failed")));
+        if catch_unwind(AssertUnwindSafe(|| then(guides))).is_err() {
+            tracing::error!("submitting a guided request panicked");
+        }
+    }
+}
+
+impl Shared {
+    fn guide(&self, source: &GuideSource) -> Result<Guide> {
+        if let Some(guide) = self.cache.lock().find(source) {
+            return Ok(guide);
+        }
+        let guides = self.guides.get_or_init(|| Guides::new(&guide_tokens(&self.tokenizer, self.vocab_size)));
+        let guide = guides.as_ref().map_err(Clone::clone)?.compile(source).context("guided_decoding_guide")?;
+        self.cache.lock().insert(guide.clone());
+        Ok(guide)
+    }
+}
+
+fn guide_tokens(tokenizer: &Tokenizer, vocab_size: usize) -> Vec<GuideToken> {
+    let token = |id: usize| {
+        let bytes = tokenizer.token_bytes(id as TokenId).unwrap_or_default();
+        match tokenizer.is_special(id as TokenId) {
+            true => GuideToken::Special(String::from_utf8_lossy(bytes).into_owned()),
+            false => GuideToken::Text(bytes.to_vec()),
+        }
+    };
+    (0..vocab_size).map(token).collect()
+}
+
+/// The guides that were used last.
+#[derive(Default)]
+struct Cache {
+    guides: HashMap<GuideSource, (Guide, u64)>,
+    bytes: usize,
+    uses: u64,
+}
+
+impl Cache {
+    fn find(&mut self, source: &GuideSource) -> Option<Guide> {
+        self.uses += 1;
+        let (guide, used) = self.guides.get_mut(source)?;
+        *used = self.uses;
+        Some(guide.clone())
+    }
+
+    fn insert(&mut self, guide: Guide) {
+        self.uses += 1;
+        let source = guide.source().clone();
+        self.bytes += guide.source_bytes();
+        if let Some((old, _)) = self.guides.insert(source, (guide, self.uses)) {
+            self.bytes -= old.source_bytes();
+        }
+        while self.guides.len() > 1 && (self.guides.len() > CACHED_GUIDES || self.bytes > CACHED_BYTES) {
+            let oldest = self.guides.iter().min_by_key(|(_, (_, used))| *used).map(|(source, _)| source.clone());
+            let Some(oldest) = oldest else { return };
+            if let Some((guide, _)) = self.guides.remove(&oldest) {
+                self.bytes -= guide.source_bytes();
+            }
+        }
+    }
+}
+
+/// The tokenizer that guided decoding takes its vocabulary from: the model's own, else that of upstream's file; or why
+/// there is none.
+///
+/// # Errors
+/// A file that is given and needed, and does not load.
+pub fn guide_tokenizer(
+    parameters: &Parameters,
+    tokenizer: Option<&Arc<Tokenizer>>,
+) -> Result<std::result::Result<Arc<Tokenizer>, String>> {
+    if parameters.guided_decoding_backend.value == Some(GuidedBackend::Off) {
+        return Ok(Err("guided_decoding_backend is off".to_owned()));
+    }
+    if let Some(tokenizer) = tokenizer {
+        return Ok(Ok(tokenizer.clone()));
+    }
+    let Some(path) = parameters.xgrammar_tokenizer_info_path.value.as_deref() else {
+        return Ok(Err("the model has no tokenizer: set tokenizer_dir or xgrammar_tokenizer_info_path".to_owned()));
+    };
+    if !Path::new(path).exists() {
+        tracing::warn!("xgrammar_tokenizer_info_path is {path:?}, which does not exist: no guided decoding");
+        return Ok(Err(format!("xgrammar_tokenizer_info_path is {path:?}, which does not exist")));
+    }
+    let tokenizer = read_info(path).context("xgrammar_tokenizer_info_path")?;
+    Ok(Ok(Arc::new(tokenizer)))
+}
+
+/// Upstream's description of a tokenizer: a JSON object whose `tokenizer_str` is the text of a `tokenizer.json`.
+fn read_info(path: &str) -> Result<Tokenizer> {
+    let wrong = |reason: String| Error::invalid(format!("{path:?}: {reason}"));
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let info: Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let tokenizer = info["tokenizer_str"].as_str().ok_or_else(|| wrong("tokenizer_str is missing".to_owned()))?;
+    let stop_ids = &info["stop_token_ids"];
+    Tokenizer::new(&TokenizerFiles {
+        tokenizer: Vocabulary::Json(tokenizer.to_owned()),
+        generation_config: stop_ids.is_array().then(|| serde_json::json!({ "eos_token_id": stop_ids }).to_string()),
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::guided::GuideKind;
+    use std::sync::mpsc::channel;
+
+    fn store() -> GuideStore {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/bytelevel");
+        GuideStore::new(Arc::new(Tokenizer::load(&path).unwrap()), 300)
+    }
+
+    fn resolve(store: &GuideStore, text: &str) -> Result<Guide> {
+        let (done, result) = channel();
+        let source = GuideSource { kind: GuideKind::Regex, text: text.to_owned() };
+        store.resolve(vec![source], move |guides| done.send(guides).unwrap());
+        result.recv().unwrap().map(|guides| guides[0].clone())
+    }
+
+    #[test]
+    fn a_guide_is_compiled_once() {
+        let store = store();
+        assert_eq!(resolve(&store, "a+").unwrap(), resolve(&store, "a+").unwrap());
+        assert!(resolve(&store, "a(").unwrap_err().message().starts_with("guided_decoding_guide: the regex guide"));
+    }
+
+    #[test]
+    fn t09_the_guides_that_are_kept_are_bounded() {
+        let store = store();
+        let first = resolve(&store, "kept").unwrap();
+        for number in 0..CACHED_GUIDES + 100 {
+            resolve(&store, &format!("x{number}")).unwrap();
+            if number % 100 == 0 {
+                resolve(&store, "kept").unwrap();
+            }
+        }
+        assert!(store.shared.cache.lock().guides.len() <= CACHED_GUIDES);
+        assert_eq!(resolve(&store, "kept").unwrap(), first);
+    }
+}
