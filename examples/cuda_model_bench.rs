@@ -59,6 +59,7 @@ impl Bench {
                 keep_blocks: 0,
                 append_blocks: (0..blocks).map(|b| BlockId((b * batch + i) as u32)).collect(),
                 sample,
+                inspect: Default::default(),
             });
             let chunks = chunks.collect();
             let announced = new.drain(..members.len()).collect();
@@ -74,6 +75,7 @@ impl Bench {
                 keep_blocks: blocks,
                 append_blocks: Vec::new(),
                 sample,
+                inspect: Default::default(),
             });
             let chunks = chunks.collect();
             times.push(self.run(Vec::new(), chunks, Vec::new())?);
@@ -91,7 +93,8 @@ impl Bench {
             let new = self.sequences(1, len);
             let seq = new[0].seq;
             let append_blocks = (0..len.div_ceil(BLOCK)).map(|b| BlockId(b as u32)).collect();
-            let chunk = Chunk { seq, start: 0, len, keep_blocks: 0, append_blocks, sample: true };
+            let chunk =
+                Chunk { seq, start: 0, len, keep_blocks: 0, append_blocks, sample: true, inspect: Default::default() };
             times.push(self.run(new, vec![chunk], Vec::new())?);
             self.run(Vec::new(), Vec::new(), vec![seq])?;
         }

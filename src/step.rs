@@ -43,6 +43,26 @@ pub struct Chunk {
     pub append_blocks: Vec<BlockId>,
     /// Whether a token is sampled from the logits of the chunk's last position. The runner appends it to the sequence.
     pub sample: bool,
+    /// What else is read of the logits of the chunk's last positions.
+    pub inspect: Inspect,
+}
+
+impl Chunk {
+    /// Rows of logits that the chunk computes: those of its last positions.
+    pub fn rows(&self) -> usize {
+        self.inspect.positions.max(usize::from(self.sample))
+    }
+}
+
+/// What is read of a chunk's logits besides a sampled token; the default is nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inspect {
+    /// The last positions of the chunk that are read, 0 to its length.
+    pub positions: usize,
+    /// Whether the rows themselves come back.
+    pub logits: bool,
+    /// Whether the log-probability comes back of the token that follows each position, as far as there is one.
+    pub next_log_probs: bool,
 }
 
 /// Copies the first `num_tokens` slots of a block, in every layer, keys and values.
@@ -53,11 +73,27 @@ pub struct BlockCopy {
     pub num_tokens: usize,
 }
 
-/// What one step produced: one row for each chunk with `sample`, in plan order.
+/// What one step produced.
 #[derive(Clone, Debug, Default)]
 pub struct StepOutput {
     pub step: u64,
+    /// One for each chunk with `sample`, in plan order.
     pub rows: Vec<SampledRow>,
+    /// One for each chunk that is inspected, in plan order.
+    pub inspections: Vec<Inspection>,
+}
+
+/// What was read of a chunk's logits, before any pass changed them. V vocabulary.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inspection {
+    pub seq: SeqId,
+    /// The position of the first row.
+    pub start: usize,
+    /// `[V]` for each position, when they were asked for.
+    pub logits: Vec<Vec<f32>>,
+    /// Natural log-probabilities of the tokens at `start + 1` and on, when they were asked for: one for each position, but
+    /// for the last one of a chunk that samples, whose next token [`SampledToken::log_prob`] speaks of.
+    pub next_log_probs: Vec<f32>,
 }
 
 /// The tokens of one sequence in one step: one, or more with speculation.
@@ -98,6 +134,8 @@ pub struct ExecutorLimits {
     pub max_step_tokens: usize,
     /// Most chunks in one step.
     pub max_step_sequences: usize,
+    /// Most rows of logits in one step (sum of [`Chunk::rows`]); at least `max_step_sequences`.
+    pub max_step_rows: usize,
     /// Longest sequence, prompt and output together.
     pub max_seq_len_tokens: usize,
     /// Token ids are `0..vocab_size`.

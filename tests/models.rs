@@ -11,5 +11,7 @@ mod engine;
 mod formats;
 #[path = "models/golden.rs"]
 mod golden;
+#[path = "models/inspect.rs"]
+mod inspect;
 #[path = "models/sampling.rs"]
 mod sampling;

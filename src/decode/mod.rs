@@ -3,6 +3,7 @@
 pub mod guided;
 pub mod logits;
 mod params;
+pub mod rank;
 pub mod sample;
 mod stop;
 

@@ -69,7 +69,8 @@ impl SchedulerBench {
         let tokens = vec![SampledToken { id: (self.now_ns % 1000) as TokenId, log_prob: None }];
         let sampled = plan.chunks.iter().filter(|chunk| chunk.sample);
         let row = |seq| SampledRow { seq, tokens: tokens.clone(), error: None };
-        let output = StepOutput { step: plan.step, rows: sampled.map(|chunk| row(chunk.seq)).collect() };
+        let rows = sampled.map(|chunk| row(chunk.seq)).collect();
+        let output = StepOutput { step: plan.step, rows, inspections: Vec::new() };
         let resumed = counter();
         self.scheduler.update(&plan, &output, self.now_ns, &mut self.deltas)?;
         let cost = scheduled - start + counter() - resumed;
@@ -105,6 +106,7 @@ fn limits(running: usize, num_blocks: usize) -> ExecutorLimits {
         block_size_tokens: BLOCK_SIZE_TOKENS,
         max_step_tokens: 8192.max(running),
         max_step_sequences: running,
+        max_step_rows: running,
         max_seq_len_tokens: MAX_SEQ_LEN_TOKENS,
         vocab_size: 1 << 20,
         pipeline_depth: 1,

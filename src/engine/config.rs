@@ -82,7 +82,7 @@ impl EngineConfig {
         if !block.is_power_of_two() || limits.num_blocks == 0 || limits.pipeline_depth == 0 || limits.vocab_size == 0 {
             return Err(Error::internal(format!("the executor reports impossible limits: {limits:?}")));
         }
-        within("max_batch_size", self.max_batch_size, 1, limits.max_step_sequences)?;
+        within("max_batch_size", self.max_batch_size, 1, limits.max_step_sequences.min(limits.max_step_rows))?;
         within("max_step_tokens", self.max_step_tokens, 1, limits.max_step_tokens)?;
         within("max_seq_len", self.max_seq_len, 2, limits.max_seq_len_tokens)?;
         within("max_input_len", self.max_input_len, 1, self.max_seq_len)?;

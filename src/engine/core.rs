@@ -11,14 +11,14 @@ use super::clients::{Client, Clients};
 use super::config::EngineConfig;
 use super::events::{KvEventBatch, KvEvents};
 use super::gate::{Charge, Gate, failed_request};
-use super::request::{Delta, FinishReason, Request, RequestSink, RequestStats};
+use super::request::{Delta, DeltaLogits, FinishReason, Request, RequestSink, RequestStats};
 use super::scheduler::{PlanStats, Scheduler};
-use super::sequence::SeqDelta;
+use super::sequence::{Inspected, SeqDelta};
 use super::sink::{FinalSink, Ledger, panic_text};
 use super::stats::{EngineStats, EngineTotals, IterationStats, KvStats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::RequestId;
-use crate::step::{Executor, ExecutorLimits, StepOutput, StepPlan};
+use crate::step::{Executor, ExecutorLimits, Inspection, StepOutput, StepPlan};
 
 /// Least time between two checks of all invariants when the engine goes idle.
 const AUDIT_INTERVAL_NS: u64 = 1_000_000_000;
@@ -300,12 +300,12 @@ impl EngineCore {
 
     fn collect(&mut self, clock: &dyn Fn() -> u64) -> Result<()> {
         let Some(plan) = self.in_flight.pop_front() else { return Ok(()) };
-        let output = self.executor.collect()?;
+        let mut output = self.executor.collect()?;
         self.now_ns = clock();
         let mut deltas = std::mem::take(&mut self.deltas);
         let plan_stats = self.scheduler.update(&plan, &output, self.now_ns, &mut deltas)?;
         self.iteration += 1;
-        let finished: Vec<_> = deltas.drain(..).filter_map(|delta| self.deliver(delta, &output)).collect();
+        let finished: Vec<_> = deltas.drain(..).filter_map(|delta| self.deliver(delta, &mut output)).collect();
         self.deltas = deltas;
         self.publish(plan_stats);
         for (client, delta) in finished {
@@ -316,16 +316,20 @@ impl EngineCore {
 
     /// Passes new tokens on. The last delta of a request is returned instead, so that whoever hears of the end finds it
     /// in the statistics.
-    fn deliver(&mut self, seq_delta: SeqDelta, output: &StepOutput) -> Option<(Client, Delta)> {
-        let SeqDelta { address, row, accepted, stats, finish } = seq_delta;
-        let tokens = &output.rows[row].tokens[..accepted];
+    fn deliver(&mut self, seq_delta: SeqDelta, output: &mut StepOutput) -> Option<(Client, Delta)> {
+        let SeqDelta { address, row, accepted, inspected, stats, finish } = seq_delta;
+        let tokens = row.map_or(&[][..], |row| &output.rows[row].tokens[..accepted]);
         let mut delta = Delta {
             sequence_index: address.index as usize,
             tokens: tokens.iter().map(|token| token.id).collect(),
             log_probs: tokens.iter().filter_map(|token| token.log_prob).collect(),
             stats,
             finish,
+            ..Delta::default()
         };
+        if let Some(inspected) = inspected {
+            delta.logits = Some(Box::new(inspected_logits(&inspected, &mut output.inspections[inspected.number])));
+        }
         self.totals.generated_tokens += accepted as u64;
         let client = self.clients.get_mut(address.client)?;
         let Some(finish) = &mut delta.finish else {
@@ -474,6 +478,14 @@ impl EngineCore {
     }
 }
 
+fn inspected_logits(inspected: &Inspected, inspection: &mut Inspection) -> DeltaLogits {
+    let generation = inspection.logits[inspected.generation.clone()].to_vec();
+    let prompt_log_probs = inspection.next_log_probs[..inspected.prompt_log_probs].to_vec();
+    let mut context = std::mem::take(&mut inspection.logits);
+    context.truncate(inspected.context);
+    DeltaLogits { context, generation, prompt_log_probs }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fake::FakeExecutor;
@@ -492,6 +504,7 @@ mod tests {
             block_size_tokens: 4,
             max_step_tokens: 16,
             max_step_sequences: 2,
+            max_step_rows: 2,
             max_seq_len_tokens: 16,
             vocab_size: 8,
             pipeline_depth: 1,

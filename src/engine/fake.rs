@@ -4,11 +4,14 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::decode::rank::log_prob;
 use crate::decode::{SamplingParams, StopCriteria, StopVerdict};
 use crate::engine::FinishReason;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, SeqId, TokenId};
-use crate::step::{Chunk, Executor, ExecutorLimits, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb};
+use crate::step::{
+    Chunk, Executor, ExecutorLimits, Inspection, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb,
+};
 
 /// The function that stands for a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +49,16 @@ impl FakeModel {
             };
             return (context.split_off(prompt.len()), reason);
         }
+    }
+
+    /// The logits `[V]` after `context`; what is sampled does not follow from them.
+    pub fn logits(&self, context: &[TokenId]) -> Vec<f32> {
+        self.logits_of(context.iter().fold(0, |chain, &token| extend(chain, token)))
+    }
+
+    fn logits_of(&self, chain: u64) -> Vec<f32> {
+        let logit = |id: usize| -((extend(chain ^ self.seed, id as TokenId + 1) % 1000) as f32) / 200.0;
+        (0..self.vocab_size).map(logit).collect()
     }
 
     fn pick(&self, chain: u64, generated: usize, sampling: &SamplingParams) -> TokenId {
@@ -131,10 +144,12 @@ impl FakeExecutor {
 
     fn check_plan(&self, plan: &StepPlan) -> Result<()> {
         let tokens: usize = plan.chunks.iter().map(|chunk| chunk.len).sum();
+        let rows: usize = plan.chunks.iter().map(Chunk::rows).sum();
         let (max_tokens, max_sequences) = (self.limits.max_step_tokens, self.limits.max_step_sequences);
         expect(plan.step == self.last_step + 1, || format!("step {} follows step {}", plan.step, self.last_step))?;
         expect(self.outputs.len() < self.limits.pipeline_depth, || "too many steps in flight".into())?;
         expect(tokens <= max_tokens, || format!("{tokens} tokens, at most {max_tokens}"))?;
+        expect(rows <= self.limits.max_step_rows, || format!("{rows} rows of logits"))?;
         expect(!plan.chunks.is_empty(), || "a plan without chunks".into())?;
         expect(plan.chunks.len() <= max_sequences, || format!("{} chunks", plan.chunks.len()))?;
         expect(plan.chunks.is_sorted_by_key(|chunk| chunk.len > 1), || "prefill before decode".into())?;
@@ -167,7 +182,7 @@ impl FakeExecutor {
         Ok(())
     }
 
-    fn run_chunk(&mut self, chunk: &Chunk) -> Result<Option<SampledRow>> {
+    fn run_chunk(&mut self, chunk: &Chunk, output: &mut StepOutput) -> Result<()> {
         let size = self.limits.block_size_tokens;
         let Some(sequence) = self.sequences.get_mut(&chunk.seq) else {
             return Err(Error::internal(format!("sequence {} is unknown", chunk.seq)));
@@ -179,6 +194,13 @@ impl FakeExecutor {
         expect(chunk.len > 0 && end <= sequence.tokens.len(), || format!("tokens that do not exist: {chunk:?}"))?;
         expect(sequence.table.len() == end.div_ceil(size), || format!("a table of another length: {chunk:?}"))?;
         let at = |position: usize| sequence.table[position / size].0 as usize * size + position % size;
+        expect(chunk.inspect.positions <= chunk.len, || format!("inspects more than it computes: {chunk:?}"))?;
+        let mut inspection = Inspection {
+            seq: chunk.seq,
+            start: end - chunk.inspect.positions,
+            logits: Vec::new(),
+            next_log_probs: Vec::new(),
+        };
         let mut chain = 0;
         for position in 0..end {
             let token = sequence.tokens[position];
@@ -189,16 +211,27 @@ impl FakeExecutor {
             }
             let held = self.slots[at(position)];
             expect(held == slot, || format!("slot {} holds {held:?}, expected {slot:?}: {chunk:?}", at(position)))?;
+            if position >= inspection.start {
+                let logits = self.model.logits_of(chain);
+                if let Some(&next) = sequence.tokens.get(position + 1).filter(|_| chunk.inspect.next_log_probs) {
+                    inspection.next_log_probs.push(log_prob(&logits, next));
+                }
+                inspection.logits.extend(chunk.inspect.logits.then_some(logits));
+            }
+        }
+        if chunk.inspect.positions > 0 {
+            output.inspections.push(inspection);
         }
         expect(chunk.sample == (end == sequence.tokens.len()), || format!("samples at the wrong place: {chunk:?}"))?;
         if !chunk.sample {
-            return Ok(None);
+            return Ok(());
         }
         let id = self.model.pick(chain, end - sequence.prompt_len, &sequence.sampling);
         sequence.tokens.push(id);
         let value = -((chain % 1000) as f32) / 100.0;
         let log_prob = sequence.sampling.log_probs.then_some(TokenLogProb { full: value, candidates: value });
-        Ok(Some(SampledRow { seq: chunk.seq, tokens: vec![SampledToken { id, log_prob }], error: None }))
+        output.rows.push(SampledRow { seq: chunk.seq, tokens: vec![SampledToken { id, log_prob }], error: None });
+        Ok(())
     }
 }
 
@@ -216,11 +249,11 @@ impl Executor for FakeExecutor {
         self.check_plan(plan)?;
         self.last_step = plan.step;
         self.learn(plan)?;
-        let mut rows = Vec::new();
+        let mut output = StepOutput { step: plan.step, ..StepOutput::default() };
         for chunk in &plan.chunks {
-            rows.extend(self.run_chunk(chunk)?);
+            self.run_chunk(chunk, &mut output)?;
         }
-        self.outputs.push_back(StepOutput { step: plan.step, rows });
+        self.outputs.push_back(output);
         Ok(())
     }
 

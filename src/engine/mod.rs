@@ -26,7 +26,7 @@ pub use core::{EngineCore, IterationHook, Progress};
 pub use events::{EventDiff, KvEvent, KvEventBatch, KvEventData, StoredBlock, UniqueToken};
 pub use handle::{Engine, HealthProbe};
 pub use request::{
-    DEFAULT_RETENTION_PRIORITY, Delta, Finish, FinishReason, Keep, Request, RequestSink, RequestStats, Retention,
-    RetentionRange, Tenant,
+    DEFAULT_RETENTION_PRIORITY, Delta, DeltaLogits, Finish, FinishReason, Keep, OutputOptions, Request, RequestSink,
+    RequestStats, Retention, RetentionRange, Tenant,
 };
 pub use stats::{EngineStats, EngineTotals, IterationStats, KvStats};

@@ -30,6 +30,20 @@ pub struct Request {
     pub num_sequences: usize,
     /// On whose behalf; requests that name nobody are one tenant of weight 1.
     pub tenant: Tenant,
+    /// What is reported besides tokens.
+    pub outputs: OutputOptions,
+}
+
+/// What a request is told besides its tokens; nothing unless it asks. [`SamplingParams::log_probs`] is the option for
+/// the log-probabilities of sampled tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OutputOptions {
+    /// [`DeltaLogits::context`]: the prompt is then computed by each sequence for itself, whatever is cached.
+    pub context_logits: bool,
+    /// [`DeltaLogits::generation`].
+    pub generation_logits: bool,
+    /// [`DeltaLogits::prompt_log_probs`]: as for `context_logits`, nothing of the prompt is taken from the cache.
+    pub prompt_log_probs: bool,
 }
 
 /// Tenants share the engine by weight when it is busy; priorities order the requests of one tenant.
@@ -61,6 +75,7 @@ impl Default for Request {
             retention: None,
             num_sequences: 1,
             tenant: Tenant::default(),
+            outputs: OutputOptions::default(),
         }
     }
 }
@@ -136,9 +151,22 @@ pub struct Delta {
     pub tokens: Vec<TokenId>,
     /// One for each token when the request asked for log-probabilities, else empty.
     pub log_probs: Vec<TokenLogProb>,
+    /// What [`OutputOptions`] ask for, when there is some of it.
+    pub logits: Option<Box<DeltaLogits>>,
     /// So far; complete in the last delta.
     pub stats: RequestStats,
     pub finish: Option<Finish>,
+}
+
+/// Logits that one step has computed, before any pass changed them; V vocabulary.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeltaLogits {
+    /// `[V]` for further prompt positions in order: P rows in all, before or with the first token.
+    pub context: Vec<Vec<f32>>,
+    /// `[V]` for each token of the delta: what it was chosen from.
+    pub generation: Vec<Vec<f32>>,
+    /// Natural log-probabilities of further prompt tokens in order: P - 1 in all, since nothing precedes the first one.
+    pub prompt_log_probs: Vec<f32>,
 }
 
 /// The end of a sequence.

@@ -46,6 +46,8 @@ struct Blocked {
 pub(super) struct Scheduler {
     config: EngineConfig,
     vocab_size: usize,
+    /// Rows of logits in a step beyond one for each running sequence.
+    spare_rows: usize,
     policy: Box<dyn CapacityPolicy>,
     pace: Option<Pace>,
     kv: KvCache,
@@ -79,6 +81,7 @@ impl Scheduler {
             pace: config.max_step_slowdown.map(Pace::new),
             kv: KvCache::new(limits.num_blocks, limits.block_size_tokens, config.kv_reuse, events),
             vocab_size: limits.vocab_size,
+            spare_rows: limits.max_step_rows.saturating_sub(config.max_batch_size),
             config,
             slots: Slots::default(),
             running: Vec::new(),
@@ -169,13 +172,19 @@ impl Scheduler {
             pace.observe(tokens, flight.launched_ns, now_ns);
         }
         let mut rows = output.rows.iter().enumerate();
+        let mut inspections = output.inspections.iter().enumerate();
         for (chunk, (seq, life)) in plan.chunks.iter().zip(flight.chunks) {
             let row = if chunk.sample { rows.next() } else { None };
+            let inspection = if chunk.inspect.positions > 0 { inspections.next() } else { None };
             let Some(sequence) = self.slots.find_mut(seq) else { continue };
             if sequence.life == life {
                 sequence.num_landed = chunk.start + chunk.len;
             }
-            let delta = row.map(|(number, row)| sequence.accept(number, row, now_ns));
+            let mut delta = row.map(|(number, row)| sequence.accept(number, row, now_ns));
+            if let Some((number, inspection)) = inspection {
+                let delta = delta.get_or_insert_with(|| sequence.nothing_new());
+                delta.inspected = Some(sequence.inspected(number, inspection, delta.accepted));
+            }
             self.cache_full_blocks(seq);
             let Some(mut delta) = delta else { continue };
             if let Some(finish) = &delta.finish {
@@ -332,6 +341,10 @@ impl Scheduler {
                 output.step,
                 output.rows.iter().map(|row| row.seq).collect::<Vec<_>>()
             )));
+        }
+        let inspected = plan.chunks.iter().filter(|chunk| chunk.inspect.positions > 0).map(|chunk| chunk.seq);
+        if !output.inspections.iter().map(|inspection| inspection.seq).eq(inspected) {
+            return Err(Error::internal(format!("step {} has other inspections than were asked for", plan.step)));
         }
         let in_vocab = |token: &SampledToken| usize::try_from(token.id).is_ok_and(|id| id < self.vocab_size);
         let is_whole = |row: &SampledRow| row.error.is_some() || row.tokens.len() == 1;

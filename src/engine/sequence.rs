@@ -1,5 +1,6 @@
 //! One sequence: its tokens, how many of them are computed, and the blocks that hold them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::gate::kv_slots;
@@ -7,7 +8,7 @@ use super::prefix::{Content, Space};
 use super::request::{Finish, FinishReason, Keep, Request, RequestStats};
 use crate::decode::{SamplingParams, StopVerdict};
 use crate::ids::{BlockId, SeqId, TokenId};
-use crate::step::SampledRow;
+use crate::step::{Inspect, Inspection, SampledRow};
 
 /// Where a sequence is kept: found without a search, and known to be the one that was meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,12 +28,27 @@ pub(super) struct Address {
 /// What one step did to one sequence.
 pub(super) struct SeqDelta {
     pub address: Address,
-    /// Row of the step's output.
-    pub row: usize,
+    /// Row of the step's output, if the chunk sampled.
+    pub row: Option<usize>,
     /// Tokens of the row that are output.
     pub accepted: usize,
+    /// What was read of the chunk's logits: an entry of the step's inspections.
+    pub inspected: Option<Inspected>,
     pub stats: RequestStats,
     pub finish: Option<Finish>,
+}
+
+/// Which rows of an inspection are for whom.
+#[derive(Clone, Debug)]
+pub(super) struct Inspected {
+    /// Entry of the step's inspections.
+    pub number: usize,
+    /// Rows that are context logits, from the first on.
+    pub context: usize,
+    /// Rows that are generation logits.
+    pub generation: Range<usize>,
+    /// Log-probabilities of prompt tokens, from the first on.
+    pub prompt_log_probs: usize,
 }
 
 /// Where a sequence is.
@@ -77,6 +93,8 @@ pub(super) struct Sequence {
     pub found_blocks: usize,
     /// Counts preemptions: tells the chunks of an earlier life from those of the present one.
     pub life: usize,
+    /// Prompt positions whose logits were read, or are read by a step in flight.
+    pub num_inspected: usize,
     /// The plan with the latest chunk, and where that chunk starts.
     pub last_chunk: (u64, usize),
     pub stats: RequestStats,
@@ -119,6 +137,7 @@ impl Sequence {
             protected_blocks: 0,
             found_blocks: 0,
             life: 0,
+            num_inspected: 0,
             last_chunk: (0, 0),
             introduced: false,
             stats,
@@ -175,10 +194,59 @@ impl Sequence {
         retention.map_or(Keep::default(), |retention| retention.keep(at, self.prompt_len()))
     }
 
+    /// Prompt positions whose logits are read in the end: the first ones.
+    fn inspected_prompt(&self) -> usize {
+        let outputs = self.request.outputs;
+        match (outputs.context_logits, outputs.prompt_log_probs) {
+            (true, _) => self.prompt_len(),
+            (false, true) => self.prompt_len() - 1,
+            (false, false) => 0,
+        }
+    }
+
+    /// Whether the sequence must compute positions that others may have computed, because their logits are read.
+    pub fn inspects_prompt(&self) -> bool {
+        self.num_inspected < self.inspected_prompt()
+    }
+
+    /// What is read of a chunk that computes up to `end`.
+    pub fn inspect(&self, start: usize, end: usize, sample: bool) -> Inspect {
+        let outputs = self.request.outputs;
+        let from = start.max(self.num_inspected);
+        let positions = match from < end.min(self.inspected_prompt()) {
+            true => end - from,
+            false => usize::from(sample && outputs.generation_logits),
+        };
+        let next_log_probs = outputs.prompt_log_probs && from + 1 < self.prompt_len();
+        match positions {
+            0 => Inspect::default(),
+            _ => Inspect { positions, logits: outputs.context_logits || outputs.generation_logits, next_log_probs },
+        }
+    }
+
+    /// Who gets which rows of an inspection; `accepted` tokens were chosen from the last of them.
+    pub fn inspected(&self, number: usize, inspection: &Inspection, accepted: usize) -> Inspected {
+        let (outputs, prompt_len) = (self.request.outputs, self.prompt_len());
+        let of_prompt = |end: usize| end.saturating_sub(inspection.start);
+        let rows = inspection.logits.len();
+        let generation = if outputs.generation_logits { rows - accepted.min(rows)..rows } else { 0..0 };
+        Inspected {
+            number,
+            context: if outputs.context_logits { of_prompt(prompt_len).min(rows) } else { 0 },
+            generation,
+            prompt_log_probs: of_prompt(prompt_len - 1).min(inspection.next_log_probs.len()),
+        }
+    }
+
     /// Each sequence of a request has a random stream of its own.
     pub fn sampling(&self) -> SamplingParams {
         let seed = self.request.sampling.seed.wrapping_add(u64::from(self.address.index));
         SamplingParams { seed, ..self.request.sampling.clone() }
+    }
+
+    /// A step that has brought no token.
+    pub fn nothing_new(&self) -> SeqDelta {
+        SeqDelta { address: self.address, row: None, accepted: 0, inspected: None, stats: self.stats, finish: None }
     }
 
     /// Appends the tokens of a row, up to the one that ends the sequence.
@@ -210,7 +278,7 @@ impl Sequence {
         if let Some(error) = &row.error {
             finish = Some(Finish { reason: FinishReason::Error, error: Some(error.clone()) });
         }
-        SeqDelta { address: self.address, row: number, accepted, stats: self.stats, finish }
+        SeqDelta { address: self.address, row: Some(number), accepted, inspected: None, stats: self.stats, finish }
     }
 }
 

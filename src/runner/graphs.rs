@@ -113,6 +113,7 @@ mod tests {
             block_size_tokens: 16,
             max_step_tokens: 4096,
             max_step_sequences: 200,
+            max_step_rows: 200,
             max_seq_len_tokens: 3000,
             vocab_size: 10,
             pipeline_depth: 2,

@@ -32,7 +32,7 @@ impl StepShape {
         Self {
             tokens: chunks.iter().map(|(chunk, _)| chunk.len).sum(),
             sequences: chunks.len(),
-            rows: chunks.iter().filter(|(chunk, _)| chunk.sample).count(),
+            rows: chunks.iter().map(|(chunk, _)| chunk.rows()).sum(),
             blocks: chunks.iter().map(|(_, sequence)| sequence.blocks.len()).max().unwrap_or(0).max(1),
             query_len: chunks.iter().map(|(chunk, _)| chunk.len).max().unwrap_or(0),
             context_len: chunks.iter().map(|(chunk, _)| chunk.start + chunk.len).max().unwrap_or(0),
@@ -170,11 +170,14 @@ impl StepInput {
                 self.staging[sections.slots.start + token] = self.slot(sequence, position)?;
                 token += 1;
             }
-            if chunk.sample {
-                self.staging[sections.sample_rows.start + row] = token as i32 - 1;
+            for behind in (1..=chunk.rows()).rev() {
+                self.staging[sections.sample_rows.start + row] = (token - behind) as i32;
                 let words = sections.sampling.start + row * RowSampling::WORDS;
-                let sampling = sampling_of(sequence, first_slot + row).encode();
-                self.staging[words..words + RowSampling::WORDS].copy_from_slice(&sampling);
+                let sampling = match chunk.sample && behind == 1 {
+                    true => sampling_of(sequence, first_slot + row),
+                    false => RowSampling { slot: (first_slot + row) as u32, ..RowSampling::SKIP },
+                };
+                self.staging[words..words + RowSampling::WORDS].copy_from_slice(&sampling.encode());
                 row += 1;
             }
         }
@@ -211,7 +214,7 @@ mod tests {
     use crate::decode::SamplingParams;
     use crate::device::cpu::{CpuDevice, CpuOptions};
     use crate::ids::{BlockId, SeqId};
-    use crate::step::NewSequence;
+    use crate::step::{Inspect, NewSequence};
 
     fn values(device: &SharedDevice, tensor: &Tensor) -> Vec<i32> {
         let mut bytes = vec![0; tensor.bytes()];
@@ -227,7 +230,15 @@ mod tests {
     }
 
     fn chunk(start: usize, len: usize, sample: bool) -> Chunk {
-        Chunk { seq: SeqId(1), start, len, keep_blocks: 0, append_blocks: Vec::new(), sample }
+        Chunk {
+            seq: SeqId(1),
+            start,
+            len,
+            keep_blocks: 0,
+            append_blocks: Vec::new(),
+            sample,
+            inspect: Inspect::default(),
+        }
     }
 
     fn device() -> SharedDevice {

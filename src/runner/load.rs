@@ -19,6 +19,8 @@ const DEFAULT_BATCH_SIZE: usize = 64;
 /// Most tokens of a step where nothing else is said: on a CPU a few hundred tokens already saturate the arithmetic.
 const HOST_STEP_TOKENS: usize = 1024;
 const DEVICE_STEP_TOKENS: usize = 8192;
+/// Rows of logits beyond one for each sequence where nothing else is said: 64 MiB for a vocabulary of 128 Ki.
+const SPARE_STEP_ROWS: usize = 128;
 /// Share of the free memory for the KV cache where nothing else is said: a host has other users.
 const HOST_KV_FRACTION: f64 = 0.5;
 const DEVICE_KV_FRACTION: f64 = 0.9;
@@ -50,6 +52,8 @@ pub struct ModelOptions {
     pub max_seq_len: Option<usize>,
     /// Most tokens in one step; `None`: chosen for the device.
     pub max_step_tokens: Option<usize>,
+    /// Rows of logits of a step beyond one for each sequence: more are computed where prompts or drafts are looked at.
+    pub spare_step_rows: usize,
     /// Power of two.
     pub block_size_tokens: usize,
     /// `max_tokens_in_paged_kv_cache`.
@@ -76,6 +80,7 @@ impl ModelOptions {
             max_batch_size: None,
             max_seq_len: None,
             max_step_tokens: None,
+            spare_step_rows: SPARE_STEP_ROWS,
             block_size_tokens: 64,
             kv_max_tokens: None,
             kv_free_fraction: None,
@@ -386,11 +391,13 @@ fn step_limits(
     // More than all sequences at full length is never used; one block is what the engine needs at least.
     let most = max_seq_len.saturating_mul(max_batch_size).max(options.block_size_tokens);
     let max_step_tokens = options.max_step_tokens.unwrap_or(default.max(max_batch_size)).min(most);
+    let max_step_sequences = max_batch_size.min(max_step_tokens);
     ExecutorLimits {
         num_blocks: 0,
         block_size_tokens: options.block_size_tokens,
         max_step_tokens,
-        max_step_sequences: max_batch_size.min(max_step_tokens),
+        max_step_sequences,
+        max_step_rows: (max_step_sequences + options.spare_step_rows).min(max_step_tokens),
         max_seq_len_tokens: max_seq_len,
         vocab_size: config.vocab_size,
         pipeline_depth: options.pipeline_depth.unwrap_or(if device.is_asynchronous() { 2 } else { 1 }),

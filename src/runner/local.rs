@@ -4,18 +4,19 @@ use super::graphs::Graphs;
 use super::host_rows::{HostSample, HostSampler, download_rows};
 use super::input::{StepInput, StepShape};
 use super::sequences::Sequences;
+use crate::decode::rank::log_prob;
 use crate::device::{DType, KvLayer, RowSample, Sample, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::SeqId;
 use crate::model::Model;
 use crate::ops::{Arena, Forward};
-use crate::step::{Executor, ExecutorLimits, ExecutorMemory, SampledRow, StepOutput, StepPlan};
+use crate::step::{Chunk, Executor, ExecutorLimits, ExecutorMemory, Inspection, SampledRow, StepOutput, StepPlan};
 use std::collections::VecDeque;
 
 /// Enqueues each step when it is launched; `collect` waits for its tokens.
 ///
 /// Sampled tokens stay on the device until they are collected: entry `s * R + r` of `sampled` holds the token of row r of
-/// the last step whose number is s modulo the pipeline's depth, and a later step takes it from there.
+/// the last step whose number is s modulo the pipeline's depth, and a later step takes it from there. R: the most rows.
 pub struct LocalExecutor {
     // Before the memory that it works on.
     graphs: Option<Graphs>,
@@ -25,9 +26,9 @@ pub struct LocalExecutor {
     arena: Arena,
     input: StepInput,
     transfers: Box<dyn Transfers>,
-    /// `[1, depth * max_step_sequences]`.
+    /// `[1, depth * max_step_rows]`.
     sampled: Tensor,
-    /// `[max_step_sequences, 4]`.
+    /// `[max_step_rows, 4]`.
     results: Tensor,
     activation: DType,
     limits: ExecutorLimits,
@@ -59,12 +60,15 @@ pub(super) struct Parts {
 struct Flight {
     step: u64,
     rows: Vec<FlightRow>,
+    inspections: Vec<Inspection>,
     /// Whether the device samples some of its rows.
     fetches: bool,
 }
 
 struct FlightRow {
     seq: SeqId,
+    /// Row of the step's logits.
+    row: usize,
     /// Of the sampled token.
     position: usize,
     log_probs: bool,
@@ -126,13 +130,14 @@ impl LocalExecutor {
         for layer in self.kv.iter().filter(|_| !plan.block_copies.is_empty()) {
             self.device.copy_blocks(layer, &plan.block_copies)?;
         }
-        let mut flight = Flight { step: plan.step, rows: Vec::new(), fetches: false };
+        let mut flight = Flight { step: plan.step, rows: Vec::new(), inspections: Vec::new(), fetches: false };
         if !plan.chunks.is_empty() {
-            let first_slot = self.launched % self.limits.pipeline_depth * self.limits.max_step_sequences;
+            let first_slot = self.launched % self.limits.pipeline_depth * self.limits.max_step_rows;
             self.launched += 1;
             let logits = self.forward(plan, first_slot)?;
             self.sample(plan, &logits, first_slot, &mut flight)?;
-            self.last_logits = Some((flight.rows.len(), logits));
+            flight.inspections = self.inspect(plan, &logits)?;
+            self.last_logits = Some((plan.chunks.iter().map(Chunk::rows).sum(), logits));
         }
         self.in_flight.push_back(flight);
         Ok(())
@@ -167,19 +172,25 @@ impl LocalExecutor {
     /// Appends a token to each sampled sequence: at once where the host samples it, else one in flight.
     fn sample(&mut self, plan: &StepPlan, logits: &Tensor, first_slot: usize, flight: &mut Flight) -> Result<()> {
         let mut by_host = Vec::new();
-        for (row, chunk) in plan.chunks.iter().filter(|chunk| chunk.sample).enumerate() {
+        let mut end = 0;
+        for chunk in &plan.chunks {
+            end += chunk.rows();
+            if !chunk.sample {
+                continue;
+            }
+            let row = end - 1;
             let sequence = self.sequences.find_mut(chunk.seq)?;
             let (position, log_probs) = (sequence.tokens.len(), sequence.sampling.log_probs);
-            flight.rows.push(FlightRow { seq: chunk.seq, position, log_probs, sampled: None, error: None });
+            flight.rows.push(FlightRow { seq: chunk.seq, row, position, log_probs, sampled: None, error: None });
             if sequence.is_sampled_by_host() {
-                by_host.push(row);
+                by_host.push(flight.rows.len() - 1);
             } else {
                 sequence.push_in_flight(first_slot + row);
             }
         }
         if by_host.len() < flight.rows.len() {
             flight.fetches = true;
-            self.transfers.fetch(&self.results.row_range(0, flight.rows.len()))?;
+            self.transfers.fetch(&self.results.row_range(0, end))?;
         }
         if !by_host.is_empty() {
             // Reading the logits waits for the steps before anyhow, and their tokens belong to the history.
@@ -187,12 +198,35 @@ impl LocalExecutor {
                 self.land_oldest()?;
             }
         }
-        for row in by_host {
-            let sequence = self.sequences.find_mut(flight.rows[row].seq)?;
-            let HostSample { sample, error } = self.host_sampler.sample(&self.device, logits, row, sequence)?;
-            (flight.rows[row].sampled, flight.rows[row].error) = (Some(sample), error);
+        for index in by_host {
+            let row = &mut flight.rows[index];
+            let sequence = self.sequences.find_mut(row.seq)?;
+            let HostSample { sample, error } = self.host_sampler.sample(&self.device, logits, row.row, sequence)?;
+            (row.sampled, row.error) = (Some(sample), error);
         }
         Ok(())
+    }
+
+    /// Reads what chunks are inspected for: waits for the logits, which the next step overwrites.
+    fn inspect(&self, plan: &StepPlan, logits: &Tensor) -> Result<Vec<Inspection>> {
+        let mut inspections = Vec::new();
+        let mut end = 0;
+        for chunk in &plan.chunks {
+            end += chunk.rows();
+            let positions = chunk.inspect.positions;
+            if positions == 0 {
+                continue;
+            }
+            let rows = download_rows(&self.device, &logits.row_range(end - positions, positions))?;
+            let start = chunk.start + chunk.len - positions;
+            let known = &self.sequences.find(chunk.seq)?.tokens;
+            let behind = start + positions + usize::from(!chunk.sample);
+            let next = known[start + 1..behind.min(known.len())].iter().filter(|_| chunk.inspect.next_log_probs);
+            let next_log_probs = rows.iter().zip(next).map(|(row, &token)| log_prob(row, token)).collect();
+            let logits = if chunk.inspect.logits { rows } else { Vec::new() };
+            inspections.push(Inspection { seq: chunk.seq, start, logits, next_log_probs });
+        }
+        Ok(inspections)
     }
 
     /// Waits for the oldest step in flight.
@@ -203,10 +237,11 @@ impl LocalExecutor {
         if flight.fetches {
             self.transfers.collect(&mut self.fetched).context(format!("step {}", flight.step))?;
         }
-        let mut output = StepOutput { step: flight.step, rows: Vec::with_capacity(flight.rows.len()) };
-        let mut words = self.fetched.chunks_exact(RowSample::WORDS * DType::I32.size());
+        let rows = Vec::with_capacity(flight.rows.len());
+        let mut output = StepOutput { step: flight.step, rows, inspections: flight.inspections };
+        let row_bytes = RowSample::WORDS * DType::I32.size();
         for row in flight.rows {
-            let fetched = words.next();
+            let fetched = self.fetched.get(row.row * row_bytes..(row.row + 1) * row_bytes);
             let sample = match (row.sampled, fetched) {
                 (Some(sample), _) => sample,
                 (None, Some(fetched)) => {
@@ -232,13 +267,13 @@ impl LocalExecutor {
     /// Holds a plan against the limits that the memory was planned for.
     fn check(&self, plan: &StepPlan) -> Result<()> {
         let limits = &self.limits;
-        let tokens: usize = plan.chunks.iter().map(|chunk| chunk.len).sum();
-        if tokens > limits.max_step_tokens || plan.chunks.len() > limits.max_step_sequences {
+        let (tokens, sequences) = (plan.chunks.iter().map(|chunk| chunk.len).sum(), plan.chunks.len());
+        let rows = plan.chunks.iter().map(Chunk::rows).sum();
+        let wanted: [usize; 3] = [tokens, sequences, rows];
+        let most = [limits.max_step_tokens, limits.max_step_sequences, limits.max_step_rows];
+        if wanted.iter().zip(&most).any(|(wanted, most)| wanted > most) {
             return Err(Error::internal(format!(
-                "a plan of {tokens} tokens of {} sequences; a step takes {} tokens of {} sequences",
-                plan.chunks.len(),
-                limits.max_step_tokens,
-                limits.max_step_sequences
+                "a plan of {wanted:?} tokens, sequences and rows of logits; a step takes {most:?}"
             )));
         }
         let too_long = plan.chunks.iter().find(|chunk| chunk.start + chunk.len > limits.max_seq_len_tokens);
@@ -263,7 +298,7 @@ pub(super) fn largest_step(limits: &ExecutorLimits) -> StepShape {
     StepShape {
         tokens: limits.max_step_tokens,
         sequences: limits.max_step_sequences,
-        rows: limits.max_step_sequences,
+        rows: limits.max_step_rows,
         blocks: limits.max_seq_len_tokens.div_ceil(limits.block_size_tokens),
         query_len: limits.max_step_tokens,
         context_len: limits.max_seq_len_tokens,

@@ -97,7 +97,7 @@ impl Sequences {
     fn apply_chunk(&mut self, chunk: &Chunk) -> Result<()> {
         let sequence = self.by_id.get_mut(&chunk.seq).ok_or_else(|| unknown(chunk.seq))?;
         let (end, known) = (chunk.start + chunk.len, sequence.tokens.len());
-        if chunk.len == 0 || end > known || (chunk.sample && end != known) {
+        if chunk.len == 0 || chunk.inspect.positions > chunk.len || end > known || (chunk.sample && end != known) {
             return Err(Error::internal(format!(
                 "a chunk of sequence {} computes tokens {}..{end} of {known}{}",
                 chunk.seq,

@@ -137,6 +137,7 @@ fn script(parameters: &Parameters, _: &Path, _: usize) -> Result<ModelExecutor> 
         block_size_tokens: size,
         max_step_tokens: 512,
         max_step_sequences: parameters.max_batch_size.value.map_or(16, |size| size as usize),
+        max_step_rows: 512,
         max_seq_len_tokens: parameters.max_seq_len.value.map_or(1 << 20, |len| len as usize),
         vocab_size,
         pipeline_depth: 1,
@@ -215,7 +216,7 @@ impl Executor for ScriptExecutor {
             rows.push(SampledRow { seq: chunk.seq, tokens: vec![SampledToken { id, log_prob }], error: None });
         }
         plan.retired.iter().for_each(|seq| drop(self.sequences.remove(seq)));
-        self.steps.push_back(StepOutput { step: plan.step, rows });
+        self.steps.push_back(StepOutput { step: plan.step, rows, ..StepOutput::default() });
         Ok(())
     }
 

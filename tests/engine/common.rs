@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use triton_trtllm::decode::StopCriteria;
 use triton_trtllm::engine::fake::{FakeExecutor, FakeModel};
 use triton_trtllm::engine::{
-    Delta, EngineConfig, EngineCore, Finish, FinishReason, Progress, Request, RequestSink, RequestStats,
+    Delta, DeltaLogits, EngineConfig, EngineCore, Finish, FinishReason, Progress, Request, RequestSink, RequestStats,
 };
 use triton_trtllm::error::Result;
 use triton_trtllm::ids::TokenId;
@@ -16,6 +16,7 @@ pub const SEED: u64 = 7;
 pub struct Record {
     pub tokens: Vec<TokenId>,
     pub log_probs: usize,
+    pub logits: DeltaLogits,
     pub deltas: usize,
     /// Tokens of the last delta.
     pub last_tokens: usize,
@@ -37,6 +38,11 @@ impl Record {
         self.deltas += 1;
         self.last_tokens = delta.tokens.len();
         self.log_probs += delta.log_probs.len();
+        if let Some(logits) = delta.logits {
+            self.logits.context.extend(logits.context);
+            self.logits.generation.extend(logits.generation);
+            self.logits.prompt_log_probs.extend(logits.prompt_log_probs);
+        }
         self.tokens.extend(delta.tokens);
         self.stats = delta.stats;
         self.finish = delta.finish;
@@ -115,6 +121,7 @@ pub fn limits() -> ExecutorLimits {
         block_size_tokens: 4,
         max_step_tokens: 32,
         max_step_sequences: 8,
+        max_step_rows: 8,
         max_seq_len_tokens: 48,
         vocab_size: 26,
         pipeline_depth: 1,

@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
+use triton_trtllm::decode::rank::log_prob;
 use triton_trtllm::decode::{SamplingParams, StopCriteria};
 use triton_trtllm::engine::fake::FakeModel;
 use triton_trtllm::engine::{
-    EngineConfig, EngineCore, FinishReason, Keep, Progress, Request, Retention, RetentionRange, SchedulerPolicy, Tenant,
+    EngineConfig, EngineCore, FinishReason, Keep, OutputOptions, Progress, Request, Retention, RetentionRange,
+    SchedulerPolicy, Tenant,
 };
 use triton_trtllm::error::ErrorKind;
 use triton_trtllm::ids::{RequestId, TokenId};
@@ -46,14 +48,17 @@ struct Outcomes {
     preemptions: usize,
     cached_tokens: usize,
     siblings: usize,
+    logits: usize,
 }
 
 fn random_limits(rng: &mut Rng, depth: usize) -> ExecutorLimits {
+    let max_step_sequences = 1 + rng.below(4);
     ExecutorLimits {
         num_blocks: 3 + rng.below(12),
         block_size_tokens: 2 << rng.below(2),
         max_step_tokens: 4 + rng.below(24),
-        max_step_sequences: 1 + rng.below(4),
+        max_step_sequences,
+        max_step_rows: max_step_sequences + rng.below(6),
         max_seq_len_tokens: 40,
         vocab_size: 2,
         pipeline_depth: depth,
@@ -184,6 +189,11 @@ impl World {
             extra_ids: if rng.chance(10) { (0..len).map(|at| (at % 5 == 2) as u64).collect() } else { vec![] },
             retention: rng.chance(25).then(|| random_retention(rng)),
             num_sequences: 1 + if rng.chance(15) { rng.below(self.config.max_batch_size) } else { 0 },
+            outputs: OutputOptions {
+                context_logits: rng.chance(10),
+                generation_logits: rng.chance(10),
+                prompt_log_probs: rng.chance(10),
+            },
             tenant: Tenant { id: rng.below(3) as u64, weight: 1 + rng.below(3) as u32 },
         }
     }
@@ -207,6 +217,31 @@ impl World {
         }
     }
 
+    /// Every row that was asked for came once, in order, and as far as the sequence got.
+    fn judge_logits(&mut self, request: &Request, record: &Record) {
+        let (outputs, prompt_len) = (request.outputs, request.prompt.len());
+        let tokens: Vec<_> = request.prompt.iter().chain(&record.tokens).copied().collect();
+        let after = |len: usize| self.model.logits(&tokens[..len]);
+        let is_complete = !record.tokens.is_empty();
+        let rows = |wanted: bool, got: usize, all: usize| {
+            assert!(
+                if wanted && is_complete { got == all } else { got <= if wanted { all } else { 0 } },
+                "{request:?}"
+            );
+            0..got
+        };
+        for at in rows(outputs.context_logits, record.logits.context.len(), prompt_len) {
+            assert_eq!(record.logits.context[at], after(at + 1), "{request:?}");
+        }
+        for at in rows(outputs.generation_logits, record.logits.generation.len(), record.tokens.len()) {
+            assert_eq!(record.logits.generation[at], after(prompt_len + at), "{request:?}");
+        }
+        for at in rows(outputs.prompt_log_probs, record.logits.prompt_log_probs.len(), prompt_len - 1) {
+            assert_eq!(record.logits.prompt_log_probs[at], log_prob(&after(at + 1), tokens[at + 1]), "{request:?}");
+        }
+        self.outcomes.logits += record.logits.context.len() + record.logits.generation.len();
+    }
+
     fn judge_sequence(&mut self, live: &Live, index: u64, record: &Record) {
         let mut stop = live.request.stop.clone();
         stop.max_tokens = stop.max_tokens.min(self.config.max_seq_len - live.request.prompt.len());
@@ -214,7 +249,10 @@ impl World {
         sampling.seed += index;
         let (expected, reason) = self.model.generate(&live.request.prompt, &sampling, &stop);
         let finish = record.finish.as_ref().unwrap();
-        assert!(record.deltas <= expected.len() + 1, "more than one end: {:?}", live.request);
+        let inspected = expected.len() + live.request.prompt.len();
+        let spare = if live.request.outputs == OutputOptions::default() { expected.len() } else { inspected };
+        assert!(record.deltas <= spare + 1, "more than one end: {:?}", live.request);
+        self.judge_logits(&live.request, record);
         assert_eq!(record.stats.generated_tokens, record.tokens.len());
         assert_eq!(record.log_probs, if live.request.sampling.log_probs { record.tokens.len() } else { 0 });
         assert!(record.stats.preemptions <= 3, "preempted {} times", record.stats.preemptions);
@@ -267,10 +305,16 @@ fn storm(policy: SchedulerPolicy) -> Outcomes {
             sum.preemptions += outcomes.preemptions;
             sum.cached_tokens += outcomes.cached_tokens;
             sum.siblings += outcomes.siblings;
+            sum.logits += outcomes.logits;
         }
     }
     assert!(
-        sum.finished > 1000 && sum.cut > 100 && sum.refused > 10 && sum.cached_tokens > 1000 && sum.siblings > 500,
+        sum.logits > 1000
+            && sum.finished > 1000
+            && sum.cut > 100
+            && sum.refused > 10
+            && sum.cached_tokens > 1000
+            && sum.siblings > 500,
         "{sum:?}"
     );
     sum

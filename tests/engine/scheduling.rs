@@ -134,6 +134,7 @@ fn simulate(policy: SchedulerPolicy, num_blocks: usize, clients: usize) -> Load 
         block_size_tokens: 16,
         max_step_tokens: 512,
         max_step_sequences: 256,
+        max_step_rows: 256,
         max_seq_len_tokens: 1024,
         vocab_size: 64,
         pipeline_depth: 1,
@@ -214,6 +215,7 @@ fn gaps(max_step_slowdown: Option<f32>, pipeline_depth: usize) -> (Vec<u64>, u64
         block_size_tokens: 16,
         max_step_tokens: 2048,
         max_step_sequences: 16,
+        max_step_rows: 16,
         max_seq_len_tokens: 4096,
         pipeline_depth,
         ..limits()

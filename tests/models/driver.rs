@@ -7,7 +7,7 @@ use triton_trtllm::device::cpu::CpuOptions;
 use triton_trtllm::device::{DType, DeviceKind, DeviceOptions, SharedDevice, open};
 use triton_trtllm::ids::{BlockId, SeqId, TokenId};
 use triton_trtllm::runner::{LoadedModel, LocalExecutor, ModelOptions, ModelSource, load_on};
-use triton_trtllm::step::{BlockCopy, Chunk, Executor, NewSequence, SampledRow, StepPlan};
+use triton_trtllm::step::{BlockCopy, Chunk, Executor, Inspect, NewSequence, SampledRow, StepPlan};
 
 pub const BLOCK_SIZE: usize = 8;
 
@@ -116,7 +116,15 @@ impl Driver {
             let append_blocks = sequence.blocks[keep_blocks..].to_vec();
             sequence.computed += len;
             let sample = sequence.computed == sequence.len;
-            plan.chunks.push(Chunk { seq, start, len, keep_blocks, append_blocks, sample });
+            plan.chunks.push(Chunk {
+                seq,
+                start,
+                len,
+                keep_blocks,
+                append_blocks,
+                sample,
+                inspect: Inspect::default(),
+            });
         }
         self.executor.launch(&plan).unwrap();
         let output = self.executor.collect().unwrap();

@@ -11,6 +11,8 @@ struct Draft {
     plan: StepPlan,
     flight: Flight,
     budget: usize,
+    /// Rows of logits beyond one for each chunk.
+    spare_rows: usize,
 }
 
 /// What became of a candidate.
@@ -31,7 +33,7 @@ impl Scheduler {
         let chunks = Vec::with_capacity(places);
         let flight = Flight { chunks: Vec::with_capacity(places), stats: PlanStats::default(), launched_ns: now_ns };
         let plan = StepPlan { chunks, step: self.next_step, ..StepPlan::default() };
-        let mut draft = Draft { plan, flight, budget: self.config.max_step_tokens };
+        let mut draft = Draft { plan, flight, budget: self.config.max_step_tokens, spare_rows: self.spare_rows };
         self.schedule_decodes(&mut draft);
         let decodes = draft.flight.stats.scheduled;
         if let Some(pace) = self.pace.as_ref().filter(|_| decodes > 0) {
@@ -65,6 +67,7 @@ impl Scheduler {
                 continue;
             }
             let len = self.chunk_len(sequence.num_computed, remaining, draft.budget);
+            let len = rows_fit(sequence, sequence.num_computed, len, draft.spare_rows);
             if len > 0 {
                 self.push_chunk(draft, seq, len);
             }
@@ -87,13 +90,12 @@ impl Scheduler {
         if self.slots[seq].in_flight_tokens > 0 || self.is_still_blocked(seq) {
             return Start::Full;
         }
-        if self.policy.may_postpone() && (self.is_still_postponed(seq) || self.awaits_leader(seq, draft.plan.step)) {
+        let may_postpone = self.policy.may_postpone() && !self.slots[seq].inspects_prompt();
+        if may_postpone && (self.is_still_postponed(seq) || self.awaits_leader(seq, draft.plan.step)) {
             return Start::Postponed;
         }
         let mut found = self.find_beginning(seq, draft.plan.step);
-        if self.policy.may_postpone()
-            && let Some(forerunner) = self.forerunner(&self.slots[seq], &found)
-        {
+        if may_postpone && let Some(forerunner) = self.forerunner(&self.slots[seq], &found) {
             self.slots[seq].forerunner = Some(forerunner);
             return Start::Postponed;
         }
@@ -109,6 +111,7 @@ impl Scheduler {
         }
         let start = found.num_tokens(self.kv.block_size());
         let len = self.chunk_len(start, self.slots[seq].tokens.len() - start, draft.budget);
+        let len = rows_fit(&self.slots[seq], start, len, draft.spare_rows);
         if len == 0 || !self.start(draft, seq, &found, now_ns) {
             return Start::Full;
         }
@@ -149,6 +152,9 @@ impl Scheduler {
     /// What others have computed of the sequence: cached blocks, or those of its leader.
     fn find_beginning(&self, seq: SeqRef, step: u64) -> PrefixMatch {
         let (sequence, block_size) = (&self.slots[seq], self.kv.block_size());
+        if sequence.inspects_prompt() {
+            return PrefixMatch::default();
+        }
         let found = self.kv.find(&sequence.tokens, &sequence.request.extra_ids, sequence.space());
         let leader = sequence.leader.and_then(|leader| self.slots.find(leader));
         let Some(leader) = leader.filter(|leader| leader.status == Status::Running) else { return found };
@@ -314,11 +320,14 @@ impl Scheduler {
         let append_blocks = sequence.table[keep_blocks..].to_vec();
         let sample = end == sequence.num_tokens();
         let context_tokens = end.min(sequence.prompt_len()).saturating_sub(start);
+        let inspect = sequence.inspect(start, end, sample);
+        sequence.num_inspected = sequence.num_inspected.max(end.min(sequence.prompt_len()));
         sequence.num_computed = end;
         sequence.last_chunk = (draft.plan.step, start);
         sequence.sent_blocks = sequence.table.len();
         sequence.in_flight_tokens += usize::from(sample);
-        draft.plan.chunks.push(Chunk { seq: seq.id, start, len, keep_blocks, append_blocks, sample });
+        draft.plan.chunks.push(Chunk { seq: seq.id, start, len, keep_blocks, append_blocks, sample, inspect });
+        draft.spare_rows -= inspect.positions.saturating_sub(1);
         draft.flight.chunks.push((seq, sequence.life));
         draft.budget -= len;
         self.queue.charge(sequence.tenant, len);
@@ -345,5 +354,13 @@ impl Scheduler {
         self.next_step += 1;
         self.flights.push_back(flight);
         plan
+    }
+}
+
+/// As much of a chunk of `len` tokens as leaves no more rows of logits than one and the spare ones.
+fn rows_fit(sequence: &Sequence, start: usize, len: usize, spare_rows: usize) -> usize {
+    match sequence.inspects_prompt() {
+        true => len.min(sequence.num_inspected.saturating_sub(start) + 1 + spare_rows),
+        false => len,
     }
 }
