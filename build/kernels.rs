@@ -3,7 +3,8 @@
 //! NVRTC is a library of the CUDA toolkit (or of the Python package `nvidia-cuda-nvrtc`) and needs no GPU. Where there is
 //! none, only the sources are embedded and the library compiles them at load. `KERNELS_STRICT=1` makes a missing
 //! compiler, a kernel that spills registers and a serialized wgmma pipeline errors, as a kernel that does not compile
-//! always is.
+//! always is. `KERNELS_CACHE` names a folder that keeps compiled kernels by content, so that profiles and checkouts share
+//! them; without it each profile has its own.
 
 use libloading::Library;
 use std::collections::hash_map::DefaultHasher;
@@ -28,14 +29,16 @@ pub fn build() {
     }
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=build/kernels.rs");
-    for name in ["KERNELS_STRICT", "CUDA_HOME", "CUDA_PATH", "PYTHON"] {
+    for name in ["KERNELS_STRICT", "KERNELS_CACHE", "CUDA_HOME", "CUDA_PATH", "PYTHON"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
     let strict = env::var_os("KERNELS_STRICT").is_some_and(|value| value != "0");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let sources = Sources::read(Path::new("kernels"));
+    let cache = env::var_os("KERNELS_CACHE").filter(|folder| !folder.is_empty()).map_or(out.clone(), PathBuf::from);
+    fs::create_dir_all(&cache).unwrap_or_else(|error| panic!("KERNELS_CACHE {}: {error}", cache.display()));
     let archives = match Compiler::find() {
-        Some(compiler) => compile_all(&compiler, &sources, &out, strict),
+        Some(compiler) => compile_all(&compiler, &sources, &out, &cache, strict),
         None if strict => panic!(
             "KERNELS_STRICT is set, but no libnvrtc.so of CUDA {}.{} or newer was found through CUDA_HOME, CUDA_PATH, \
              /usr/local/cuda or python3; `pip install nvidia-cuda-nvrtc` is enough",
@@ -85,7 +88,7 @@ struct Archive {
     file: String,
 }
 
-fn compile_all(compiler: &Compiler, sources: &Sources, out: &Path, strict: bool) -> Vec<Archive> {
+fn compile_all(compiler: &Compiler, sources: &Sources, out: &Path, cache: &Path, strict: bool) -> Vec<Archive> {
     let jobs: Vec<(usize, usize)> =
         (0..TARGETS.len()).flat_map(|target| (0..sources.modules.len()).map(move |module| (target, module))).collect();
     let queue = Mutex::new(jobs.into_iter());
@@ -97,7 +100,7 @@ fn compile_all(compiler: &Compiler, sources: &Sources, out: &Path, strict: bool)
             scope.spawn(|| {
                 loop {
                     let Some((target, module)) = queue.lock().unwrap().next() else { return };
-                    let compiled = compiler.compile_cached(sources, module, TARGETS[target], out);
+                    let compiled = compiler.compile_cached(sources, module, TARGETS[target], cache);
                     problems.lock().unwrap().extend(compiled.problems);
                     images.lock().unwrap()[target][module] = compiled.image;
                 }
@@ -218,17 +221,20 @@ impl Compiler {
     }
 
     /// Compiles, or takes what an earlier build made of the same text.
-    fn compile_cached(&self, sources: &Sources, module: usize, target: &str, out: &Path) -> Compiled {
+    fn compile_cached(&self, sources: &Sources, module: usize, target: &str, cache: &Path) -> Compiled {
         let (name, text) = &sources.modules[module];
         let mut hasher = DefaultHasher::new();
         (&sources.headers, text, target, self.version, include_str!("kernels.rs")).hash(&mut hasher);
-        let cached = out.join(format!("{name}-{target}-{:016x}", hasher.finish()));
+        let cached = cache.join(format!("{name}-{target}-{:016x}", hasher.finish()));
         if let Ok(image) = fs::read(&cached) {
             return Compiled { image, ..Compiled::default() };
         }
         let compiled = self.compile(&sources.headers, name, text, target);
         if compiled.problems.is_empty() {
-            fs::write(&cached, &compiled.image).expect("a writable output folder");
+            // Under its own name at once: other builds may share the folder.
+            let part = cached.with_extension(format!("{}", std::process::id()));
+            fs::write(&part, &compiled.image).expect("a writable cache folder");
+            fs::rename(&part, &cached).expect("a writable cache folder");
         }
         compiled
     }

@@ -98,7 +98,7 @@ ensure_tritonserver() {
 # NVRTC makes the machine code of the CUDA kernels when the library is built; it comes out of packages.
 ensure_kernel_compiler() {
   ensure_python kernels 'nvidia-cuda-nvrtc==13.0.88' 'nvidia-cuda-runtime==13.0.96'
-  export PYTHON=$VENV_PYTHON
+  export PYTHON=$VENV_PYTHON KERNELS_CACHE=$CACHE/kernels
 }
 
 build_release() {
