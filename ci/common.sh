@@ -115,3 +115,10 @@ install_backend() {
   mv -f "$1/trtllm/libtriton_trtllm.so.new" "$1/trtllm/libtriton_trtllm.so"
   ln -sfn ../trtllm/libtriton_trtllm.so "$1/tensorrtllm/libtriton_tensorrtllm.so"
 }
+
+# install_as_vllm DIR: a third name. A vLLM backend that is there is kept as vllm.before.
+install_as_vllm() {
+  if [ -e "$1/vllm" ] && [ ! -L "$1/vllm/libtriton_vllm.so" ]; then mv "$1/vllm" "$1/vllm.before"; fi
+  mkdir -p "$1/vllm"
+  ln -sfn ../trtllm/libtriton_trtllm.so "$1/vllm/libtriton_vllm.so"
+}

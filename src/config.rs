@@ -4,7 +4,9 @@
 //! parsing, the log at load and `docs/parameters.md`. This is also the only module that reads environment variables.
 
 mod choices;
+mod concerns;
 mod docs;
+mod engine_arguments;
 mod load;
 mod pbtxt;
 mod table;
@@ -14,7 +16,9 @@ pub use choices::{
     BatchSchedulerPolicy, BatchingType, DecodingMode, DeviceKind, FatalAction, GptModelType, GuidedBackend, ModelRole,
     SamplingOrder,
 };
+pub use concerns::readers;
 pub use docs::parameters_markdown;
+pub use engine_arguments::{WithArguments, engine_arguments_markdown, with_engine_arguments};
 pub use load::{Level, Loaded, Note};
 pub use pbtxt::parse_config;
 pub use table::{Effect, PARAMETERS, ParameterRow, Parameters, Range, Setting, Source};

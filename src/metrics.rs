@@ -31,6 +31,8 @@ pub struct Series {
     pub label_value: &'static str,
     /// Key in the JSON line.
     pub json_key: &'static str,
+    /// What the number counts, for `docs/metrics.md`.
+    pub meaning: &'static str,
     pub value: Value,
 }
 
@@ -115,11 +117,23 @@ pub const FAMILIES: &[Family] = &[
         label: "request_type",
         batching: None,
         series: &[
-            count("active", "Active Request Count", |s| s.active_requests),
-            count("max", "Max Request Count", |s| s.max_requests),
-            count("scheduled", "Scheduled Requests", |s| s.scheduled_requests),
-            count("context", "Context Requests", |s| s.context_requests),
-            count("waiting", "Waiting Requests", |s| s.waiting_requests),
+            count(
+                "active",
+                "Active Request Count",
+                "requests that were fetched and have not finished, running and waiting ones",
+                |s| s.active_requests,
+            ),
+            count("max", "Max Request Count", "most requests that can run together", |s| s.max_requests),
+            count("scheduled", "Scheduled Requests", "requests in the latest step", |s| s.scheduled_requests),
+            count("context", "Context Requests", "requests of the latest step whose prompt is being computed", |s| {
+                s.context_requests
+            }),
+            count(
+                "waiting",
+                "Waiting Requests",
+                "active requests that are not in the latest step: the queue of the engine",
+                |s| s.waiting_requests,
+            ),
         ],
     },
     Family {
@@ -129,9 +143,13 @@ pub const FAMILIES: &[Family] = &[
         label: "memory_type",
         batching: None,
         series: &[
-            count("cpu", "Runtime CPU Memory Usage", |s| s.cpu_bytes),
-            count("gpu", "Runtime GPU Memory Usage", |s| s.gpu_bytes),
-            count("pinned", "Runtime Pinned Memory Usage", |s| s.pinned_bytes),
+            count("cpu", "Runtime CPU Memory Usage", "host memory of weights, workspace and KV cache, in bytes", |s| {
+                s.cpu_bytes
+            }),
+            count("gpu", "Runtime GPU Memory Usage", "GPU memory of weights, workspace and KV cache, in bytes", |s| {
+                s.gpu_bytes
+            }),
+            count("pinned", "Runtime Pinned Memory Usage", "page-locked host memory, in bytes", |s| s.pinned_bytes),
         ],
     },
     Family {
@@ -141,14 +159,25 @@ pub const FAMILIES: &[Family] = &[
         label: "kv_cache_block_type",
         batching: None,
         series: &[
-            count("max", "Max KV cache blocks", |s| s.max_blocks),
-            count("free", "Free KV cache blocks", |s| s.free_blocks),
-            count("used", "Used KV cache blocks", |s| s.used_blocks),
-            count("tokens_per", "Tokens per KV cache block", |s| s.tokens_per_block),
-            count("reused", "Reused KV cache blocks", |s| s.reused_blocks),
+            count("max", "Max KV cache blocks", "blocks of the KV cache", |s| s.max_blocks),
+            count(
+                "free",
+                "Free KV cache blocks",
+                "blocks that nobody uses; those with reusable content count as free",
+                |s| s.free_blocks,
+            ),
+            count("used", "Used KV cache blocks", "blocks of running requests", |s| s.used_blocks),
+            count("tokens_per", "Tokens per KV cache block", "tokens in one block", |s| s.tokens_per_block),
+            count(
+                "reused",
+                "Reused KV cache blocks",
+                "blocks that requests found in the cache, a running total",
+                |s| s.reused_blocks,
+            ),
             Series {
                 label_value: "fraction",
                 json_key: "Fraction used KV cache blocks",
+                meaning: "used divided by max, 0 to 1",
                 value: Value::Fraction(used_fraction),
             },
         ],
@@ -160,8 +189,13 @@ pub const FAMILIES: &[Family] = &[
         label: "disaggregated_serving_type",
         batching: None,
         series: &[
-            count("kv_cache_transfer_ms", "KV cache transfer time", |_| 0),
-            count("request_count", "Request count", |_| 0),
+            count(
+                "kv_cache_transfer_ms",
+                "KV cache transfer time",
+                "always 0: disaggregated serving is not there yet",
+                |_| 0,
+            ),
+            count("request_count", "Request count", "always 0: disaggregated serving is not there yet", |_| 0),
         ],
     },
     Family {
@@ -171,10 +205,19 @@ pub const FAMILIES: &[Family] = &[
         label: "inflight_batcher_specific_metric",
         batching: Some(BatchingType::Inflight),
         series: &[
-            count("total_context_tokens", "Total Context Tokens", |s| s.total_context_tokens),
-            count("generation_requests", "Generation Requests", |s| s.generation_requests),
-            count("micro_batch_id", "MicroBatch ID", |s| s.micro_batch_id),
-            count("paused_requests", "Paused Requests", |s| s.paused_requests),
+            count("total_context_tokens", "Total Context Tokens", "prompt tokens computed in the latest step", |s| {
+                s.total_context_tokens
+            }),
+            count("generation_requests", "Generation Requests", "requests of the latest step that generate", |s| {
+                s.generation_requests
+            }),
+            count("micro_batch_id", "MicroBatch ID", "always 0: there is one pipeline stage", |s| s.micro_batch_id),
+            count(
+                "paused_requests",
+                "Paused Requests",
+                "requests that were preempted and wait to be computed again (`max_utilization`)",
+                |s| s.paused_requests,
+            ),
         ],
     },
     Family {
@@ -184,9 +227,18 @@ pub const FAMILIES: &[Family] = &[
         label: "v1_specific_metric",
         batching: Some(BatchingType::Static),
         series: &[
-            count("total_context_tokens", "Total Context Tokens", |s| s.total_context_tokens),
-            count("total_generation_tokens", "Total Generation Tokens", |s| s.total_generation_tokens),
-            count("empty_generation_slots", "Empty Generation Slots", |s| s.empty_generation_slots),
+            count("total_context_tokens", "Total Context Tokens", "prompt tokens computed in the latest step", |s| {
+                s.total_context_tokens
+            }),
+            count("total_generation_tokens", "Total Generation Tokens", "tokens generated in the latest step", |s| {
+                s.total_generation_tokens
+            }),
+            count(
+                "empty_generation_slots",
+                "Empty Generation Slots",
+                "places of the static batch that no sequence uses",
+                |s| s.empty_generation_slots,
+            ),
         ],
     },
     Family {
@@ -196,8 +248,13 @@ pub const FAMILIES: &[Family] = &[
         label: "general_type",
         batching: None,
         series: &[
-            Series { label_value: "timestamp", json_key: "Timestamp", value: Value::Timestamp },
-            count("iteration_counter", "Iteration Counter", |s| s.iteration),
+            Series {
+                label_value: "timestamp",
+                json_key: "Timestamp",
+                meaning: "time of the latest step, microseconds since 1970",
+                value: Value::Timestamp,
+            },
+            count("iteration_counter", "Iteration Counter", "steps since the start", |s| s.iteration),
         ],
     },
     Family {
@@ -206,7 +263,11 @@ pub const FAMILIES: &[Family] = &[
         kind: Kind::Histogram,
         label: "response_metric_type",
         batching: None,
-        series: &[observed("total_output_tokens", "Total Output Tokens")],
+        series: &[observed(
+            "total_output_tokens",
+            "Total Output Tokens",
+            "generated tokens of a request, all its sequences",
+        )],
     },
     Family {
         name: INPUT_TOKENS,
@@ -214,7 +275,11 @@ pub const FAMILIES: &[Family] = &[
         kind: Kind::Histogram,
         label: "response_metric_type",
         batching: None,
-        series: &[observed("total_input_tokens", "Total Input Tokens")],
+        series: &[observed(
+            "total_input_tokens",
+            "Total Input Tokens",
+            "prompt tokens of a request, all its batch items",
+        )],
     },
 ];
 
@@ -259,12 +324,56 @@ pub fn iteration_json(snapshot: &Snapshot, batching: BatchingType) -> String {
     format!("{{{}}}", pairs.collect::<Vec<_>>().join(","))
 }
 
-const fn count(label_value: &'static str, json_key: &'static str, read: fn(&Snapshot) -> u64) -> Series {
-    Series { label_value, json_key, value: Value::Count(read) }
+/// A series of whole numbers.
+const fn count(
+    label_value: &'static str,
+    json_key: &'static str,
+    meaning: &'static str,
+    read: fn(&Snapshot) -> u64,
+) -> Series {
+    Series { label_value, json_key, meaning, value: Value::Count(read) }
 }
 
-const fn observed(label_value: &'static str, json_key: &'static str) -> Series {
-    Series { label_value, json_key, value: Value::Observed }
+const fn observed(label_value: &'static str, json_key: &'static str, meaning: &'static str) -> Series {
+    Series { label_value, json_key, meaning, value: Value::Observed }
+}
+
+/// `docs/metrics.md`.
+pub fn metrics_markdown() -> String {
+    let mut text = String::from(
+        "# Metrics\n\n\
+         At `/metrics` of the server's metrics port. Every series has the labels `model` and `version` and one label of its family. Gauges are\n\
+         updated every `stats_check_period_ms` and, with several instances of a model, add up; what numbers or dates something is the largest.\n\
+         They exist, with zeros, from the moment the model begins to load. With verbose logging (`log_verbose_level` 1) every step is also one line\n\
+         of JSON in the log, with the keys of the last column. The server's own `nv_inference_*` families come beside these.\n\n\
+         | Family | Type | HELP | Label | Value | Meaning | JSON key |\n|---|---|---|---|---|---|---|\n",
+    );
+    for family in FAMILIES {
+        for series in family.series {
+            text.push_str(&metrics_line(family, series));
+        }
+    }
+    let bounds = BUCKETS.map(|bound| bound.to_string()).join(", ");
+    text.push_str(&format!("\nUpper bounds of the histograms' buckets: {bounds} and infinity.\n"));
+    text
+}
+
+fn metrics_line(family: &Family, series: &Series) -> String {
+    let kind = match family.kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+        Kind::Histogram => "histogram",
+    };
+    let only = match family.batching {
+        Some(BatchingType::Inflight) => " (in-flight batching)",
+        Some(BatchingType::Static) => " (static batching, `V1`)",
+        None => "",
+    };
+    let key = if family.kind == Kind::Histogram { "" } else { series.json_key };
+    format!(
+        "| `{}`{only} | {kind} | {} | `{}` | `{}` | {} | {key} |\n",
+        family.name, family.help, family.label, series.label_value, series.meaning
+    )
 }
 
 fn used_fraction(snapshot: &Snapshot) -> f64 {

@@ -12,6 +12,8 @@ mod llm;
 mod operation;
 #[path = "adapter/scheduling.rs"]
 mod scheduling;
+#[path = "adapter/prompts.rs"]
+mod prompts;
 #[path = "adapter/script.rs"]
 mod script;
 #[path = "adapter/text.rs"]

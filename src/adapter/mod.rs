@@ -1,5 +1,6 @@
 //! Composition root: tensors to requests, outputs to tensors, config to an engine.
 
+pub mod errors;
 pub mod llm;
 pub mod roles;
 pub mod tensor;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::config::{Level, Loaded, ModelRole, Parameters};
+use crate::config::{Level, Loaded, ModelRole, Parameters, with_engine_arguments};
 use crate::error::Result;
 use crate::triton::{Model, ModelHandler};
 use llm::{ExecutorSource, LlmModel};
@@ -28,16 +29,21 @@ pub fn load_model(model: &Model) -> Result<Arc<dyn ModelHandler>> {
 /// # Errors
 /// As for [`load_model`].
 pub fn load_model_from(model: &Model, source: ExecutorSource) -> Result<Arc<dyn ModelHandler>> {
+    let arguments = with_engine_arguments(&model.config, &llm::version_dir(model))?;
+    let model = &Model { config: arguments.config, ..model.clone() };
     let Loaded { parameters, notes } = Parameters::load(&model.config)?;
-    for note in notes {
+    for note in arguments.notes.into_iter().chain(notes) {
         match note.level {
             Level::Info => tracing::info!("{}: {}", model.name, note.text),
             Level::Warning => tracing::warn!("{}: {}", model.name, note.text),
         }
     }
     parameters.check()?;
-    match parameters.role()? {
-        ModelRole::Llm => Ok(Arc::new(LlmModel::load(model, parameters, source)?)),
+    let role = parameters.role()?;
+    match role {
+        ModelRole::Llm | ModelRole::LlmApi | ModelRole::Vllm => {
+            Ok(Arc::new(LlmModel::load(model, parameters, source, roles::interface(role))?))
+        }
         ModelRole::Bls => Ok(Arc::new(BlsModel::load(model, &parameters)?)),
         role => Ok(Arc::new(RoleModel::load(role, &parameters)?)),
     }
@@ -48,8 +54,17 @@ pub fn load_model_from(model: &Model, source: ExecutorSource) -> Result<Arc<dyn 
 /// # Errors
 /// Parameters that do not load, an unknown role.
 pub fn auto_complete(model: &Model) -> Result<Option<Value>> {
-    let Loaded { parameters, .. } = Parameters::load(&model.config)?;
+    let config = with_engine_arguments(&model.config, &llm::version_dir(model))?.config;
+    let Loaded { parameters, .. } = Parameters::load(&config)?;
     Ok(match parameters.role()? {
+        role @ (ModelRole::LlmApi | ModelRole::Vllm) => {
+            let mut own = model.config.clone();
+            if let (Some(policy), None) = (config.get("model_transaction_policy"), own.get("model_transaction_policy"))
+            {
+                own["model_transaction_policy"] = policy.clone();
+            }
+            roles::complete_prompts(&own, role)
+        }
         ModelRole::Llm => llm::complete(&model.config, llm::has_tokenizer(&parameters, model)),
         ModelRole::Bls => roles::complete_bls(&model.config),
         role => roles::complete(&model.config, role),

@@ -1,6 +1,10 @@
 //! `trtllm check`: a model repository, looked at as the server and this backend would.
 
-use crate::config::{Level, Loaded, ModelRole, Parameters, is_placeholder, parse_config};
+use crate::config::readers;
+use crate::config::{
+    Level, Loaded, ModelRole, PARAMETERS, Parameters, Source, is_placeholder, parse_config, with_engine_arguments,
+};
+use crate::device::DeviceKind;
 use crate::error::{Error, Result};
 use crate::runner::{ModelOptions, plan};
 use crate::text::Tokenizer;
@@ -10,12 +14,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The folders under which this backend is installed.
-const OUR_BACKENDS: [&str; 2] = ["tensorrtllm", "trtllm"];
+const OUR_BACKENDS: [&str; 3] = ["tensorrtllm", "trtllm", "vllm"];
 
 #[derive(Debug, Args)]
 pub struct Check {
     /// Folder with one folder for each model.
     repository: PathBuf,
+    /// Also says how many tokens the KV cache would hold on a GPU with this much free memory.
+    #[arg(long, value_name = "GIB")]
+    gpu_memory_gib: Option<f64>,
 }
 
 /// What is wrong with one model.
@@ -53,7 +60,7 @@ impl Check {
             }
         }
         for entry in &entries {
-            let findings = check_model(entry, &entries);
+            let findings = check_model(entry, &entries, self.gpu_memory_gib);
             println!("{}", entry.name);
             findings.errors.iter().for_each(|text| println!("  error: {text}"));
             findings.warnings.iter().for_each(|text| println!("  warning: {text}"));
@@ -92,7 +99,7 @@ fn read_config(folder: &Path) -> Result<Value> {
     parse_config(&text).map_err(|error| error.context("config.pbtxt"))
 }
 
-fn check_model(entry: &Entry, all: &[Entry]) -> Findings {
+fn check_model(entry: &Entry, all: &[Entry], gpu_gib: Option<f64>) -> Findings {
     let mut findings = Findings::default();
     let Entry { name, folder, config } = entry;
     if let Some(given) = config["name"].as_str().filter(|given| given != name) {
@@ -109,7 +116,7 @@ fn check_model(entry: &Entry, all: &[Entry]) -> Findings {
         findings.errors.push(format!("backend is still {backend}: fill it with tensorrtllm"));
     } else if OUR_BACKENDS.contains(&backend) {
         let version_dir = version.unwrap_or_else(|| folder.join("1"));
-        if let Err(error) = check_ours(config, &version_dir, all, &mut findings) {
+        if let Err(error) = check_ours(config, &version_dir, all, gpu_gib, &mut findings) {
             findings.errors.push(error.message().to_owned());
         }
     } else {
@@ -140,9 +147,17 @@ fn check_there(model: &str, all: &[Entry], findings: &mut Findings) {
 
 /// # Errors
 /// What would keep the model from loading.
-fn check_ours(config: &Value, version_dir: &Path, all: &[Entry], findings: &mut Findings) -> Result<()> {
+fn check_ours(
+    config: &Value,
+    version_dir: &Path,
+    all: &[Entry],
+    gpu_gib: Option<f64>,
+    findings: &mut Findings,
+) -> Result<()> {
+    let arguments = with_engine_arguments(config, version_dir)?;
+    let config = &arguments.config;
     let Loaded { parameters, notes } = Parameters::load(config)?;
-    for note in notes {
+    for note in arguments.notes.into_iter().chain(notes) {
         match note.level {
             Level::Warning => findings.warnings.push(note.text),
             Level::Info => findings.facts.push(note.text),
@@ -150,16 +165,11 @@ fn check_ours(config: &Value, version_dir: &Path, all: &[Entry], findings: &mut 
     }
     parameters.check()?;
     let role = parameters.role()?;
-    findings.facts.push(parameters.effective_values());
+    findings.warnings.extend(misplaced(&parameters, role));
+    findings.facts.push(parameters.effective_values(role));
     match role {
-        ModelRole::Llm => {
-            parameters.batching()?;
-            let model_dir = PathBuf::from(parameters.model_dir(version_dir)?);
-            if let Some(dir) = &parameters.tokenizer_dir.value {
-                check_tokenizer(dir)?;
-            }
-            let report = plan(&ModelOptions::from_parameters(&parameters, &model_dir, 0)?)?;
-            findings.facts.push(report.to_string());
+        ModelRole::Llm | ModelRole::LlmApi | ModelRole::Vllm => {
+            check_llm(config, &parameters, role, version_dir, gpu_gib, findings)?;
         }
         ModelRole::Preprocessing | ModelRole::Postprocessing => {
             let dir = parameters.tokenizer_dir.value.as_deref().ok_or_else(|| {
@@ -180,6 +190,68 @@ fn check_ours(config: &Value, version_dir: &Path, all: &[Entry], findings: &mut 
             {
                 findings.errors.push(format!("decoupled is {here} here and {there} in {llm:?}: give both the same"));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Parameters that were given to a role which does not read them.
+fn misplaced(parameters: &Parameters, role: ModelRole) -> Option<String> {
+    let given = PARAMETERS.iter().filter(|row| (row.source)(parameters) == Source::Given && !role.reads(row.key));
+    let texts = given.map(|row| {
+        let readers: Vec<_> = readers(row.key).iter().map(|role| role.word()).collect();
+        format!("{} (read by {})", row.key, readers.join(", "))
+    });
+    let texts: Vec<_> = texts.collect();
+    (!texts.is_empty())
+        .then(|| format!("not read by the role {}: {}; move or remove them", role.word(), texts.join("; ")))
+}
+
+/// # Errors
+/// What would keep the LLM from loading.
+fn check_llm(
+    config: &Value,
+    parameters: &Parameters,
+    role: ModelRole,
+    version_dir: &Path,
+    gpu_gib: Option<f64>,
+    findings: &mut Findings,
+) -> Result<()> {
+    parameters.batching()?;
+    let model_dir = PathBuf::from(parameters.model_dir(version_dir)?);
+    if let Some(dir) = &parameters.tokenizer_dir.value {
+        check_tokenizer(dir)?;
+    } else if role != ModelRole::Llm && !model_dir.join("tokenizer.json").exists() {
+        return Err(Error::invalid(format!("the role {} takes text: set tokenizer_dir to a tokenizer", role.word())));
+    }
+    if role != ModelRole::Llm && config["max_batch_size"].as_i64().unwrap_or(0) != 0 {
+        return Err(Error::invalid(format!("max_batch_size must be 0: the role {} takes one prompt", role.word())));
+    }
+    let mut options = ModelOptions::from_parameters(parameters, &model_dir, 0)?;
+    let report = match plan(&options) {
+        Err(error) if options.device == DeviceKind::Cuda => {
+            findings.warnings.push(format!(
+                "the device cuda is not to be had here ({}): the memory plan is that of this machine's CPU",
+                error.message()
+            ));
+            options.device = DeviceKind::Cpu;
+            plan(&options)?
+        }
+        report => report?,
+    };
+    findings.facts.push(report.to_string());
+    if let Some(gib) = gpu_gib {
+        let free = (gib * f64::from(1 << 30)) as usize;
+        let left = free.saturating_sub(report.weight_bytes + report.workspace_bytes);
+        let share = options.kv_free_fraction.unwrap_or(0.9);
+        let fitting = (left as f64 * share) as usize / report.kv_bytes_per_token.max(1);
+        let (wanted, longest) = (options.kv_max_tokens.unwrap_or(usize::MAX), report.limits.max_seq_len_tokens);
+        let tokens = fitting.min(wanted);
+        findings.facts.push(format!("on a GPU with {gib} GiB free: KV cache of up to {tokens} tokens"));
+        if tokens < longest {
+            findings.errors.push(format!(
+                "with {gib} GiB the KV cache holds {tokens} tokens, less than one sequence of {longest}: lower max_seq_len or use a larger GPU"
+            ));
         }
     }
     Ok(())

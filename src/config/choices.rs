@@ -111,11 +111,15 @@ pub enum ModelRole {
     Postprocessing,
     /// Text in, text out through the other models of the server.
     Bls,
+    /// The LLM with the tensors of TensorRT-LLM's LLM-API model.
+    LlmApi,
+    /// The LLM with the tensors of Triton's vLLM backend.
+    Vllm,
 }
 
 impl ModelRole {
     /// The accepted words.
-    pub const WORDS: &'static [&'static str] = &["llm", "preprocessing", "postprocessing", "bls"];
+    pub const WORDS: &'static [&'static str] = &["llm", "preprocessing", "postprocessing", "bls", "llmapi", "vllm"];
 
     /// The role that the parameter `model_role` names.
     ///
@@ -128,6 +132,8 @@ impl ModelRole {
             Some("preprocessing") => Ok(Self::Preprocessing),
             Some("postprocessing") => Ok(Self::Postprocessing),
             Some("bls" | "tensorrt_llm_bls") => Ok(Self::Bls),
+            Some("llmapi") => Ok(Self::LlmApi),
+            Some("vllm") => Ok(Self::Vllm),
             Some(other) => Err(Error::invalid(format!(
                 "model_role is {other:?}, expected one of {} (default llm)",
                 Self::WORDS.join(", ")

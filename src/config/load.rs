@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::choices::{BatchingType, DecodingMode, GptModelType, ModelRole};
 use super::table::{Effect, PARAMETERS, ParameterRow, Parameters, Range, Source};
+use super::value::is_placeholder;
 use crate::error::{Error, Result};
 
 /// How important a [`Note`] is.
@@ -105,11 +106,13 @@ impl Parameters {
         Ok(())
     }
 
-    /// One line per value in effect, for the log at load.
-    pub fn effective_values(&self) -> String {
+    /// One line per value in effect of those that the role reads, for the log at load.
+    pub fn effective_values(&self, role: ModelRole) -> String {
         let mut text = String::from("parameters in effect:");
-        for row in PARAMETERS.iter().filter(|row| row.effect == Effect::Applied || (row.source)(self) == Source::Given)
-        {
+        let told = |row: &&ParameterRow| {
+            role.reads(row.key) && (row.effect == Effect::Applied || (row.source)(self) == Source::Given)
+        };
+        for row in PARAMETERS.iter().filter(told) {
             let source = match (row.source)(self) {
                 Source::Given => "given",
                 Source::Default => "default",
@@ -145,7 +148,6 @@ fn check_range(row: &ParameterRow, parameters: &Parameters) -> Result<()> {
 
 fn notes(parameters: &Parameters, given: &BTreeMap<String, String>) -> Vec<Note> {
     let mut notes = Vec::new();
-    let keys = |source: Source| keys_where(|row| (row.source)(parameters) == source);
     for row in PARAMETERS.iter().filter(|row| (row.source)(parameters) == Source::Unparsable) {
         let text = given.get(row.key).map_or("", String::as_str);
         notes.push(warning(format!(
@@ -153,8 +155,10 @@ fn notes(parameters: &Parameters, given: &BTreeMap<String, String>) -> Vec<Note>
             row.key, row.type_name, row.default
         )));
     }
-    let placeholders = keys(Source::Placeholder);
+    let placeholders: Vec<_> = given.iter().filter(|(_, text)| is_placeholder(text)).collect();
     if !placeholders.is_empty() {
+        let pairs = placeholders.iter().map(|(key, text)| format!("{key} = {}", text.trim())).collect::<Vec<_>>();
+        let placeholders = pairs.join(", ");
         notes.push(warning(format!(
             "{placeholders} still hold a ${{…}} placeholder: not specified, will use the defaults"
         )));
@@ -184,17 +188,21 @@ fn keys_where(condition: impl Fn(&ParameterRow) -> bool) -> String {
     PARAMETERS.iter().filter(|row| condition(row)).map(|row| row.key).collect::<Vec<_>>().join(", ")
 }
 
-fn info(text: String) -> Note {
+pub(super) fn info(text: String) -> Note {
     Note { level: Level::Info, text }
 }
 
-fn warning(text: String) -> Note {
+pub(super) fn warning(text: String) -> Note {
     Note { level: Level::Warning, text }
 }
 
-/// The known key that `key` is most likely a misspelling of.
 fn closest_key(key: &str) -> Option<&'static str> {
-    let distances = PARAMETERS.iter().map(|row| (edit_distance(key, row.key), row.key));
+    closest(key, PARAMETERS.iter().map(|row| row.key))
+}
+
+/// The known key that `key` is most likely a misspelling of.
+pub(super) fn closest(key: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let distances = known.map(|known| (edit_distance(key, known), known));
     distances.min().filter(|&(distance, _)| distance <= 1 + key.len() / 5).map(|(_, known)| known)
 }
 
@@ -272,7 +280,7 @@ mod tests {
         assert_eq!(parameters.max_tokens_in_paged_kv_cache.value, Some(2560));
         assert!(!parameters.enable_kv_cache_reuse.value);
         assert_eq!(parameters.enable_kv_cache_reuse.source, Source::Given);
-        assert!(parameters.effective_values().contains("kv_cache_free_gpu_mem_fraction = 0.5 (given)"));
+        assert!(parameters.effective_values(ModelRole::Llm).contains("kv_cache_free_gpu_mem_fraction = 0.5 (given)"));
     }
 
     #[test]

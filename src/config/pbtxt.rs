@@ -15,14 +15,23 @@ const MAPS: &[&str] = &["parameters", "input_map", "output_map"];
 /// # Errors
 /// `InvalidArg` with the line and what was expected there.
 pub fn parse_config(text: &str) -> Result<Value> {
-    let mut parser = Parser { rest: text, line: 1 };
+    let mut parser = Parser { rest: text, line: 1, placeholders: Vec::new() };
     let message = parser.message(None)?;
-    Ok(Value::Object(message))
+    match &parser.placeholders[..] {
+        [] => Ok(Value::Object(message)),
+        [(line, name)] => Err(Error::invalid(format!("line {line}: the unquoted placeholder {name} must be filled"))),
+        many => {
+            let all = many.iter().map(|(line, name)| format!("line {line}: {name}")).collect::<Vec<_>>().join(", ");
+            Err(Error::invalid(format!("{} unquoted placeholders must be filled: {all}", many.len())))
+        }
+    }
 }
 
 struct Parser<'a> {
     rest: &'a str,
     line: usize,
+    /// Unquoted `${…}` with their lines: all of them are told about at once.
+    placeholders: Vec<(usize, &'a str)>,
 }
 
 impl<'a> Parser<'a> {
@@ -97,11 +106,11 @@ impl<'a> Parser<'a> {
             Some('"' | '\'') => self.strings().map(Value::String),
             Some('$') => {
                 let end = self.rest.find(['}', '\n']).map_or(self.rest.len(), |at| at + 1);
-                let placeholder = self.rest[..end].trim();
-                Err(Error::invalid(format!(
-                    "line {}: the unquoted placeholder {placeholder} must be filled",
-                    self.line
-                )))
+                let (placeholder, rest) = self.rest.split_at(end);
+                self.placeholders.push((self.line, placeholder.trim()));
+                self.line += placeholder.matches('\n').count();
+                self.rest = rest;
+                Ok(Value::Null)
             }
             _ => match self.word() {
                 "" => Err(self.expected("a value")),
@@ -241,6 +250,10 @@ mod tests {
             (
                 "name: \"a\"\nmax_batch_size: ${triton_max_batch_size}\n",
                 "line 2: the unquoted placeholder ${triton_max_batch_size}",
+            ),
+            (
+                "a: ${x} b: [ ${y}, 1 ]\nc: ${z}",
+                "3 unquoted placeholders must be filled: line 1: ${x}, line 1: ${y}, line 2: ${z}",
             ),
             ("name: \"a", "line 1: expected the closing \""),
             ("input [\n {\n", "line 3: expected '}', got the end of the file"),

@@ -133,8 +133,8 @@ const COUNT: Range = Range::Numbers(0.0, i32::MAX as f64);
 const FRACTION: Range = Range::Numbers(0.0, 1.0);
 
 parameters! {
-    model_role "model_role": Option<String> = None, "`llm`", Range::Words(ModelRole::WORDS), Applied,
-        "What this model does. `llm`: tokens or text in, tokens or text out; `preprocessing`: text to tokens; `postprocessing`: tokens to text; `bls`: text in, text out by calling the three others. Any other word: the model does not load.";
+    model_role "model_role": Option<String> = None, "`llm`, or by the files of the version folder", Range::Words(ModelRole::WORDS), Applied,
+        "What this model does. `llm`: tokens or text in, tokens or text out; `preprocessing`: text to tokens; `postprocessing`: tokens to text; `bls`: text in, text out by calling the three others; `llmapi` and `vllm`: the LLM with the tensors of those backends' models, see docs/other_backends.md. A version folder with a `model.yaml` or a `model.json` means them by itself. Any other word: the model does not load.";
     gpt_model_type "gpt_model_type": Option<String> = None, "`inflight_fused_batching`", Range::Words(GptModelType::WORDS), Applied,
         "How requests share steps: in-flight (both words mean the same) or static batching (`V1`, without streaming). Any other text, an unsubstituted placeholder included: the model does not load.";
     gpt_model_path "gpt_model_path": Option<String> = None, "the version folder of the model, if it holds a `config.json`", ANY, Applied,

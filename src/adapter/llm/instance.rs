@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::active::{Active, Control};
 use super::fatal::FatalExit;
 use super::guides::GuideStore;
+use super::interface::Asked;
 use super::metrics::{InstanceMetrics, Updater, idle_snapshot};
 use super::request::{Call, Generate, Rules};
 use super::responder::{OpenCall, Responder, RowSink};
@@ -80,14 +81,20 @@ impl LlmInstance {
         if request.is_cancelled() {
             return Err(Error::new(ErrorKind::Cancelled, "the request was cancelled before it ran"));
         }
-        let call = Call::parse(&self.rules, &request.inputs()?, &request.requested_outputs()?);
+        let (inputs, requested, parameters) = (request.inputs()?, request.requested_outputs()?, request.parameters()?);
+        let call = match &self.rules.interface {
+            Some(interface) => interface
+                .parse(&self.rules, &Asked { inputs: &inputs, requested: &requested, parameters: &parameters })
+                .map_err(|error| interface.error(error)),
+            None => Call::parse(&self.rules, &inputs, &requested),
+        };
         // An adapter that is not there is a runtime error in the words that clients look for.
         let mut call = call.map_err(|error| match error.kind() {
             ErrorKind::NotFound => self.engine.refuse(&error),
             _ => error,
         })?;
         if let Call::Generate(generate) = &mut call {
-            let terms = Terms::read(&self.rules.terms, &request.parameters()?, request.timeout_us()?)?;
+            let terms = Terms::read(&self.rules.terms, &parameters, request.timeout_us()?)?;
             let now_ns = self.engine.now_ns();
             generate.items.iter_mut().for_each(|item| terms.apply(&mut item.request, now_ns));
         }
@@ -102,14 +109,15 @@ impl LlmInstance {
             }
             Ok(id) => {
                 self.active.stop(&id);
-                request.into_sink().finish(Ok(Response::default()), None);
+                let stopped = self.rules.interface.as_ref().map_or(Ok(Response::default()), |i| i.stopped());
+                request.into_sink().finish(stopped, None);
             }
             Err(error) => request.fail(error, None),
         }
     }
 
     fn generate(&self, request: Request, generate: Generate, exec_start_ns: u64) {
-        let Generate { plan, items } = generate;
+        let Generate { plan, items, form } = generate;
         let id = request.id().unwrap_or_default().to_owned();
         let sequences: Vec<_> = items.iter().map(|item| item.request.num_sequences).collect();
         let control = Control::new(&id, sequences.iter().sum());
@@ -126,6 +134,7 @@ impl LlmInstance {
             control: control.clone(),
             exec_start_ns,
             compute_start_ns: monotonic_ns(),
+            form,
         };
         self.active.insert(&control);
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);

@@ -8,6 +8,7 @@ mod fatal;
 mod guides;
 mod inputs;
 mod instance;
+mod interface;
 mod metrics;
 mod open;
 mod request;
@@ -26,20 +27,23 @@ use std::time::Duration;
 pub use checkpoint::load_checkpoint;
 pub use complete::complete;
 pub use instance::LlmInstance;
+pub use interface::{Asked, End, Form, Interface};
 pub use open::{ExecutorSource, ModelExecutor};
+pub use request::{Call, Generate, Item, LogProbs, Rules};
+pub use response::Step;
 pub use template::config_template;
 pub use tensors::{INPUTS, InputRow, OUTPUTS, OutputRow, tensors_markdown};
 
 use guides::{GuideStore, guide_tokenizer};
 use metrics::ModelMetrics;
 use open::Opened;
-use request::{Rules, TextRules};
+use request::TextRules;
 use terms::TermRules;
 
 use crate::adapter::tokenizer;
 use crate::config::{BatchingType, Parameters, SamplingOrder};
 use crate::decode::PassOrder;
-use crate::error::{Result, ResultExt};
+use crate::error::{Error, Result, ResultExt};
 use crate::text::Tokenizer;
 use crate::triton::{Instance, InstanceHandler, Model, ModelHandler};
 
@@ -55,22 +59,31 @@ pub struct LlmModel {
     guided: std::result::Result<Arc<Tokenizer>, String>,
     metrics: Arc<ModelMetrics>,
     source: ExecutorSource,
+    interface: Option<Arc<dyn Interface>>,
     /// Instances so far: each takes the next number.
     instances: AtomicUsize,
 }
 
 impl LlmModel {
     /// Checks what can be checked without the weights, and registers the metrics, so that they exist while the engine
-    /// loads. `source` gives each instance its executor.
+    /// loads. `source` gives each instance its executor, `interface` other tensors than its own.
     ///
     /// # Errors
     /// Parameters and paths that do not fit, a tokenizer that does not load.
-    pub fn load(model: &Model, parameters: Parameters, source: ExecutorSource) -> Result<Self> {
+    pub fn load(
+        model: &Model,
+        parameters: Parameters,
+        source: ExecutorSource,
+        interface: Option<Arc<dyn Interface>>,
+    ) -> Result<Self> {
         let batching = parameters.batching()?;
         let model_dir = PathBuf::from(parameters.model_dir(&version_dir(model))?);
-        tracing::info!("{}: {}", model.name, parameters.effective_values());
+        tracing::info!("{}: {}", model.name, parameters.effective_values(parameters.role()?));
         let tokenizer = load_tokenizer(&parameters, &model_dir)?;
         let guided = guide_tokenizer(&parameters, tokenizer.as_ref())?;
+        if interface.is_some() {
+            check_text_role(model, tokenizer.is_some())?;
+        }
         let metrics = Arc::new(ModelMetrics::register(&model.name, model.version, batching)?);
         let config = model.config.clone();
         Ok(Self {
@@ -83,6 +96,7 @@ impl LlmModel {
             guided,
             metrics,
             source,
+            interface,
             instances: AtomicUsize::new(0),
         })
     }
@@ -125,6 +139,7 @@ impl LlmModel {
                 default_priority_level: whole(&self.config["dynamic_batching"]["default_priority_level"]),
             },
             declared_outputs: outputs.filter_map(|output| output["name"].as_str().map(str::to_owned)).collect(),
+            interface: self.interface.clone(),
         }
     }
 
@@ -163,7 +178,23 @@ fn whole(value: &serde_json::Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_str()?.parse().ok())
 }
 
-fn version_dir(model: &Model) -> PathBuf {
+/// What a role that takes text needs.
+fn check_text_role(model: &Model, has_tokenizer: bool) -> Result<()> {
+    if !has_tokenizer {
+        return Err(Error::invalid(
+            "the role takes text, but the model has no tokenizer: set tokenizer_dir to a folder with one",
+        ));
+    }
+    match model.config["max_batch_size"].as_i64().unwrap_or(0) {
+        0 => Ok(()),
+        size => {
+            Err(Error::invalid(format!("max_batch_size is {size}: this role takes one prompt a request, set it to 0")))
+        }
+    }
+}
+
+/// The folder of the model's version.
+pub fn version_dir(model: &Model) -> PathBuf {
     model.repository.join(model.version.to_string())
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::cache;
 use super::inputs::Inputs;
 use super::terms::TermRules;
+use super::interface::{Form, Interface};
 use super::wanted::Wanted;
 use crate::config::BatchingType;
 use crate::decode::guided::{GuideKind, GuideSource};
@@ -40,6 +41,8 @@ pub struct Rules {
     /// Most sequences that the engine runs as one request.
     pub max_sequences: usize,
     pub terms: TermRules,
+    /// Tensors of another backend's LLM in place of its own.
+    pub interface: Option<Arc<dyn Interface>>,
 }
 
 /// What a tokenizer adds.
@@ -63,6 +66,8 @@ pub struct Generate {
     pub plan: Plan,
     /// One for each prompt; more where a prompt has more return sequences than run together.
     pub items: Vec<Item>,
+    /// What the responses are made into.
+    pub form: Option<Box<dyn Form>>,
 }
 
 /// How all responses of a request are made.
@@ -73,9 +78,12 @@ pub struct Plan {
     pub wanted: Wanted,
     /// Whether special tokens are left out of `text_output`.
     pub skip_special_tokens: bool,
+    /// Whether the text that ended a sequence is left out of it.
+    pub drop_stop_text: bool,
 }
 
 /// A prompt and its sequences.
+#[derive(Clone)]
 pub struct Item {
     pub request: engine::Request,
     pub batch_index: i32,
@@ -97,6 +105,17 @@ pub enum LogProbs {
     Full,
     /// Within the candidates that top-k and top-p left.
     Candidates,
+}
+
+impl Rules {
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    /// `InvalidArg` where it has none.
+    pub fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
+        let text = self.text.as_ref().ok_or_else(|| Error::invalid("the model has no tokenizer: set tokenizer_dir"))?;
+        Ok(text.tokenizer.clone())
+    }
 }
 
 impl Call {
@@ -136,8 +155,9 @@ impl Call {
         let wanted = Wanted::new(rules, &inputs, requested, batch > 1, several)?;
         let skip_special_tokens = rules.text.as_ref().is_none_or(|text| text.skip_special_tokens);
         Ok(Self::Generate(Generate {
-            plan: Plan { streaming, batched: rules.batched, wanted, skip_special_tokens },
+            plan: Plan { streaming, batched: rules.batched, wanted, skip_special_tokens, drop_stop_text: false },
             items,
+            form: None,
         }))
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::active::{Active, Control};
 use super::fatal::FatalExit;
+use super::interface::{End, Form};
 use super::metrics::InstanceMetrics;
 use super::request::Plan;
 use super::response::{Row, Step};
@@ -33,6 +34,8 @@ pub struct OpenCall {
     /// The sequences go to the engine.
     pub compute_start_ns: u64,
     pub prompt_tokens: usize,
+    /// What the responses are made into.
+    pub form: Option<Box<dyn Form>>,
 }
 
 enum Event {
@@ -210,8 +213,13 @@ impl Worker {
     fn delta(&mut self, id: u64, row: usize, delta: Delta) {
         let Some(state) = self.calls.get_mut(&id) else { return };
         state.generated_tokens[row] = delta.stats.generated_tokens;
-        let OpenCall { sink, plan, rows, control, .. } = &mut *state.call;
-        let outcome = match rows[row].push(plan, delta) {
+        let OpenCall { sink, plan, rows, control, form, .. } = &mut *state.call;
+        let finish = delta.finish.as_ref().map(|finish| finish.reason);
+        let mut step = rows[row].push(plan, delta);
+        if let Some(form) = form {
+            step = form.step(row, step, End { finish, stop_text: rows[row].stop_text() });
+        }
+        let outcome = match step {
             Step::Nothing => return,
             Step::More(response) => {
                 if let Err(error) = sink.send(&response) {
@@ -226,6 +234,12 @@ impl Worker {
                 Ok(response)
             }
             Step::Failed(error) => Err(error),
+            Step::Ended if state.pending > 1 => {
+                control.halt_row(row);
+                state.pending -= 1;
+                return;
+            }
+            Step::Ended => Err(Error::internal("the last sequence ended without a response")),
         };
         state.failed |= outcome.is_err();
         state.pending -= 1;
@@ -254,7 +268,11 @@ impl Worker {
             self.metrics.observe_request(call.prompt_tokens, generated_tokens.iter().sum());
         }
         self.active.remove(&call.control);
-        let OpenCall { sink, exec_start_ns, compute_start_ns, .. } = *call;
+        let OpenCall { sink, exec_start_ns, compute_start_ns, form, .. } = *call;
+        let outcome = outcome.map_err(|error| match &form {
+            Some(form) => form.error(error),
+            None => error,
+        });
         let timings = Timings { exec_start_ns, compute_start_ns, compute_end_ns };
         let answer = Final { sink, outcome, timings };
         if answer.sink.is_cancelled() {

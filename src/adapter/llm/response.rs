@@ -35,6 +35,8 @@ pub enum Step {
     Last(Response),
     /// The sequence failed.
     Failed(Error),
+    /// The sequence ended, and what it said is part of another response.
+    Ended,
 }
 
 struct RowText {
@@ -42,6 +44,8 @@ struct RowText {
     matcher: StopMatcher,
     /// Text of the next response.
     pending: String,
+    /// The stop text that ended the sequence.
+    stopped_by: Option<usize>,
 }
 
 impl Row {
@@ -68,6 +72,11 @@ impl Row {
             text,
             ended: false,
         }
+    }
+
+    /// The stop text that ended the sequence, by its place in the request.
+    pub fn stop_text(&self) -> Option<usize> {
+        self.text.as_ref()?.stopped_by
     }
 
     /// Takes what one step added. After the end, which a stop text can bring before the engine does, nothing follows.
@@ -163,7 +172,7 @@ impl RowText {
         }
         let stops = item.stop_texts.clone().unwrap_or_else(|| StopStrings::new::<&str>(&[]));
         let pending = if item.echo { whole } else { String::new() };
-        Self { detokenizer, matcher: StopMatcher::new(stops, true), pending }
+        Self { detokenizer, matcher: StopMatcher::new(stops, !plan.drop_stop_text), pending, stopped_by: None }
     }
 
     /// Says whether a stop text is complete.
@@ -175,6 +184,7 @@ impl RowText {
     fn append(&mut self, text: &str) -> bool {
         let chunk = self.matcher.push(text);
         self.pending.push_str(&chunk.text);
+        self.stopped_by = chunk.stop;
         chunk.stop.is_some()
     }
 

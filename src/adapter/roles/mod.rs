@@ -4,6 +4,7 @@ mod bls;
 mod model;
 mod postprocessing;
 mod preprocessing;
+mod prompts;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,6 +14,7 @@ pub use bls::{BlsModel, complete as complete_bls, config_template as bls_templat
 pub use model::{RoleModel, complete};
 pub use postprocessing::Postprocessor;
 pub use preprocessing::Preprocessor;
+pub use prompts::{complete_prompts, interface, prompts_markdown};
 
 use crate::adapter::tensor::NamedTensor;
 use crate::adapter::tokenizer;

@@ -34,7 +34,7 @@ impl RoleModel {
         let role = match role {
             ModelRole::Preprocessing => Role::Preprocessing(Preprocessor::new(&texts)?),
             ModelRole::Postprocessing => Role::Postprocessing(Postprocessor::new(&texts)?),
-            ModelRole::Llm | ModelRole::Bls => return Err(Error::internal(format!("{role:?} is no pure role"))),
+            _ => return Err(Error::internal(format!("{role:?} is no pure role"))),
         };
         Ok(Self { role: Arc::new(role) })
     }
@@ -128,7 +128,8 @@ fn texts(parameters: &Parameters) -> super::Parameters {
     given.filter_map(|row| Some((row.key.to_owned(), (row.text)(parameters)?.to_owned()))).collect()
 }
 
-type Tensor = (&'static str, &'static str, &'static [i64], bool);
+/// Name, type, dims and whether the client may leave it out.
+pub(super) type Tensor = (&'static str, &'static str, &'static [i64], bool);
 
 #[rustfmt::skip]
 const PREPROCESSING_INPUTS: &[Tensor] = &[
@@ -175,7 +176,7 @@ pub fn complete(config: &Value, role: ModelRole) -> Option<Value> {
     let (inputs, outputs) = match role {
         ModelRole::Preprocessing => (PREPROCESSING_INPUTS, PREPROCESSING_OUTPUTS),
         ModelRole::Postprocessing => (POSTPROCESSING_INPUTS, POSTPROCESSING_OUTPUTS),
-        ModelRole::Llm | ModelRole::Bls => return None,
+        _ => return None,
     };
     let mut completed = config.clone();
     let object = completed.as_object_mut()?;
@@ -190,7 +191,8 @@ pub fn complete(config: &Value, role: ModelRole) -> Option<Value> {
     (completed != *config).then_some(completed)
 }
 
-fn tensor(&(name, data_type, dims, optional): &Tensor) -> Value {
+/// As an entry of a model configuration.
+pub(super) fn tensor(&(name, data_type, dims, optional): &Tensor) -> Value {
     let mut entry = json!({ "name": name, "data_type": data_type, "dims": dims });
     if optional {
         entry["optional"] = json!(true);
