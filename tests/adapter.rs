@@ -10,10 +10,10 @@ mod fake;
 mod llm;
 #[path = "adapter/operation.rs"]
 mod operation;
-#[path = "adapter/scheduling.rs"]
-mod scheduling;
 #[path = "adapter/prompts.rs"]
 mod prompts;
+#[path = "adapter/scheduling.rs"]
+mod scheduling;
 #[path = "adapter/script.rs"]
 mod script;
 #[path = "adapter/text.rs"]

@@ -241,7 +241,10 @@ fn s9_vllm_answers_with_the_prompt_and_streams_what_is_new() {
     assert_eq!(counts as usize, answer_tokens());
     let prompt_tokens = Tokenizer::load(&tokenizer_dir()).unwrap().encode("Once", true).unwrap().len() as u32;
     let last = replies.last().unwrap();
-    assert_eq!((first_text(last, "finish_reason").as_str(), u32_of(last, "num_input_tokens")), ("length", prompt_tokens));
+    assert_eq!(
+        (first_text(last, "finish_reason").as_str(), u32_of(last, "num_input_tokens")),
+        ("length", prompt_tokens)
+    );
     assert_eq!(first_text(&replies[0], "finish_reason"), "None");
 }
 

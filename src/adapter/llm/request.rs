@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::cache;
 use super::inputs::Inputs;
-use super::terms::TermRules;
 use super::interface::{Form, Interface};
+use super::terms::TermRules;
 use super::wanted::Wanted;
 use crate::config::BatchingType;
 use crate::decode::guided::{GuideKind, GuideSource};
