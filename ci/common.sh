@@ -72,6 +72,14 @@ ensure_python() {
   printf '%s' "$*" >"$venv/requirements"
 }
 
+# The Python backend's stub needs the library of the Python that VENV_PYTHON is.
+ensure_libpython() {
+  local name dir
+  name=$("$VENV_PYTHON" -c 'import sys; print("libpython%d.%d.so.1.0" % sys.version_info[:2])')
+  dir=$("$VENV_PYTHON" -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))')
+  [ -e "$dir/$name" ] || ldconfig -p | grep -q "$name" || install_packages "${name%.so.1.0}"
+}
+
 # Sets TRITONSERVER (the executable) and TRITON_SERVER_LIB (its core library, for the test of our declarations).
 ensure_tritonserver() {
   TRITONSERVER=$(command -v tritonserver || true)

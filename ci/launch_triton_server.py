@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Starts tritonserver on a model repository, with the options of the launcher that came with TensorRT-LLM's backend.
 
-One process serves the model: there is nothing for mpirun to start, so that `--world_size 1` needs no MPI.
+One process serves the model: there is nothing for mpirun to start, so that `--world_size 1` needs no MPI. Options that concern
+mpirun or ranks are accepted, and have nothing to do.
 """
 
 import argparse
@@ -30,6 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--multimodal_gpu0_cuda_mem_pool_bytes", type=int, default=0, help="CUDA pool of GPU 0")
     parser.add_argument("--oversubscribe", action="store_true", help="accepted: it concerns mpirun, which is not used")
     parser.add_argument("--no-mpi", action="store_true", help="accepted: no MPI is used with world size 1")
+    parser.add_argument("--trtllm_llmapi_launch", action="store_true", help="accepted: no launcher of ranks is needed; leaves auto-completion on")
     parser.add_argument("--exit_timeout", type=int, help="passed on as --exit-timeout-secs")
     return parser.parse_args(arguments)
 
@@ -53,16 +55,43 @@ def server_command(options: argparse.Namespace) -> list[str]:
         f"--grpc-port={options.grpc_port}",
         f"--http-port={options.http_port}",
         f"--metrics-port={options.metrics_port}",
-        "--disable-auto-complete-config",
         "--backend-config=python,shm-region-prefix-name=prefix0_",
     ]
+    if not needs_auto_complete(options):
+        command.append("--disable-auto-complete-config")
     if options.log:
         command += ["--log-verbose=3", f"--log-file={options.log_file}"]
+    if spawns(options) and server_version() > (24, 6):
+        # As the old launcher did where a server of several models starts its workers: no memory is pooled beside theirs.
+        command += ["--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"]
+        command += [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in range(gpu_count())]
     if options.multimodal_gpu0_cuda_mem_pool_bytes:
         command.append(f"--cuda-memory-pool-byte-size=0:{options.multimodal_gpu0_cuda_mem_pool_bytes}")
     if options.exit_timeout is not None:
         command.append(f"--exit-timeout-secs={options.exit_timeout}")
     return command
+
+
+def spawns(options: argparse.Namespace) -> bool:
+    return options.multi_model and not options.disable_spawn_processes
+
+
+def server_version() -> tuple[int, int]:
+    """Year and month of the server's container; (0, 0) outside of one."""
+    parts = os.environ.get("NVIDIA_TRITON_SERVER_VERSION", "").split(".")[:2]
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdigit() for part in parts) else (0, 0)
+
+
+def gpu_count() -> int:
+    """GPUs that the driver shows."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def needs_auto_complete(options: argparse.Namespace) -> bool:
+    """Models with their engine arguments in a file have no inputs in their configuration; the backend completes it."""
+    files = [os.environ.get("LLM_CONFIG_PATH", "model.yaml"), "model.json"]
+    repository = Path(options.model_repo)
+    return options.trtllm_llmapi_launch or any(any(repository.glob(f"*/[0-9]*/{name}")) for name in files)
 
 
 def server_environment(options: argparse.Namespace) -> dict[str, str]:

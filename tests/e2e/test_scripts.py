@@ -1,5 +1,6 @@
 """The scripts that operators' own scripts call, with the options and rules they know."""
 
+import os
 import subprocess
 import sys
 
@@ -50,13 +51,13 @@ def test_a_name_that_the_file_does_not_have_is_an_error(tmp_path):
     assert result.returncode == 1 and "'other' does not exist" in result.stderr
 
 
-def launch(tmp_path, *options):
+def launch(tmp_path, *options, environment=None):
     """Runs the launcher with a stand-in for the server that records its arguments; returns them and its environment."""
     recorder = tmp_path / "recorder"
     recorder.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments.part\nenv >> {tmp_path}/environment\nmv {tmp_path}/arguments.part {tmp_path}/arguments\n')
     recorder.chmod(0o755)
     command = [sys.executable, ROOT / "ci/launch_triton_server.py", "--force", f"--tritonserver={recorder}", *options]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
     if result.returncode:
         return result, [], {}
     eventually((tmp_path / "arguments").exists, "the server was started")
@@ -79,3 +80,59 @@ def test_launcher_sets_the_orchestrator_switches(tmp_path):
 def test_launcher_refuses_more_ranks_than_it_serves(tmp_path):
     result, _, _ = launch(tmp_path, "--world_size=2")
     assert result.returncode == 1 and "--world_size is 2" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "text,values",
+    [
+        ("a:", {"a": ""}),
+        (r"a\\:b:c", {"a:b": "c"}),
+        (r"a:b\\\:c", {"a": "b:c"}),
+        ("tokenizer_dir:/m/x y,decoupled_mode:True", {"tokenizer_dir": "/m/x y", "decoupled_mode": "True"}),
+        (r"medusa_choices:{0\, 0}\, {0\, 1}", {"medusa_choices": "{0, 0}, {0, 1}"}),
+    ],
+)
+def test_7_1_escapes_of_names_and_values(text, values):
+    assert fill_template.parse(text) == values
+
+
+def test_7_1_every_template_takes_upstreams_names(tmp_path):
+    upstream = {
+        "tensorrt_llm": "engine_dir:/e,max_tokens_in_paged_kv_cache:2560,batch_scheduler_policy:max_utilization,kv_cache_free_gpu_mem_fraction:0.5,"
+        "exclude_input_in_output:True,enable_kv_cache_reuse:True,normalize_log_probs:False,enable_chunked_context:True,gpu_device_ids:0\\,1;2\\,3,"
+        "decoding_mode:top_k_top_p,max_beam_width:2,encoder_engine_dir:,lora_cache_optimal_adapter_size:8,request_stats_max_iterations:10",
+        "preprocessing": "tokenizer_dir:/t,add_special_tokens:False",
+        "postprocessing": "tokenizer_dir:/t,skip_special_tokens:True",
+        "tensorrt_llm_bls": "accumulate_tokens:true,tensorrt_llm_model_name:tensorrt_llm,tensorrt_llm_draft_model_name:draft",
+    }
+    for model, substitutions in upstream.items():
+        file = tmp_path / f"{model}.pbtxt"
+        file.write_text((ROOT / "model_repo" / model / "config.pbtxt").read_text())
+        result = run("-i", file, substitutions)
+        assert result.returncode == 0, result.stderr
+        for value in fill_template.parse(substitutions).values():
+            assert f'"{value}"' in file.read_text()
+
+
+def test_7_2_launcher_has_every_option_of_upstream(tmp_path):
+    options = "--oversubscribe --no-mpi --tensorrt_llm_model_name=a,b --multimodal_gpu0_cuda_mem_pool_bytes=7 --exit_timeout=9 --world_size=1".split()
+    result, arguments, _ = launch(tmp_path, *options)
+    assert result.returncode == 0, result.stderr
+    assert "--cuda-memory-pool-byte-size=0:7" in arguments and "--exit-timeout-secs=9" in arguments
+    assert not any(argument.startswith("--load-model") for argument in arguments), "rank 0 loads everything"
+
+
+def test_7_2_launcher_keeps_pools_away_from_the_workers_of_several_models(tmp_path):
+    _, arguments, environment = launch(tmp_path, "--multi-model", environment={"NVIDIA_TRITON_SERVER_VERSION": "24.10"})
+    assert environment["TRTLLM_ORCHESTRATOR_SPAWN_PROCESSES"] == "1"
+    assert "--pinned-memory-pool-byte-size=0" in arguments and "--enable-peer-access=false" in arguments
+    (tmp_path / "arguments").unlink()
+    _, arguments, _ = launch(tmp_path, "--multi-model", environment={"NVIDIA_TRITON_SERVER_VERSION": "24.05"})
+    assert "--pinned-memory-pool-byte-size=0" not in arguments
+
+
+def test_7_2_launcher_leaves_auto_completion_on_for_engine_arguments_in_a_file(tmp_path):
+    (tmp_path / "repository" / "llm" / "1").mkdir(parents=True)
+    (tmp_path / "repository" / "llm" / "1" / "model.yaml").write_text("model: x")
+    _, arguments, _ = launch(tmp_path, f"--model_repo={tmp_path}/repository")
+    assert "--disable-auto-complete-config" not in arguments

@@ -17,6 +17,7 @@ use super::model::Tensor;
 use crate::adapter::llm::{Call, Generate, Interface, Item, LogProbs, Rules};
 use crate::adapter::tensor::{NamedTensor, TensorData};
 use crate::config::ModelRole;
+use crate::decode::PassOrder;
 use crate::error::{Error, Result};
 use crate::triton::Input;
 
@@ -121,7 +122,6 @@ impl Base {
         self.0.push(NamedTensor::new("seed", [1], TensorData::U64(vec![seed])));
     }
 
-    /// The LLM divides by the temperature first and subtracts penalties then: theirs are divided as well.
     fn choice(&mut self, choice: Choice) -> Result<()> {
         let Choice { greedy, temperature, top_k, top_p, presence_penalty, frequency_penalty } = choice;
         if !(temperature >= 0.0 && temperature.is_finite()) {
@@ -135,9 +135,8 @@ impl Base {
             self.ints("runtime_top_k", vec![top_k]);
             self.float("runtime_top_p", top_p);
         }
-        let scale = if greedy { 1.0 } else { temperature.max(f32::MIN_POSITIVE) };
-        self.float("presence_penalty", presence_penalty / scale);
-        self.float("frequency_penalty", frequency_penalty / scale);
+        self.float("presence_penalty", presence_penalty);
+        self.float("frequency_penalty", frequency_penalty);
         Ok(())
     }
 
@@ -161,12 +160,14 @@ impl Base {
 /// What the forms are made from.
 const REQUESTED: &[&str] = &["output_ids", "sequence_length", "text_output", "cum_log_probs", "output_log_probs"];
 
-/// Answers to the one prompt, each with the next seed; log-probabilities are those of the whole vocabulary.
+/// Answers to the one prompt, each with the next seed; penalties come before the temperature, and log-probabilities are
+/// those of the whole vocabulary.
 fn answers(item: &Item, count: usize, rules: &Rules) -> Vec<Item> {
     let together = rules.max_sequences.max(1);
     let part = |first: usize| {
         let mut item = Item { first_sequence: first as i32, log_probs: Some(LogProbs::Full), ..item.clone() };
         item.request.sampling.seed = item.request.sampling.seed.wrapping_add(first as u64);
+        item.request.sampling.order = PassOrder::PenaltiesFirst;
         item.request.num_sequences = (count - first).min(together);
         item
     };

@@ -26,7 +26,7 @@ const KEYS: &[(&str, &str)] = &[
     ("temperature", "default 1.0; below 0.00001: greedy"),
     ("top_p", "default 1.0"),
     ("top_k", "default 0; 0 and -1: all"),
-    ("min_p", "must be 0"),
+    ("min_p", "0 to 1; default 0"),
     ("seed", "default and -1: another one for every request"),
     ("presence_penalty", "of the answer's tokens"),
     ("frequency_penalty", "of the answer's tokens"),
@@ -45,7 +45,7 @@ const KEYS: &[(&str, &str)] = &[
     ("logprobs", "0: of the chosen tokens. 1: the same, greedy only, where they are the most likely ones"),
     ("prompt_logprobs", "must be null"),
     ("logits_processors", "must be null"),
-    ("guided_decoding", "object with one of `json`, `regex`, `choice`, `grammar`, `json_object`"),
+    ("guided_decoding", "object with one of `json`, `regex`, `choice`, `grammar`, `json_object`; needs guided decoding"),
     ("structured_outputs", "as `guided_decoding`, an object or its text"),
     ("output_kind", "accepted: `stream` decides"),
     ("extra_args", "must be null"),
@@ -65,6 +65,7 @@ pub struct VllmSampling {
     min_tokens: i32,
     seed: Option<u64>,
     repetition_penalty: f32,
+    min_p: f32,
     stop: Vec<String>,
     stop_token_ids: Vec<TokenId>,
     bad_words: Vec<String>,
@@ -110,6 +111,7 @@ impl VllmSampling {
             min_tokens: read.int("min_tokens", 0, i64::from(i32::MAX))?.unwrap_or(0) as i32,
             seed: read.int("seed", -1, i64::MAX)?.filter(|&seed| seed >= 0).map(|seed| seed as u64),
             repetition_penalty: read.number("repetition_penalty")?.unwrap_or(1.0) as f32,
+            min_p: read.min_p()?,
             stop: read.texts("stop")?,
             stop_token_ids: read.ids("stop_token_ids")?.unwrap_or_default(),
             bad_words: read.texts("bad_words")?,
@@ -165,7 +167,9 @@ impl VllmSampling {
             known("stop_token_ids", id)?;
             item.request.stop.stop_words.push(vec![id]);
         }
-        if self.ignore_eos {
+        item.request.sampling.min_p = self.min_p;
+        // A guided answer ends with the end token.
+        if self.ignore_eos && self.guide.is_none() {
             item.request.stop.end_ids.clear();
             item.request.sampling.end_ids.clear();
         }
@@ -250,6 +254,13 @@ impl Reader<'_> {
         ids.map(Some).ok_or_else(|| wrong(key, value, "a list of token ids"))
     }
 
+    fn min_p(&self) -> Result<f32> {
+        match self.number("min_p")?.unwrap_or(0.0) {
+            min_p if (0.0..=1.0).contains(&min_p) => Ok(min_p as f32),
+            min_p => Err(Error::invalid(format!("min_p is {min_p}, expected 0 to 1"))),
+        }
+    }
+
     fn max_tokens(&self) -> Result<i32> {
         if self.0.get("max_tokens") == Some(&Value::Null) {
             return Ok(i32::MAX);
@@ -299,8 +310,8 @@ impl Reader<'_> {
             "regex" => ("regex", text(&map[kind])),
             "grammar" => ("ebnf_grammar", text(&map[kind])),
             "choice" => {
-                let choices = strings(&map[kind]).ok_or_else(|| wrong("choice", &map[kind], "a list of texts"))?;
-                ("regex", choices.iter().map(|choice| escape(choice)).collect::<Vec<_>>().join("|"))
+                strings(&map[kind]).ok_or_else(|| wrong("choice", &map[kind], "a list of texts"))?;
+                ("choice", map[kind].to_string())
             }
             _ => ("json", String::new()),
         }))
@@ -309,9 +320,6 @@ impl Reader<'_> {
     fn refuse_unserved(&self) -> Result<()> {
         if let Some(name) = self.find("lora_name") {
             return Err(Error::unsupported(format!("LoRA feature is not enabled. (lora_name is {name})")));
-        }
-        if self.number("min_p")?.unwrap_or(0.0) != 0.0 {
-            return Err(Error::unsupported("min_p is not supported by this version: it must be 0"));
         }
         for key in ["prompt_logprobs", "logits_processors", "extra_args"] {
             if let Some(value) = self.find(key) {
@@ -329,12 +337,6 @@ impl Reader<'_> {
 
 fn strings(value: &Value) -> Option<Vec<String>> {
     value.as_array()?.iter().map(|value| value.as_str().map(str::to_owned)).collect()
-}
-
-/// The text as a regular expression that matches nothing else.
-fn escape(text: &str) -> String {
-    let special = |c: char| r"\.+*?()|[]{}^$".contains(c);
-    text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
 }
 
 fn wrong(key: &str, value: &Value, expected: &str) -> Error {
@@ -391,7 +393,7 @@ mod tests {
             (serde_json::json!({ "best_of": 3 }), "best_of differs from n"),
             (serde_json::json!({ "logprobs": 1 }), "logprobs is 1"),
             (serde_json::json!({ "lora_name": "a" }), "LoRA feature is not enabled."),
-            (serde_json::json!({ "min_p": 0.1 }), "min_p is not supported"),
+            (serde_json::json!({ "min_p": 1.5 }), "min_p is 1.5, expected 0 to 1"),
             (serde_json::json!({ "guided_decoding": {} }), "expected one of json, regex"),
             (serde_json::json!({ "logit_bias": { "x": 1 } }), "logit_bias is"),
         ] {
@@ -403,7 +405,7 @@ mod tests {
     #[test]
     fn s9_guides_are_put_in_the_words_of_the_llm() {
         let guide = |json: Value| parse(serde_json::json!({ "guided_decoding": json })).unwrap().guide.unwrap();
-        assert_eq!(guide(serde_json::json!({ "choice": ["a.b", "c"] })), ("regex", r"a\.b|c".to_owned()));
+        assert_eq!(guide(serde_json::json!({ "choice": ["a.b", "c"] })), ("choice", r#"["a.b","c"]"#.to_owned()));
         assert_eq!(guide(serde_json::json!({ "json": { "type": "object" } })).1, r#"{"type":"object"}"#);
         assert_eq!(guide(serde_json::json!({ "json_object": true })), ("json", String::new()));
         let text = serde_json::json!({ "structured_outputs": "{\"regex\": \"a+\"}" });
