@@ -101,6 +101,9 @@ pub struct Inspection {
 pub struct SampledRow {
     pub seq: SeqId,
     pub tokens: Vec<SampledToken>,
+    /// Where the sequence asked for them, for each token those that were most likely in its place, with their natural
+    /// log-probabilities within the whole vocabulary after all passes: best first.
+    pub top: Vec<Vec<(TokenId, f32)>>,
     /// Why no token could be sampled (`tokens` is empty then): ends this sequence only.
     /// With `pipeline_depth` above 1 the runner appends some token all the same: the next step may already compute it.
     pub error: Option<Error>,

@@ -241,8 +241,8 @@ parameters! {
         "Host memory of the LoRA cache.";
     lora_prefetch_dir "lora_prefetch_dir": Option<String> = None, "unset", ANY, NotYet,
         "Folder with one adapter per numeric sub-folder that is loaded at start.";
-    decoding_mode "decoding_mode": Option<DecodingMode> = None, "auto", Range::Words(DecodingMode::WORDS), NotYet,
-        "How tokens are chosen. Sampling always honours top-k and top-p; the other modes are not served yet. Another word: a warning and auto.";
+    decoding_mode "decoding_mode": Option<DecodingMode> = None, "auto", Range::Words(DecodingMode::WORDS), Applied,
+        "How tokens are chosen: `top_k` takes no notice of a request's top-p, `top_p` none of its top-k, `top_k_top_p` and auto take both. Beams and drafts are not served yet: requests are decoded token by token. Another word: a warning and auto.";
     medusa_choices "medusa_choices": Option<BraceLists> = None, "built-in tree", ANY, NotYet,
         "Tree of the Medusa heads.";
     eagle_choices "eagle_choices": Option<BraceLists> = None, "built-in tree", ANY, NotYet,

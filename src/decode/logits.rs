@@ -89,15 +89,19 @@ impl SamplingParams {
             || !self.bad_words.is_empty()
             || self.no_repeat_ngram_size > 0
             || self.embedding_bias.is_some()
-            || self.guide.is_some()
             || (generated < self.min_tokens as usize && !self.end_ids.is_empty())
     }
 
     /// Whether the next token cannot be chosen from scaled logits alone, or only by who knows the tokens before.
     pub fn needs_host(&self, generated: usize) -> bool {
         let follows_tokens = self.top_p.is_some() && self.top_p_decay != 1.0 && self.top_p_reset_id.is_some();
+        self.edits_logits(generated) || follows_tokens || self.is_for_host_only()
+    }
+
+    /// Whether something is asked for that only the host does.
+    pub fn is_for_host_only(&self) -> bool {
         let narrowed = !self.is_greedy() && (self.min_p > 0.0 || self.typical_p < 1.0);
-        self.edits_logits(generated) || follows_tokens || narrowed
+        self.guide.is_some() || self.top_log_probs > 0 || narrowed
     }
 
     /// What logits are multiplied by: `1 / (temperature + 1e-6)`; 1 is "not set" and 0 is greedy, so both leave the
@@ -128,17 +132,24 @@ pub fn apply(logits: &mut [f32], params: &SamplingParams, history: &History<'_>)
     }
 }
 
-/// `logits *= factor`, left alone by 1.
+/// `logits *= factor`, left alone by 1. What overflows stays a number.
 pub fn scale(logits: &mut [f32], factor: f32) {
     if factor != 1.0 {
-        logits.iter_mut().for_each(|logit| *logit *= factor);
+        logits.iter_mut().for_each(|logit| *logit = bounded(*logit * factor, *logit));
     }
+}
+
+/// `value`, made of the logit `from`; a number if that was one, for an infinite logit is a fault of the model.
+fn bounded(value: f32, from: f32) -> f32 {
+    if value == f32::INFINITY && from.is_finite() { f32::MAX } else { value }
 }
 
 fn penalize(logits: &mut [f32], params: &SamplingParams, occurrences: &Occurrences) {
     for (&token, &count) in &occurrences.counts {
         let Some(logit) = usize::try_from(token).ok().and_then(|token| logits.get_mut(token)) else { continue };
-        *logit = if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
+        let repeated =
+            if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
+        *logit = bounded(repeated, *logit);
         if count.penalized > 0 {
             *logit -= params.presence_penalty + params.frequency_penalty * count.penalized as f32;
         }

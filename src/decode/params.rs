@@ -52,6 +52,8 @@ pub struct SamplingParams {
     pub end_ids: Vec<TokenId>,
     /// Which tokens may follow; `None`: all.
     pub guide: Option<Guide>,
+    /// How many of the most likely tokens [`crate::step::SampledRow::top`] tells for each token.
+    pub top_log_probs: u32,
     /// Whether [`crate::step::SampledToken::log_prob`] is filled.
     pub log_probs: bool,
 }
@@ -89,6 +91,7 @@ impl Default for SamplingParams {
             bad_words: Vec::new(),
             end_ids: Vec::new(),
             guide: None,
+            top_log_probs: 0,
             log_probs: false,
         }
     }

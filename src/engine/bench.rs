@@ -68,7 +68,7 @@ impl SchedulerBench {
         let scheduled = counter();
         let tokens = vec![SampledToken { id: (self.now_ns % 1000) as TokenId, log_prob: None }];
         let sampled = plan.chunks.iter().filter(|chunk| chunk.sample);
-        let row = |seq| SampledRow { seq, tokens: tokens.clone(), error: None };
+        let row = |seq| SampledRow { seq, tokens: tokens.clone(), top: Vec::new(), error: None };
         let rows = sampled.map(|chunk| row(chunk.seq)).collect();
         let output = StepOutput { step: plan.step, rows, inspections: Vec::new() };
         let resumed = counter();

@@ -323,6 +323,7 @@ impl EngineCore {
             sequence_index: address.index as usize,
             tokens: tokens.iter().map(|token| token.id).collect(),
             log_probs: tokens.iter().filter_map(|token| token.log_prob).collect(),
+            top: row.map_or_else(Vec::new, |row| output.rows[row].top.iter().take(accepted).cloned().collect()),
             stats,
             finish,
             ..Delta::default()

@@ -230,7 +230,8 @@ impl FakeExecutor {
         sequence.tokens.push(id);
         let value = -((chain % 1000) as f32) / 100.0;
         let log_prob = sequence.sampling.log_probs.then_some(TokenLogProb { full: value, candidates: value });
-        output.rows.push(SampledRow { seq: chunk.seq, tokens: vec![SampledToken { id, log_prob }], error: None });
+        let tokens = vec![SampledToken { id, log_prob }];
+        output.rows.push(SampledRow { seq: chunk.seq, tokens, top: Vec::new(), error: None });
         Ok(())
     }
 }

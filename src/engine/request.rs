@@ -151,6 +151,8 @@ pub struct Delta {
     pub tokens: Vec<TokenId>,
     /// One for each token when the request asked for log-probabilities, else empty.
     pub log_probs: Vec<TokenLogProb>,
+    /// As [`crate::step::SampledRow::top`], for each token.
+    pub top: Vec<Vec<(TokenId, f32)>>,
     /// What [`OutputOptions`] ask for, when there is some of it.
     pub logits: Option<Box<DeltaLogits>>,
     /// So far; complete in the last delta.

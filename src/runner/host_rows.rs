@@ -3,9 +3,10 @@
 use super::sequences::RunnerSequence;
 use crate::decode::SamplingParams;
 use crate::decode::logits;
-use crate::decode::sample::{SampleScratch, choose};
+use crate::decode::sample::{SampleScratch, choose, most_likely};
 use crate::device::{DType, RowSample, SharedDevice, Tensor};
 use crate::error::{Error, Result};
+use crate::ids::TokenId;
 use std::borrow::Cow;
 
 /// What came out of a row.
@@ -13,6 +14,8 @@ pub(super) struct HostSample {
     pub(super) sample: RowSample,
     /// Why the sequence's guide ends it.
     pub(super) error: Option<Error>,
+    /// The most likely tokens, where they were asked for.
+    pub(super) top: Vec<(TokenId, f32)>,
 }
 
 /// Samples single rows on the host.
@@ -52,10 +55,12 @@ impl HostSampler {
             sampling = Cow::Owned(SamplingParams { min_tokens: 0, ..sampling.into_owned() });
         }
         logits::apply(&mut self.row, &sampling, &sequence.history());
+        // A row without a choice has its fault in the sample.
+        let top = most_likely(&self.row, sampling.top_log_probs as usize, &mut self.scratch).unwrap_or_default();
         let sampling = sampling.for_next(&sequence.history());
         let sample = RowSample(choose(&self.row, &sampling, sequence.tokens.len(), &mut self.scratch));
         sequence.push(sample.token());
-        Ok(HostSample { sample, error })
+        Ok(HostSample { sample, error, top })
     }
 }
 

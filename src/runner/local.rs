@@ -7,7 +7,7 @@ use super::sequences::Sequences;
 use crate::decode::rank::log_prob;
 use crate::device::{DType, KvLayer, RowSample, Sample, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result, ResultExt};
-use crate::ids::SeqId;
+use crate::ids::{SeqId, TokenId};
 use crate::model::Model;
 use crate::ops::{Arena, Forward};
 use crate::step::{Chunk, Executor, ExecutorLimits, ExecutorMemory, Inspection, SampledRow, StepOutput, StepPlan};
@@ -76,6 +76,8 @@ struct FlightRow {
     sampled: Option<RowSample>,
     /// Why the sequence cannot go on whatever was sampled.
     error: Option<Error>,
+    /// The most likely tokens, where they were asked for.
+    top: Vec<(TokenId, f32)>,
 }
 
 impl LocalExecutor {
@@ -181,7 +183,15 @@ impl LocalExecutor {
             let row = end - 1;
             let sequence = self.sequences.find_mut(chunk.seq)?;
             let (position, log_probs) = (sequence.tokens.len(), sequence.sampling.log_probs);
-            flight.rows.push(FlightRow { seq: chunk.seq, row, position, log_probs, sampled: None, error: None });
+            flight.rows.push(FlightRow {
+                seq: chunk.seq,
+                row,
+                position,
+                log_probs,
+                sampled: None,
+                error: None,
+                top: Vec::new(),
+            });
             if sequence.is_sampled_by_host() {
                 by_host.push(flight.rows.len() - 1);
             } else {
@@ -201,8 +211,9 @@ impl LocalExecutor {
         for index in by_host {
             let row = &mut flight.rows[index];
             let sequence = self.sequences.find_mut(row.seq)?;
-            let HostSample { sample, error } = self.host_sampler.sample(&self.device, logits, row.row, sequence)?;
-            (row.sampled, row.error) = (Some(sample), error);
+            let HostSample { sample, error, top } =
+                self.host_sampler.sample(&self.device, logits, row.row, sequence)?;
+            (row.sampled, row.error, row.top) = (Some(sample), error, top);
         }
         Ok(())
     }
@@ -256,8 +267,11 @@ impl LocalExecutor {
                 None => sample.0.map_err(|fault| fault.into_error(self.limits.vocab_size)),
             };
             output.rows.push(match outcome {
-                Ok(token) => SampledRow { seq: row.seq, tokens: vec![token], error: None },
-                Err(error) => SampledRow { seq: row.seq, tokens: Vec::new(), error: Some(error) },
+                Ok(token) => {
+                    let top = if row.top.is_empty() { Vec::new() } else { vec![row.top] };
+                    SampledRow { seq: row.seq, tokens: vec![token], top, error: None }
+                }
+                Err(error) => SampledRow { seq: row.seq, tokens: Vec::new(), top: Vec::new(), error: Some(error) },
             });
         }
         self.finished.push_back(output);

@@ -213,7 +213,8 @@ impl Executor for ScriptExecutor {
             let sequence = self.sequences.get_mut(&chunk.seq).unwrap();
             sequence.tokens.truncate(end);
             sequence.tokens.push(id);
-            rows.push(SampledRow { seq: chunk.seq, tokens: vec![SampledToken { id, log_prob }], error: None });
+            let tokens = vec![SampledToken { id, log_prob }];
+            rows.push(SampledRow { seq: chunk.seq, tokens, top: Vec::new(), error: None });
         }
         plan.retired.iter().for_each(|seq| drop(self.sequences.remove(seq)));
         self.steps.push_back(StepOutput { step: plan.step, rows, ..StepOutput::default() });

@@ -41,7 +41,7 @@ use request::TextRules;
 use terms::TermRules;
 
 use crate::adapter::tokenizer;
-use crate::config::{BatchingType, Parameters, SamplingOrder};
+use crate::config::{BatchingType, DecodingMode, Parameters, SamplingOrder};
 use crate::decode::PassOrder;
 use crate::error::{Error, Result, ResultExt};
 use crate::text::Tokenizer;
@@ -80,6 +80,15 @@ impl LlmModel {
         let model_dir = PathBuf::from(parameters.model_dir(&version_dir(model))?);
         tracing::info!("{}: {}", model.name, parameters.effective_values(parameters.role()?));
         let tokenizer = load_tokenizer(&parameters, &model_dir)?;
+        if let Some(DecodingMode::Medusa | DecodingMode::Redrafter | DecodingMode::Eagle) =
+            parameters.decoding_mode.value
+        {
+            tracing::warn!(
+                "{}: decoding_mode is {}, whose draft heads this version does not run: tokens are the same, one in a step",
+                model.name,
+                parameters.decoding_mode.text.as_deref().unwrap_or_default()
+            );
+        }
         let guided = guide_tokenizer(&parameters, tokenizer.as_ref())?;
         if interface.is_some() {
             check_text_role(model, tokenizer.is_some())?;
@@ -130,6 +139,7 @@ impl LlmModel {
                 SamplingOrder::TensorRtLlm => PassOrder::TemperatureFirst,
                 SamplingOrder::OpenAi => PassOrder::PenaltiesFirst,
             },
+            mode: parameters.decoding_mode.value,
             guided: self.guided.as_ref().map(|tokenizer| end_ids(tokenizer)).map_err(Clone::clone),
             vocab_size,
             text,

@@ -1,5 +1,6 @@
 //! From the tensors of a Triton request to requests of the engine: parse, don't validate.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use super::cache;
@@ -7,7 +8,7 @@ use super::inputs::Inputs;
 use super::interface::{Form, Interface};
 use super::terms::TermRules;
 use super::wanted::Wanted;
-use crate::config::BatchingType;
+use crate::config::{BatchingType, DecodingMode};
 use crate::decode::guided::{GuideKind, GuideSource};
 use crate::decode::{PassOrder, SamplingParams, StopCriteria};
 use crate::engine;
@@ -15,6 +16,9 @@ use crate::error::{Error, Result, ResultExt};
 use crate::ids::TokenId;
 use crate::text::{StopStrings, Tokenizer, encode_words, unpack_words};
 use crate::triton::Input;
+
+/// Most tokens that `num_top_log_probs` may ask for.
+const MAX_TOP_LOG_PROBS: u32 = 1024;
 
 /// Most sequences per prompt.
 const MAX_RETURN_SEQUENCES: i32 = 256;
@@ -31,6 +35,8 @@ pub struct Rules {
     /// Whether log-probabilities of sampled tokens are relative to the candidates of top-k and top-p.
     pub normalize_log_probs: bool,
     pub order: PassOrder,
+    /// `decoding_mode`, where it narrows what requests may choose.
+    pub mode: Option<DecodingMode>,
     /// Tokens that end a guided answer whose request has no `end_id`; or why nothing can be guided.
     pub guided: std::result::Result<Vec<TokenId>, String>,
     /// Token ids are `0..vocab_size`.
@@ -96,6 +102,8 @@ pub struct Item {
     pub guide: Option<GuideSource>,
     /// Texts that end the sequence.
     pub stop_texts: Option<Arc<StopStrings>>,
+    /// Whether the text ends with the stop text.
+    pub include_stop: bool,
 }
 
 /// Which log-probability a token is reported with.
@@ -179,12 +187,14 @@ impl Reader<'_> {
         sampling.bad_words = self.bad_words(row)?;
         let log_probs = self.log_probs(row, &mut sampling)?;
         let stop_texts = self.stop_texts(row)?;
+        let include_stop = self.inputs.flag_of("include_stop_str_in_output", row)?.unwrap_or(true);
         let exclude = self.inputs.flag_of("exclude_input_in_output", row)?.unwrap_or(self.rules.exclude_input)
             || self.rules.batching == BatchingType::Static;
         let sequences = self.return_sequences(row)? as usize;
         cache::refuse_adapter(self.inputs, row)?;
         let extra_ids = cache::extra_ids(self.inputs, row, prompt.len())?;
         let retention = cache::retention(self.inputs, row)?;
+        let prompt_log_probs = self.inputs.flag_of("return_prompt_log_probs", row)?.unwrap_or(false);
         let seed = sampling.seed;
         let item = |first: usize| Item {
             request: engine::Request {
@@ -193,6 +203,7 @@ impl Reader<'_> {
                 stop: stop.clone(),
                 extra_ids: extra_ids.clone(),
                 retention: retention.clone(),
+                outputs: engine::OutputOptions { prompt_log_probs, ..Default::default() },
                 num_sequences: (sequences - first).min(self.rules.max_sequences),
                 ..engine::Request::default()
             },
@@ -202,6 +213,7 @@ impl Reader<'_> {
             log_probs,
             guide: guide.clone(),
             stop_texts: stop_texts.clone(),
+            include_stop,
         };
         Ok((0..sequences).step_by(self.rules.max_sequences).map(item).collect())
     }
@@ -249,7 +261,7 @@ impl Reader<'_> {
 
     fn sampling(&self, row: usize) -> Result<SamplingParams> {
         let default = SamplingParams::default();
-        Ok(SamplingParams {
+        let mut sampling = SamplingParams {
             temperature: self.float("temperature", row, "0 or more", |t| t >= 0.0)?.unwrap_or(default.temperature),
             top_k: self.int("runtime_top_k", row, 0)?.unwrap_or(0),
             // Upstream's clients send 0 for "not set".
@@ -271,14 +283,26 @@ impl Reader<'_> {
                 .float("typical_p", row, "more than 0 and at most 1", |p| p > 0.0 && p <= 1.0)?
                 .unwrap_or(default.typical_p),
             order: self.rules.order,
+            top_log_probs: self.top_log_probs(row)?,
             prompt_ignore_length: self.int("prompt_ignore_length", row, 0)?.unwrap_or(0),
             no_repeat_ngram_size: self.int("no_repeat_ngram_size", row, 0)?.unwrap_or(0),
             embedding_bias: self.embedding_bias(row)?,
             min_tokens: self.int("min_tokens", row, 0)?.unwrap_or(1),
-            seed: self.inputs.uint64("seed", row)?.unwrap_or(0),
             end_ids: self.end_ids(row)?,
             ..default
-        })
+        };
+        match self.rules.mode {
+            Some(DecodingMode::TopK) => sampling.top_p = None,
+            Some(DecodingMode::TopP) => sampling.top_k = 0,
+            _ => {}
+        }
+        sampling.seed = match self.inputs.uint64("seed", row)? {
+            Some(seed) => seed,
+            // Token clients know upstream's default; who gives text expects another answer each time.
+            None if self.inputs.has("text_input") && !sampling.is_greedy() => fresh_seed(),
+            None => 0,
+        };
+        Ok(sampling)
     }
 
     /// What the answer must follow. It ends by itself, so it needs an end token.
@@ -325,6 +349,17 @@ impl Reader<'_> {
     }
 
     fn end_ids(&self, row: usize) -> Result<Vec<TokenId>> {
+        let mut end_ids = match self.inputs.flag_of("ignore_eos", row)? {
+            Some(true) => Vec::new(),
+            _ => self.eos_ids(row)?,
+        };
+        let stop_ids = self.inputs.ints("stop_token_ids", row)?;
+        self.check_vocab("stop_token_ids", &stop_ids)?;
+        end_ids.extend(stop_ids);
+        Ok(end_ids)
+    }
+
+    fn eos_ids(&self, row: usize) -> Result<Vec<TokenId>> {
         match self.inputs.int("end_id", row)? {
             Some(-1) => Ok(Vec::new()),
             Some(id) => {
@@ -392,6 +427,14 @@ impl Reader<'_> {
         Ok(Some(if relative { LogProbs::Candidates } else { LogProbs::Full }))
     }
 
+    fn top_log_probs(&self, row: usize) -> Result<u32> {
+        let most = MAX_TOP_LOG_PROBS.min(self.rules.vocab_size as u32);
+        match self.int("num_top_log_probs", row, 0)? {
+            Some(count) if count > most => Err(out_of_range("num_top_log_probs", count, &format!("0 to {most}"))),
+            count => Ok(count.unwrap_or(0)),
+        }
+    }
+
     fn return_sequences(&self, row: usize) -> Result<i32> {
         let Some(count) = self.inputs.int("num_return_sequences", row)? else { return Ok(1) };
         if !(1..=MAX_RETURN_SEQUENCES).contains(&count) {
@@ -428,6 +471,11 @@ impl Reader<'_> {
             value => Ok(value),
         }
     }
+}
+
+/// Unlike any other seed of the process, and unlike those of the process before.
+fn fresh_seed() -> u64 {
+    RandomState::new().hash_one(0_u8)
 }
 
 fn out_of_range(name: &str, value: impl std::fmt::Display, range: &str) -> Error {

@@ -6,7 +6,6 @@ use super::request::{Item, LogProbs, Plan};
 use crate::engine::{Delta, FinishReason, RequestStats};
 use crate::error::Error;
 use crate::ids::TokenId;
-use crate::step::TokenLogProb;
 use crate::text::{Detokenizer, StopMatcher, StopStrings, Tokenizer};
 use crate::triton::{DataType, OutputTensor, ParameterValue, Response};
 
@@ -15,11 +14,18 @@ pub struct Row {
     batch_index: i32,
     sequence_index: i32,
     prompt_len: usize,
+    seed: u64,
+    finish_reason: &'static str,
     /// Tokens of the next response; a non-streaming one starts with the prompt unless that is excluded.
     tokens: Vec<TokenId>,
     log_probs: Option<LogProbs>,
     /// Of every generated token.
     token_log_probs: Vec<f32>,
+    /// Of the tokens of the next response, `top_count` each.
+    top: Vec<(TokenId, f32)>,
+    top_count: usize,
+    /// Of the prompt; gone once they were sent.
+    prompt_log_probs: Vec<f32>,
     cum_log_prob: f64,
     text: Option<RowText>,
     ended: bool,
@@ -65,9 +71,14 @@ impl Row {
             batch_index: item.batch_index,
             sequence_index,
             prompt_len: prompt.len(),
+            seed: item.request.sampling.seed.wrapping_add((sequence_index - item.first_sequence) as u64),
+            finish_reason: "",
             tokens: if item.echo { prompt.clone() } else { Vec::new() },
             log_probs: item.log_probs,
             token_log_probs: Vec::new(),
+            top: Vec::new(),
+            top_count: item.request.sampling.top_log_probs as usize,
+            prompt_log_probs: Vec::new(),
             cum_log_prob: 0.0,
             text,
             ended: false,
@@ -89,12 +100,19 @@ impl Row {
             self.ended = true;
             return Step::Failed(error);
         }
-        let stopped = self.take(&delta.tokens, &delta.log_probs);
+        if let Some(logits) = &delta.logits {
+            self.prompt_log_probs.extend(&logits.prompt_log_probs);
+        }
+        let stopped = self.take(&delta);
         let last = stopped || delta.finish.is_some();
         if let Some(text) = self.text.as_mut().filter(|_| last) {
             text.finish(stopped);
         }
         self.ended = last;
+        if last {
+            let reason = delta.finish.as_ref().filter(|_| !stopped).map(|finish| finish.reason);
+            self.finish_reason = reason_word(reason.unwrap_or(FinishReason::StopWords));
+        }
         let something = last || plan.streaming && !delta.tokens.is_empty() && self.has_news(plan);
         if !something {
             return Step::Nothing;
@@ -107,10 +125,11 @@ impl Row {
     }
 
     /// Appends tokens up to the one that completes a stop text; says whether there was one.
-    fn take(&mut self, tokens: &[TokenId], log_probs: &[TokenLogProb]) -> bool {
-        for (index, &token) in tokens.iter().enumerate() {
+    fn take(&mut self, delta: &Delta) -> bool {
+        for (index, &token) in delta.tokens.iter().enumerate() {
             self.tokens.push(token);
-            if let (Some(kind), Some(log_prob)) = (self.log_probs, log_probs.get(index)) {
+            self.top.extend(delta.top.get(index).into_iter().flatten());
+            if let (Some(kind), Some(log_prob)) = (self.log_probs, delta.log_probs.get(index)) {
                 self.cum_log_prob += f64::from(log_prob.full);
                 self.token_log_probs.push(match kind {
                     LogProbs::Full => log_prob.full,
@@ -153,6 +172,16 @@ impl Row {
         out.ints("total_draft_tokens", &[1], &[0]);
         out.ints("num_input_tokens", &[1], &[self.prompt_len as i32]);
         out.ints("num_output_tokens", &[1], &[length]);
+        let top = std::mem::take(&mut self.top);
+        let top_shape = [1, (top.len() / self.top_count.max(1)) as i64, self.top_count as i64];
+        out.ints("top_log_prob_ids", &top_shape, &top.iter().map(|top| top.0).collect::<Vec<_>>());
+        out.floats("top_log_probs", &top_shape, &top.iter().map(|top| top.1).collect::<Vec<_>>());
+        if !self.prompt_log_probs.is_empty() {
+            let values = std::mem::take(&mut self.prompt_log_probs);
+            out.floats("prompt_log_probs", &[1, values.len() as i64], &values);
+        }
+        out.strings("finish_reason", self.finish_reason);
+        out.uint64("seed", self.seed);
         out.text("text_output", &text);
         Response { outputs: out.tensors, parameters: Vec::new() }
     }
@@ -172,7 +201,8 @@ impl RowText {
         }
         let stops = item.stop_texts.clone().unwrap_or_else(|| StopStrings::new::<&str>(&[]));
         let pending = if item.echo { whole } else { String::new() };
-        Self { detokenizer, matcher: StopMatcher::new(stops, !plan.drop_stop_text), pending, stopped_by: None }
+        let include_stop = item.include_stop && !plan.drop_stop_text;
+        Self { detokenizer, matcher: StopMatcher::new(stops, include_stop), pending, stopped_by: None }
     }
 
     /// Says whether a stop text is complete.
@@ -194,6 +224,16 @@ impl RowText {
             let held = self.matcher.flush();
             self.pending.push_str(&held);
         }
+    }
+}
+
+fn reason_word(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::EndId | FinishReason::StopWords => "stop",
+        FinishReason::Length => "length",
+        FinishReason::TimedOut => "timeout",
+        FinishReason::Cancelled => "cancelled",
+        FinishReason::Error => "error",
     }
 }
 
@@ -219,14 +259,24 @@ impl Outputs<'_> {
     }
 
     fn time(&mut self, name: &'static str, value_ns: u64) {
+        self.word64(name, DataType::Int64, value_ns);
+    }
+
+    fn uint64(&mut self, name: &'static str, value: u64) {
+        self.word64(name, DataType::Uint64, value);
+    }
+
+    fn word64(&mut self, name: &'static str, dtype: DataType, value: u64) {
         if self.plan.wanted.has(name) {
-            let bytes = (value_ns as i64).to_le_bytes().to_vec();
-            self.tensors.push(OutputTensor {
-                name: name.into(),
-                dtype: DataType::Int64,
-                shape: self.shape(&[1]),
-                bytes,
-            });
+            let (shape, bytes) = (self.shape(&[1]), value.to_le_bytes().to_vec());
+            self.tensors.push(OutputTensor { name: name.into(), dtype, shape, bytes });
+        }
+    }
+
+    fn strings(&mut self, name: &'static str, value: &str) {
+        if self.plan.wanted.has(name) {
+            let shape = self.shape(&[1]);
+            self.tensors.push(OutputTensor::strings(name, &shape, &[value]));
         }
     }
 

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 
 /// A set of outputs of the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted(u32);
+pub struct Wanted(u64);
 
 const PERF: [&str; 10] = [
     "kv_cache_alloc_new_blocks",
@@ -60,6 +60,12 @@ impl Wanted {
         }
         wanted.add("num_input_tokens", inputs.flag("return_num_input_tokens"));
         wanted.add("num_output_tokens", inputs.flag("return_num_output_tokens"));
+        let top = inputs.has("num_top_log_probs");
+        wanted.add("top_log_prob_ids", top);
+        wanted.add("top_log_probs", top);
+        wanted.add("prompt_log_probs", inputs.flag("return_prompt_log_probs"));
+        wanted.add("finish_reason", inputs.flag("return_finish_reason"));
+        wanted.add("seed", inputs.flag("return_seed"));
         Ok(wanted)
     }
 
@@ -80,6 +86,6 @@ impl Wanted {
     }
 }
 
-fn bit(name: &str) -> u32 {
+fn bit(name: &str) -> u64 {
     OUTPUTS.iter().position(|row| row.name == name).map_or(0, |index| 1 << index)
 }

@@ -1,0 +1,170 @@
+//! One effect of every knob, alone and in one batch of all of them.
+
+use triton_trtllm::text::Tokenizer;
+
+use crate::common::{Answer, answer, ask, demo, demo_dir, float, int, start};
+use crate::fake::{LoadedModel, Reply, RequestSpec, Tensor};
+
+const PROMPT: &str = "Once upon a time there was a little girl. Once upon a time there was a";
+const TOKENS: i32 = 20;
+const VOCAB: usize = 4096;
+const EOS: i32 = 1;
+
+fn plain() -> RequestSpec {
+    ask(PROMPT, TOKENS)
+}
+
+fn drawn(seed: u64) -> RequestSpec {
+    plain().input(float("top_p", 1.0)).input(float("temperature", 1.5)).input(seed_of(seed))
+}
+
+fn seed_of(seed: u64) -> Tensor {
+    Tensor::uint64("seed", &[1, 1], &[seed])
+}
+
+fn flag(name: &str, value: bool) -> Tensor {
+    Tensor::bools(name, &[1, 1], &[value])
+}
+
+fn ids(name: &str, ids: &[i32]) -> Tensor {
+    Tensor::int32(name, &[1, ids.len() as i64], ids)
+}
+
+fn bias(changes: &[(usize, f32)]) -> Tensor {
+    let mut values = vec![0.0; VOCAB];
+    changes.iter().for_each(|&(id, value)| values[id] = value);
+    Tensor::fp32("embedding_bias", &[1, VOCAB as i64], &values)
+}
+
+fn run(model: &LoadedModel<'_>, request: RequestSpec) -> Answer {
+    answer(&model.infer(request))
+}
+
+#[test]
+fn no_seed_is_another_answer_each_time_for_text_and_seed_0_for_tokens() {
+    let server = start();
+    let model = demo(&server, &[]);
+    let unseeded =
+        || plain().input(float("top_p", 1.0)).input(float("temperature", 1.5)).input(flag("return_seed", true));
+    let seed =
+        |request| u64::from_le_bytes(model.infer(request)[0].output("seed").unwrap().bytes[..8].try_into().unwrap());
+    assert_ne!(run(&model, unseeded()), run(&model, unseeded()));
+    let replies = model.infer(unseeded());
+    let used = u64::from_le_bytes(replies[0].output("seed").unwrap().bytes[..8].try_into().unwrap());
+    assert_eq!(
+        answer(&replies),
+        run(&model, unseeded().input(seed_of(used))),
+        "the seed that was used gives the answer again"
+    );
+    assert_eq!(seed(drawn(u64::MAX).input(flag("return_seed", true))), u64::MAX);
+    let by_tokens = |more: &[Tensor]| {
+        let request = RequestSpec::new("").output("output_ids").output("sequence_length").output("text_output");
+        let request =
+            request.input(ids("input_ids", &[5, 6, 7])).input(int("request_output_len", 10)).input(float("top_p", 1.0));
+        answer(&model.infer(more.iter().cloned().fold(request, RequestSpec::input)))
+    };
+    assert_eq!(by_tokens(&[]), by_tokens(&[seed_of(0)]));
+    assert_ne!(by_tokens(&[]), by_tokens(&[seed_of(1)]));
+}
+
+#[test]
+fn the_reason_for_the_end_is_told_in_the_last_response() {
+    let server = start();
+    let model = demo(&server, &[]);
+    let reasons = |request: RequestSpec| {
+        let replies = model.infer(request.input(flag("return_finish_reason", true)));
+        let reason = |reply: &Reply| reply.output("finish_reason").unwrap().to_strings().concat();
+        replies.iter().map(reason).collect::<Vec<_>>()
+    };
+    assert_eq!(reasons(plain()), ["length"]);
+    assert_eq!(reasons(plain().input(bias(&[(EOS as usize, 1e4)]))), ["stop"]);
+    assert_eq!(reasons(plain().input(Tensor::strings("stop_words", &[1, 1], &["e"]))), ["stop"]);
+    let streamed = reasons(plain().input(flag("stream", true)));
+    assert!(streamed.len() > 3 && streamed.split_last().unwrap().1.iter().all(String::is_empty), "{streamed:?}");
+    assert_eq!(streamed.last().unwrap(), "length");
+}
+
+#[test]
+fn a_stop_text_is_part_of_the_answer_unless_it_is_left_out() {
+    let server = start();
+    let model = demo(&server, &[]);
+    let whole = run(&model, plain()).text;
+    let middle: String = whole.chars().skip(7).take(5).collect();
+    let before = &whole[..whole.find(&middle).unwrap()];
+    let request = || plain().input(Tensor::strings("stop_words", &[1, 1], &[&middle]));
+    assert_eq!(run(&model, request()).text, format!("{before}{middle}"));
+    let without = || request().input(flag("include_stop_str_in_output", false));
+    assert_eq!(run(&model, without()).text, before);
+    assert_eq!(run(&model, without().input(flag("stream", true))).text, before, "nothing of it is streamed");
+}
+
+#[test]
+fn a_decoding_mode_narrows_what_requests_choose() {
+    let server = start();
+    let request =
+        || plain().input(int("top_k", 1)).input(float("top_p", 1.0)).input(float("temperature", 1.5)).input(seed_of(3));
+    let with = |mode: &str| run(&demo(&server, &[("decoding_mode", mode)]), request());
+    let greedy = with("top_k");
+    assert_eq!(with("top_k_top_p"), greedy);
+    assert_ne!(with("top_p"), greedy, "top-k counts although the mode is top_p");
+}
+
+/// The floats of an output.
+fn floats(reply: &Reply, name: &str) -> Vec<f32> {
+    reply.output(name).unwrap().bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+#[test]
+fn log_probs_of_tokens_of_their_rivals_and_of_the_prompt_agree() {
+    let server = start();
+    let model = demo(&server, &[]);
+    let mut prompt = Tokenizer::load(&demo_dir()).unwrap().encode(PROMPT, true).unwrap();
+    let names = ["output_ids", "sequence_length", "output_log_probs", "cum_log_probs"];
+    let request = |prompt: &[i32], more: Vec<Tensor>| {
+        let request = names.iter().fold(RequestSpec::new(""), |request, name| request.output(name));
+        let request = request.input(ids("input_ids", prompt)).input(int("request_output_len", 4));
+        more.into_iter().fold(request, RequestSpec::input)
+    };
+    let wanted = || vec![flag("return_log_probs", true), int("num_top_log_probs", 5)];
+    let replies = model.infer(request(&prompt, wanted()));
+    let (tokens, log_probs) =
+        (replies[0].output("output_ids").unwrap().to_int32(), floats(&replies[0], "output_log_probs"));
+    let (top_ids, top) = (replies[0].output("top_log_prob_ids").unwrap(), floats(&replies[0], "top_log_probs"));
+    assert_eq!(top_ids.shape, [1, 1, 4, 5]);
+    let best: Vec<_> = top_ids.to_int32().iter().step_by(5).copied().collect();
+    assert_eq!(best, tokens, "greedy takes the best");
+    assert!(top.chunks(5).all(|top| top.is_sorted_by(|a, b| a >= b)));
+    for (log_prob, top) in log_probs.iter().zip(top.chunks(5)) {
+        assert!((log_prob - top[0]).abs() < 1e-3, "{log_probs:?} {top:?}");
+    }
+    assert!((floats(&replies[0], "cum_log_probs")[0] - log_probs.iter().sum::<f32>()).abs() < 1e-3);
+
+    let known = prompt.len();
+    prompt.extend(&tokens);
+    let replies = model.infer(request(&prompt, vec![flag("return_prompt_log_probs", true)]));
+    let of_prompt = floats(&replies[0], "prompt_log_probs");
+    assert_eq!(of_prompt.len(), prompt.len() - 1);
+    for (as_prompt, as_answer) in of_prompt[known - 1..].iter().zip(&log_probs) {
+        assert!((as_prompt - as_answer).abs() < 1e-3, "{of_prompt:?} {log_probs:?}");
+    }
+
+    let mut streamed = wanted();
+    streamed.push(flag("streaming", true));
+    let replies = model.infer(request(&prompt[..known], streamed));
+    let pieces: Vec<f32> = replies.iter().flat_map(|reply| floats(reply, "top_log_probs")).collect();
+    assert_eq!(pieces, top, "a stream has the new ones only");
+}
+
+#[test]
+fn normalised_log_probs_are_those_within_the_candidates() {
+    let server = start();
+    let sum = |normalize: &str| {
+        let model = demo(&server, &[("normalize_log_probs", normalize)]);
+        let request = plain().output("output_log_probs").input(flag("return_log_probs", true));
+        let replies = model.infer(request.input(int("top_k", 2)).input(float("temperature", 3.0)).input(seed_of(1)));
+        floats(&replies[0], "output_log_probs").iter().sum::<f32>()
+    };
+    let (candidates, full) = (sum("true"), sum("false"));
+    assert!(full < candidates - 5.0, "{full} {candidates}");
+    assert!(candidates < -1.0, "of two candidates each has some share: {candidates}");
+}
