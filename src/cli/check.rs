@@ -183,6 +183,9 @@ fn check_ours(
             check_there(&name(&parameters.preprocessing_model_name.value, "preprocessing"), all, findings);
             check_there(&name(&parameters.postprocessing_model_name.value, "postprocessing"), all, findings);
             check_there(&llm, all, findings);
+            if let Some(draft) = &parameters.tensorrt_llm_draft_model_name.value {
+                check_there(draft, all, findings);
+            }
             let decoupled = |config: &Value| config["model_transaction_policy"]["decoupled"].as_bool();
             let other = all.iter().find(|entry| entry.name == llm).and_then(|entry| decoupled(&entry.config));
             if let (Some(here), Some(there)) = (decoupled(config), other)

@@ -287,7 +287,7 @@ mod tests {
     fn an_unparsable_value_is_the_default_with_a_warning_that_names_it() {
         let loaded = load(&[("enable_kv_cache_reuse", "yes"), ("batch_scheduler_policy", "MAX_UTILIZATION")]);
         assert!(loaded.parameters.enable_kv_cache_reuse.value);
-        assert_eq!(loaded.parameters.batch_scheduler_policy.value, BatchSchedulerPolicy::GuaranteedNoEvict);
+        assert_eq!(loaded.parameters.batch_scheduler_policy.value, BatchSchedulerPolicy::Balanced);
         let warnings: Vec<_> = loaded.notes.iter().filter(|note| note.level == Level::Warning).collect();
         assert_eq!(warnings.len(), 2);
         assert!(warnings.iter().any(|note| note.text.contains("enable_kv_cache_reuse") && note.text.contains("yes")));

@@ -283,8 +283,8 @@ parameters! {
         "Role `bls`: the model that turns text into tokens.";
     postprocessing_model_name "postprocessing_model_name": Option<String> = None, "`postprocessing`", ANY, Applied,
         "Role `bls`: the model that turns tokens into text.";
-    tensorrt_llm_draft_model_name "tensorrt_llm_draft_model_name": Option<String> = None, "unset", ANY, NotYet,
-        "Role `bls`: the model that drafts tokens. Requests with `num_draft_tokens` above 0 are refused.";
+    tensorrt_llm_draft_model_name "tensorrt_llm_draft_model_name": Option<String> = None, "unset", ANY, Applied,
+        "Role `bls`: the model that drafts tokens for requests with `num_draft_tokens` above 0.";
     multimodal_encoders_name "multimodal_encoders_name": Option<String> = None, "unset", ANY, NotYet,
         "Role `bls`: the model that encodes images. Requests with images are refused.";
     tokenizer_type "tokenizer_type": Option<String> = None, "unset", ANY, Never,

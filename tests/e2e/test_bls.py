@@ -113,7 +113,7 @@ def test_6_4_errors_name_their_cause(server):
     reply = server.generate("tensorrt_llm_bls", text_input=PROMPT, max_tokens=0)
     assert reply.status != 200 and "max_tokens must be a single value > 0" in reply.error
     reply = server.generate("tensorrt_llm_bls", text_input=PROMPT, max_tokens=4, num_draft_tokens=3)
-    assert "num_draft_tokens" in reply.error
+    assert "tensorrt_llm_draft_model_name" in reply.error
     reply = server.generate("tensorrt_llm_bls", text_input=PROMPT, max_tokens=4, temperature=-1.0)
     assert "temperature is -1" in reply.error and "tensorrt_llm" in reply.error
     reply = server.generate("bls_unary", text_input=PROMPT, max_tokens=4, stream=True)

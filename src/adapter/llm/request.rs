@@ -8,6 +8,7 @@ use super::inputs::Inputs;
 use super::interface::{Form, Interface};
 use super::terms::TermRules;
 use super::wanted::Wanted;
+use crate::adapter::tokenizer::encode_prompt;
 use crate::config::{BatchingType, DecodingMode};
 use crate::decode::guided::{GuideKind, GuideSource};
 use crate::decode::{PassOrder, SamplingParams, StopCriteria};
@@ -245,7 +246,7 @@ impl Reader<'_> {
         let [text] = texts[..] else {
             return Err(Error::invalid("Invalid size for tensor text_input: expected one text for each batch item"));
         };
-        let ids = rules.tokenizer.encode(text, rules.add_special_tokens).context("text_input")?;
+        let ids = encode_prompt(&rules.tokenizer, text, rules.add_special_tokens).context("text_input")?;
         if ids.is_empty() {
             return Err(Error::invalid("text_input has no tokens, expected at least 1"));
         }

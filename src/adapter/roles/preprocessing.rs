@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::adapter::roles::{Parameters, find, flag, load_tokenizer, parameter, refuse_unknown, require};
 use crate::adapter::tensor::{NamedTensor, TensorData};
+use crate::adapter::tokenizer::encode_prompt;
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::TokenId;
 use crate::text::{Tokenizer, embedding_bias, encode_words, pack_words};
@@ -107,7 +108,7 @@ impl Preprocessor {
                 batch.max(1)
             )));
         }
-        let encode = |text: &&str| self.tokenizer.encode(text, self.add_special_tokens);
+        let encode = |text: &&str| encode_prompt(&self.tokenizer, text, self.add_special_tokens);
         texts.iter().map(encode).collect::<Result<_>>().context(format_args!("input `{}`", query.name))
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::speculation::Drafts;
 use super::stops::{RowKey, TextStops};
 use super::tensors::{self, FROM_PREPROCESSING, To};
 use crate::adapter::tensor::{NamedTensor, TensorData};
@@ -13,6 +14,8 @@ pub struct Settings {
     pub preprocessing: String,
     pub llm: String,
     pub postprocessing: String,
+    /// The model that drafts for the LLM.
+    pub draft: Option<String>,
     /// Whether a request may have several responses.
     pub decoupled: bool,
     /// Whether each response has the whole text so far; only where decoupled.
@@ -44,10 +47,11 @@ pub trait Responses: Iterator<Item = Result<Vec<NamedTensor>>> {
 
 /// One request.
 pub struct Flow<'a> {
-    settings: &'a Settings,
+    pub(super) settings: &'a Settings,
     models: &'a dyn Models,
     batch: usize,
     streaming: bool,
+    drafts: Drafts,
     /// The prompts, unless the answers come without them.
     prompts: Vec<String>,
     stops: TextStops,
@@ -59,7 +63,7 @@ impl<'a> Flow<'a> {
     /// Checks the request.
     ///
     /// # Errors
-    /// `InvalidArg` for what is missing, unknown or out of range; `Unsupported` for drafts and images.
+    /// `InvalidArg` for what is missing, unknown or out of range; `Unsupported` for images.
     pub fn new(settings: &'a Settings, models: &'a dyn Models, inputs: &[NamedTensor]) -> Result<Self> {
         for input in inputs {
             let row = tensors::find(&input.name)
@@ -78,6 +82,7 @@ impl<'a> Flow<'a> {
         if (max_tokens.len() != 1 && max_tokens.len() != batch) || max_tokens.iter().any(|&tokens| tokens <= 0) {
             return Err(Error::invalid(format!("max_tokens must be a single value > 0, got {max_tokens:?}")));
         }
+        let drafts = Drafts::read(inputs, batch, settings.draft.as_deref())?;
         let streaming = flag(inputs, "stream")?;
         let excluded = streaming || flag(inputs, "exclude_input_in_output")?;
         Ok(Self {
@@ -85,6 +90,7 @@ impl<'a> Flow<'a> {
             models,
             batch,
             streaming,
+            drafts,
             prompts: if excluded { Vec::new() } else { prompts },
             stops: TextStops::new(stop_words(inputs, batch)?),
             tokens: BTreeMap::new(),
@@ -114,6 +120,10 @@ impl<'a> Flow<'a> {
                 let data = TensorData::Bool(vec![false; self.batch]);
                 to_llm.push(NamedTensor::new(name, [self.batch as i64, 1], data));
             }
+        }
+        if self.drafts.tokens > 0 {
+            let response = self.speculate(to_llm, self.drafts)?;
+            return send(self.texts(response)?.0);
         }
         let inner = Inner { model: settings.llm.clone(), inputs: to_llm, outputs: Vec::new() };
         let models = self.models;
@@ -169,7 +179,7 @@ impl<'a> Flow<'a> {
     }
 
     /// The one response of a model.
-    fn only(&self, model: &str, inputs: Vec<NamedTensor>, outputs: Vec<String>) -> Result<Vec<NamedTensor>> {
+    pub(super) fn only(&self, model: &str, inputs: Vec<NamedTensor>, outputs: Vec<String>) -> Result<Vec<NamedTensor>> {
         let mut responses = self.models.call(Inner { model: model.to_owned(), inputs, outputs })?;
         let first =
             responses.next().unwrap_or_else(|| Err(Error::internal(format!("model {model:?} sent no response"))));
@@ -249,7 +259,7 @@ fn missing_output(model: &str, name: &str) -> Error {
 }
 
 /// The tensor, if it has an element.
-fn present<'a>(tensors: &'a [NamedTensor], name: &str) -> Option<&'a NamedTensor> {
+pub(super) fn present<'a>(tensors: &'a [NamedTensor], name: &str) -> Option<&'a NamedTensor> {
     tensors.iter().find(|tensor| tensor.name == name && !tensor.data.is_empty())
 }
 

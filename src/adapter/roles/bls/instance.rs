@@ -41,6 +41,7 @@ impl BlsModel {
             preprocessing: name(&parameters.preprocessing_model_name.value, "preprocessing"),
             llm: name(&parameters.tensorrt_llm_model_name.value, "tensorrt_llm"),
             postprocessing: name(&parameters.postprocessing_model_name.value, "postprocessing"),
+            draft: parameters.tensorrt_llm_draft_model_name.value.clone(),
             decoupled: model.config["model_transaction_policy"]["decoupled"].as_bool().unwrap_or(false),
             accumulate: parameters.accumulate_tokens.value.0,
         };

@@ -3,6 +3,7 @@
 
 mod flow;
 mod instance;
+mod speculation;
 mod stops;
 mod tensors;
 

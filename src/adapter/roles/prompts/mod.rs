@@ -127,7 +127,8 @@ impl Base {
         if !(temperature >= 0.0 && temperature.is_finite()) {
             return Err(Error::invalid(format!("temperature is {temperature}, expected 0 or more")));
         }
-        if !(top_p > 0.0 && top_p <= 1.0) && !greedy {
+        let has_mass = top_p > 0.0 && top_p <= 1.0;
+        if !greedy && !has_mass {
             return Err(Error::invalid(format!("top_p is {top_p}, expected more than 0 and at most 1")));
         }
         self.float("temperature", if greedy { 0.0 } else { temperature });

@@ -74,6 +74,7 @@ fn settings(decoupled: bool, accumulate: bool) -> Settings {
         preprocessing: "preprocessing".to_owned(),
         llm: "llm2".to_owned(),
         postprocessing: "postprocessing".to_owned(),
+        draft: None,
         decoupled,
         accumulate,
     }
@@ -198,7 +199,7 @@ fn s6_4_bad_requests_are_refused_by_name() {
     let text = || texts("text_input", &["a"]);
     assert!(refused(vec![text()]).contains("max_tokens must be a single value > 0"));
     assert!(refused(vec![text(), ints("max_tokens", &[1, 1], &[0])]).contains("max_tokens must be a single value > 0"));
-    assert!(refused(request(vec![ints("num_draft_tokens", &[1, 1], &[3])])).contains("`num_draft_tokens`"));
+    assert!(refused(request(vec![ints("num_draft_tokens", &[1, 1], &[3])])).contains("tensorrt_llm_draft_model_name"));
     assert!(refused(request(vec![texts("image_url_input", &["http://x"])])).contains("`image_url_input`"));
     assert!(refused(request(vec![texts("stop", &["x"])])).contains("`stop` is unknown"));
 }
