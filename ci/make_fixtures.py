@@ -21,6 +21,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
 
 import tokenizers
@@ -448,6 +449,32 @@ PLAIN = {"model.embed_tokens.weight": "model.embed_tokens.weight", "model.norm.w
 KEPT = ["input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.o_proj.weight"]
 MLP = [f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
 
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+
+
+def quantised(weight):
+    """Codes `[.., K / 32, 32]` and exponents `[.., K / 32, 1]` of 4-bit floats in blocks, and what they stand for."""
+    blocks = weight.float().reshape(*weight.shape[:-1], -1, 32)
+    exponents = torch.ceil(torch.log2(blocks.abs().amax(-1, keepdim=True).clamp(min=1e-9) / 6))
+    scaled = blocks / 2**exponents
+    codes = (scaled.abs().unsqueeze(-1) - E2M1).abs().argmin(-1)
+    values = E2M1[codes] * scaled.sign() * 2**exponents
+    return codes + 8 * (scaled < 0), exponents, values.reshape(weight.shape)
+
+
+def four_bit(weights):
+    """The experts of gpt-oss as its releases have them."""
+    new = {}
+    for name, weight in weights.items():
+        if weight.dim() == 3 and ".experts." in name:
+            codes, exponents, _ = quantised(weight.transpose(1, 2))
+            new[f"{name}_blocks"] = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8)
+            new[f"{name}_scales"] = (exponents.squeeze(-1) + 127).to(torch.uint8)
+        else:
+            new[name] = weight
+    return new
+
+
 def wrapped(architecture, model_type, text):
     """Changes that put a configuration inside that of a model which also takes images."""
     outer = ("architectures", "model_type", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -506,6 +533,11 @@ RENAMED = {
             },
             "model.vision_tower.ln_pre.weight": torch.ones(8, dtype=torch.bfloat16),
         },
+    ),
+    "gpt-oss-mxfp4": (
+        {**FAMILIES["gpt-oss"], "intermediate_size": 32},
+        {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}},
+        lambda weights: four_bit(weights),
     ),
     "internlm2": (
         family("LlamaForCausalLM", "llama"),
@@ -797,13 +829,37 @@ def write_shards(folder, weights):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def make_pickles(folder, source, count):
+    """The model of another folder as `torch.save` writes it, in so many files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "reference.json"):
+        shutil.copy(source / name, folder)
+    weights = OrderedDict(sorted(load_file(source / "model.safetensors").items()))
+    weights["position_ids"] = torch.arange(4)
+    if count == 1:
+        # A storage that two tensors share, and one that is a parameter.
+        shared = torch.cat([weights["model.norm.weight"], torch.ones(3)])
+        weights["model.norm.weight"] = shared[: len(weights["model.norm.weight"])]
+        weights["lm_head.weight"] = torch.nn.Parameter(weights["lm_head.weight"])
+        torch.save(weights, folder / "pytorch_model.bin")
+        return
+    names = list(weights)
+    index = {"metadata": {}, "weight_map": {}}
+    for number in range(count):
+        file = f"pytorch_model-{number + 1:05}-of-{count:05}.bin"
+        part = {name: weights[name].clone() for name in names[number::count]}
+        torch.save(part, folder / file)
+        index["weight_map"].update({name: file for name in part})
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
 FAMILY_NEW_TOKENS = 12
 FAMILY_MIN_MARGIN = 0.004
 FAMILY_MIN_DISTINCT = 3
 
 
 @torch.no_grad()
-def random_family_weights(model, seed, zero_centered):
+def random_family_weights(model, seed, zero_centered, in_blocks=False):
     """Weights that bfloat16 holds exactly; what a norm's weight starts from is what the model gave it."""
     generator = torch.Generator().manual_seed(seed)
     tensors = dict(model.named_parameters()) | {k: v for k, v in model.named_buffers() if "e_score" in k}
@@ -821,6 +877,8 @@ def random_family_weights(model, seed, zero_centered):
             value = (0.1 if model.config.tie_word_embeddings else 0.8) * noise
         else:
             value = 1.6 * noise / tensor.shape[-1] ** 0.5
+        if in_blocks and tensor.dim() == 3:
+            value = quantised(value.transpose(1, 2))[2].transpose(1, 2)
         tensor.copy_(value.to(torch.bfloat16))
 
 
@@ -852,7 +910,7 @@ def make_family(folder, name, config, changes=None, rename=None):
         model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, attn_implementation=attention).eval()
         zero_centered = config["model_type"] in ("gemma", "gemma2", "gemma3_text", "nemotron")
         for seed in range(3000):
-            random_family_weights(model, seed, zero_centered)
+            random_family_weights(model, seed, zero_centered, "mxfp4" in name)
             if family_reference(model, prompts, use_cache="longrope" not in name, name=name):
                 break
         else:
@@ -1032,6 +1090,9 @@ def main():
             make_family(arguments.out / "models" / name, name, config, changes, rename)
     if wanted("llama-sharded"):
         make_sharded(arguments.out / "models" / "llama-sharded", arguments.out / "models" / "llama-gqa")
+    for name, count in (("llama-gqa", 1), ("llama-bf16", 2)):
+        if wanted(f"pickle-{name}"):
+            make_pickles(arguments.out / "formats" / "pickle" / name, arguments.out / "models" / name, count)
     for name, tokenizer in (("bytelevel", bytelevel_tokenizer()), ("metaspace", metaspace_tokenizer())):
         if wanted(name):
             make_tokenizer(arguments.out / "tokenizers" / name, tokenizer)

@@ -13,6 +13,7 @@ byte as the format's description says, so that the reader is not tested against 
 
 import argparse
 import json
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -25,13 +26,98 @@ RNG = np.random.default_rng(7)
 BLOCKS = 6
 QUANTISED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"]
 ALIGNMENT = 32
+# Fixture, architecture of the file.
+GGUF_MODELS = {
+    "llama-gqa": "llama",
+    "llama-bias": "llama",
+    "llama-llama3": "llama",
+    "llama-linear": "llama",
+    "llama-f16": "llama",
+    "llama-bf16": "llama",
+    "qwen2-tied": "qwen2",
+    "qwen3": "qwen3",
+    "qwen2-moe": "qwen2moe",
+    "qwen3-moe": "qwen3moe",
+    "mixtral": "llama",
+    "phi3": "phi3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "granite": "granite",
+    "internlm2": "internlm2",
+    "starcoder2": "starcoder2",
+    "stablelm": "stablelm",
+    "nemotron": "nemotron",
+    "cohere": "command-r",
+    "cohere2": "cohere2",
+    "olmo2": "olmo2",
+    "glm4": "glm4",
+    "gpt2": "gpt2",
+    "falcon-7b": "falcon",
+    "falcon-40b": "falcon",
+    "gpt-oss-mxfp4": "gpt-oss",
+}
+PERMUTED = ("llama", "granite", "internlm2")
+WITH_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
+SANDWICH_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+# What an architecture calls otherwise than the rest.
+OWN_NAMES = {
+    "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
+    "gemma2": SANDWICH_NAMES,
+    "gemma3": SANDWICH_NAMES,
+    "starcoder2": {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
+    "olmo2": {key: SANDWICH_NAMES[key] for key in ("post_attention_layernorm", "post_feedforward_layernorm")},
+    "glm4": {
+        "post_self_attn_layernorm": "post_attention_norm",
+        "post_mlp_layernorm": "post_ffw_norm",
+        "mlp.gate_up_proj": "ffn_up",
+    },
+    "gpt2": {
+        "ln_1": "attn_norm",
+        "attn.c_attn": "attn_qkv",
+        "attn.c_proj": "attn_output",
+        "ln_2": "ffn_norm",
+        "mlp.c_fc": "ffn_up",
+        "mlp.c_proj": "ffn_down",
+    },
+    "falcon": {
+        "input_layernorm": "attn_norm",
+        "ln_mlp": "attn_norm",
+        "ln_attn": "attn_norm_2",
+        "self_attention.query_key_value": "attn_qkv",
+        "self_attention.dense": "attn_output",
+        "mlp.dense_h_to_4h": "ffn_up",
+        "mlp.dense_4h_to_h": "ffn_down",
+    },
+    "gpt-oss": {"post_attention_layernorm": "post_attention_norm", "mlp.router": "ffn_gate_inp"},
+    "qwen2moe": {
+        "mlp.gate": "ffn_gate_inp",
+        "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_expert.up_proj": "ffn_up_shexp",
+        "mlp.shared_expert.down_proj": "ffn_down_shexp",
+        "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    },
+    "qwen3moe": {"mlp.gate": "ffn_gate_inp"},
+    "llama": {"block_sparse_moe.gate": "ffn_gate_inp"},
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, default=Path("tests/fixtures/models"))
     parser.add_argument("--out", type=Path, default=Path("tests/fixtures/formats"))
+    parser.add_argument("--gguf", nargs="*", help="only these GGUF models, beside what is there")
     args = parser.parse_args()
+    if args.gguf:
+        for name, architecture in GGUF_MODELS.items():
+            if name in args.gguf:
+                shutil.rmtree(args.out / "gguf" / name, ignore_errors=True)
+                write_gguf_model(args.models / name, args.out / "gguf" / name, architecture)
+        return
     shutil.rmtree(args.out, ignore_errors=True)
     for name, tp, pp, options in [
         ("llama-gqa", 1, 1, {}),
@@ -43,16 +129,7 @@ def main():
         ("mistral-window", 2, 1, {}),
     ]:
         write_trtllm(args.models / name, args.out / "trtllm" / f"{name}-tp{tp}-pp{pp}", tp, pp, **options)
-    for name, architecture in [
-        ("llama-gqa", "llama"),
-        ("llama-bias", "llama"),
-        ("llama-llama3", "llama"),
-        ("llama-linear", "llama"),
-        ("llama-f16", "llama"),
-        ("llama-bf16", "llama"),
-        ("qwen2-tied", "qwen2"),
-        ("qwen3", "qwen3"),
-    ]:
+    for name, architecture in GGUF_MODELS.items():
         write_gguf_model(args.models / name, args.out / "gguf" / name, architecture)
     write_gguf_blocks(args.out / "gguf-blocks.gguf")
     write_gguf_sentencepiece(args.models.parent / "tokenizers/sentencepiece/bpe.model", args.out / "sentencepiece.gguf")
@@ -171,7 +248,17 @@ def embedding(weights, rank, tp, parallel):
 # GGUF
 
 U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
-MODEL_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+MODEL_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.tok_embeddings": "token_embd",
+    "transformer.wte": "token_embd",
+    "transformer.word_embeddings": "token_embd",
+    "transformer.wpe": "position_embd",
+    "model.norm": "output_norm",
+    "transformer.ln_f": "output_norm",
+    "lm_head": "output",
+    "output": "output",
+}
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -190,46 +277,172 @@ LAYER_NAMES = {
 def write_gguf_model(source, folder, architecture):
     config = json.loads((source / "config.json").read_text())
     weights = read_safetensors(source / "model.safetensors")
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    head_dim = config.get("head_dim", config["hidden_size"] // heads)
+    of = lambda *keys, default=None: next((config[key] for key in keys if config.get(key) is not None), default)
+    hidden = of("hidden_size", "n_embd")
+    heads = of("num_attention_heads", "n_head")
+    kv_heads = of("num_key_value_heads", "num_kv_heads", default=1 if architecture == "falcon" else heads)
+    head_dim = config.get("head_dim", hidden // heads)
+    fraction = of("partial_rotary_factor", default=1.0)
     own = {
-        "context_length": (U32, config["max_position_embeddings"]),
-        "embedding_length": (U32, config["hidden_size"]),
-        "block_count": (U32, config["num_hidden_layers"]),
-        "feed_forward_length": (U32, config["intermediate_size"]),
+        "context_length": (U32, of("max_position_embeddings", "n_positions", default=2048)),
+        "embedding_length": (U32, hidden),
+        "block_count": (U32, of("num_hidden_layers", "n_layer")),
+        "feed_forward_length": (U32, of("intermediate_size", "n_inner", "ffn_hidden_size")),
         "attention.head_count": (U32, heads),
         "attention.head_count_kv": (U32, kv_heads),
         "attention.key_length": (U32, head_dim),
-        "attention.layer_norm_rms_epsilon": (F32, config["rms_norm_eps"]),
-        "rope.dimension_count": (U32, head_dim),
-        "rope.freq_base": (F32, config["rope_theta"]),
+        "attention.layer_norm_rms_epsilon": (F32, of("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon",
+            "norm_eps", default=EPS.get(architecture, 1e-6))),
+        "rope.dimension_count": (U32, int(head_dim * fraction)),
+        "rope.freq_base": (F32, of("rope_theta", default=THETA.get(architecture, 10000.0))),
     }
+    for key, name in [
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+        ("embedding_multiplier", "embedding_scale"),
+        ("residual_multiplier", "residual_scale"),
+        ("attention_multiplier", "attention.scale"),
+        ("logits_scaling", "logit_scale"),
+        ("logit_scale", "logit_scale"),
+    ]:
+        if key in config:
+            own[name] = (F32, config[key])
+    for key, name in [
+        ("sliding_window", "attention.sliding_window"),
+        ("moe_intermediate_size", "expert_feed_forward_length"),
+        ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+        ("num_experts_per_tok", "expert_used_count"),
+    ]:
+        if config.get(key) is not None:
+            own[name] = (U32, config[key])
+    if "sliding_window_pattern" in config and architecture == "gemma3":
+        own["attention.sliding_window_pattern"] = (U32, config["sliding_window_pattern"])
+    if architecture == "cohere2":
+        sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
+        own["attention.sliding_window_pattern"] = (ARRAY, (BOOL, sliding))
+    if of("num_experts", "num_local_experts"):
+        own["expert_count"] = (U32, of("num_experts", "num_local_experts"))
     extra = {}
     scaling = config.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind == "linear":
         own |= {"rope.scaling.type": (STRING, "linear"), "rope.scaling.factor": (F32, scaling["factor"])}
+    if kind == "yarn":
+        own |= {
+            "rope.scaling.type": (STRING, "yarn"),
+            "rope.scaling.factor": (F32, scaling["factor"]),
+            "rope.scaling.original_context_length": (U32, scaling["original_max_position_embeddings"]),
+        }
     if kind == "llama3":
         extra["rope_freqs.weight"] = (0, llama3_factors(config, scaling, head_dim))
     metadata = {"general.architecture": (STRING, architecture), "general.alignment": (U32, ALIGNMENT)}
     metadata |= {f"{architecture}.{key}": value for key, value in own.items()}
     metadata |= vocabulary(config["vocab_size"])
     tensors = dict(extra)
-    for name, (type_id, value) in weights.items():
-        stem, suffix = name.rsplit(".", 1)
+    names = {**LAYER_NAMES, **OWN_NAMES.get(architecture, {})}
+    for name, (type_id, value) in separate(weights, architecture, heads, kv_heads).items():
+        stem, suffix = name.rsplit(".", 1) if "." in name else (name, "")
+        if name.endswith("self_attn.sinks"):
+            tensors[f"blk.{name.split('.')[2]}.attn_sinks.weight"] = (0, widened(type_id, value))
+            continue
+        if name.startswith("blk."):
+            tensors[name] = (type_id, value)
+            continue
+        if architecture in WITH_ONE and "norm" in stem and suffix == "weight":
+            type_id, value = 0, widened(type_id, value) + 1
+        # Vectors are always float32 in these files.
+        if not isinstance(value, tuple) and value.ndim == 1:
+            type_id, value = 0, widened(type_id, value)
         if stem in MODEL_NAMES:
             tensors[f"{MODEL_NAMES[stem]}.{suffix}"] = (type_id, value)
             continue
         _, _, layer, part = stem.split(".", 3)
-        if architecture == "llama" and part in ("self_attn.q_proj", "self_attn.k_proj"):
+        if architecture in PERMUTED and part in ("self_attn.q_proj", "self_attn.k_proj"):
             value = interleaved(value, heads if part == "self_attn.q_proj" else kv_heads)
-        # Vectors are always float32 in these files.
-        if value.ndim == 1:
-            type_id, value = 0, widened(type_id, value)
-        tensors[f"blk.{layer}.{LAYER_NAMES[part]}.{suffix}"] = (type_id, value)
+        tensors[f"blk.{layer}.{names[part]}.{suffix}"] = (type_id, value)
     folder.mkdir(parents=True)
     shutil.copy(source / "reference.json", folder)
     write_gguf(folder / "model.gguf", metadata, tensors)
+
+
+# Of configurations that do not say them.
+EPS = {"gpt2": 1e-5, "falcon": 1e-5, "stablelm": 1e-5, "command-r": 1e-5, "cohere2": 1e-5, "starcoder2": 1e-5, "gpt-oss": 1e-5}
+THETA = {"llama": 1e6, "gemma3": 1e6, "command-r": 5e5}
+
+
+def separate(weights, architecture, heads, kv_heads):
+    """Tensors in the parts and orders of GGUF files; those that get their final name here begin with `blk.`"""
+    new, stacks = {}, {}
+    for name, (type_id, value) in weights.items():
+        layer = name.split(".")[2] if ".layers." in name or ".h." in name else ""
+        expert = EXPERT.search(name)
+        if expert:
+            part = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
+            stacks.setdefault((layer, part[expert[2]]), {})[int(expert[1])] = (type_id, value)
+        elif architecture == "gpt-oss" and ".experts." in name:
+            new |= gpt_oss_experts(weights, name, layer)
+        elif architecture == "gpt2" and value.ndim == 2 and ".h." in name:
+            new[name] = (type_id, np.ascontiguousarray(value.T))
+        elif architecture == "falcon" and "query_key_value" in name:
+            group = heads // kv_heads
+            dim = value.shape[0] // (kv_heads * (group + 2))
+            slots = value.reshape(kv_heads, group + 2, dim, -1)
+            parts = [slots[:, :group], slots[:, group : group + 1], slots[:, group + 1 :]]
+            new[name] = (type_id, np.concatenate([part.reshape(-1, value.shape[-1]) for part in parts]))
+        elif architecture == "gemma2" and "q_proj" in name:
+            # The file cannot say that the scale is not that of the head size.
+            new[name] = (0, widened(type_id, value) * np.float32((16 / 24) ** 0.5))
+        elif architecture == "internlm2" and "wqkv" in name:
+            group = heads // kv_heads
+            dim = value.shape[0] // (kv_heads * (group + 2))
+            slots = value.reshape(kv_heads, group + 2, dim, -1)
+            parts = {"q": slots[:, :group], "k": slots[:, group : group + 1], "v": slots[:, group + 1 :]}
+            for part, rows in parts.items():
+                rows = rows.reshape(-1, value.shape[-1])
+                new[f"model.layers.{layer}.self_attn.{part}_proj.weight"] = (type_id, rows)
+        elif architecture == "internlm2" and layer:
+            part = name.split(".", 3)[3]
+            new[f"model.layers.{layer}.{INTERNLM2[part]}"] = (type_id, value)
+        elif architecture == "command-r" and "_norm" in name and value.ndim == 2:
+            new[f"blk.{layer}.attn_{'q' if 'q_norm' in name else 'k'}_norm.weight"] = (0, widened(type_id, value))
+        else:
+            new[name] = (type_id, value)
+    for (layer, part), experts in stacks.items():
+        matrices = [experts[number][1] for number in sorted(experts)]
+        new[f"blk.{layer}.ffn_{part}_exps.weight"] = (experts[0][0], np.stack(matrices))
+    return new
+
+
+EXPERT = re.compile(r"\.experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$")
+INTERNLM2 = {
+    "attention_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "attention.wo.weight": "self_attn.o_proj.weight",
+    "feed_forward.w1.weight": "mlp.gate_proj.weight",
+    "feed_forward.w3.weight": "mlp.up_proj.weight",
+    "feed_forward.w2.weight": "mlp.down_proj.weight",
+}
+
+
+def gpt_oss_experts(weights, name, layer):
+    """Gate and up apart; a block has its scale before its elements, the first half of which are low nibbles."""
+    _, value = weights[name]
+    if name.endswith("_bias"):
+        value = widened(*weights[name])
+        if "down" in name:
+            return {f"blk.{layer}.ffn_down_exps.bias": (0, value)}
+        return {f"blk.{layer}.ffn_{part}_exps.bias": (0, value[:, half::2]) for half, part in enumerate(("gate", "up"))}
+    if name.endswith("_scales"):
+        return {}
+    scales = weights[name.removesuffix("_blocks") + "_scales"][1]
+    codes = np.stack([value & 15, value >> 4], -1).reshape(*value.shape[:-1], 32)
+    blocks = np.concatenate([scales[..., None], codes[..., :16] | codes[..., 16:] << 4], -1).astype(np.uint8)
+    if "down" in name:
+        parts = {"down": blocks}
+    else:
+        parts = {"gate": blocks[:, 0::2], "up": blocks[:, 1::2]}
+    shape = lambda part: (*part.shape[:2], part.shape[2] * 32)
+    return {f"blk.{layer}.ffn_{key}_exps.weight": (39, (shape(part), part.tobytes())) for key, part in parts.items()}
 
 
 def read_safetensors(path):
@@ -238,7 +451,7 @@ def read_safetensors(path):
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
-    types = {"F32": (0, np.float32), "F16": (1, np.float16), "BF16": (30, np.uint16)}
+    types = {"F32": (0, np.float32), "F16": (1, np.float16), "BF16": (30, np.uint16), "U8": (24, np.uint8)}
     tensors = {}
     for name, entry in header.items():
         type_id, dtype = types[entry["dtype"]]

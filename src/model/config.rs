@@ -155,6 +155,8 @@ pub struct Experts {
     /// Name of the bias that counts for the choice only.
     pub choice_bias: Option<&'static str>,
     pub weights: ExpertWeights,
+    /// The matrices of experts have biases.
+    pub biased: bool,
     pub shared: Option<SharedExpert>,
     /// The weight of an expert is a factor of its input.
     pub scale_input: bool,
@@ -171,7 +173,8 @@ pub enum ExpertWeights {
     Stacked { gate_up: &'static str, down: &'static str },
     /// `[E, C, 2I]` gate then up, and `[E, I, C]`.
     StackedTransposed { gate_up: &'static str, down: &'static str },
-    /// `[E, C, 2I]` gate and up in turn, and `[E, I, C]`; with biases `{name}_bias`.
+    /// `[E, C, 2I]` gate and up in turn, and `[E, I, C]`, or the same in blocks of 4-bit floats, `{name}_blocks`, with
+    /// columns as rows; biases `{name}_bias`.
     Interleaved { gate_up: &'static str, down: &'static str },
     /// Each `[E * I, C]`, the last one transposed.
     Flat { gate: &'static str, up: &'static str, down: &'static str },

@@ -96,18 +96,21 @@ impl Mixture {
         let router = Linear::load(loader, &router, hidden, (experts.router_bias, false))?;
         let choice_bias = experts.choice_bias.map(|bias| Piece::vector(name(bias), count));
         let choice_bias = choice_bias.map(|bias| loader.vector(&[bias], VectorKind::PerHead)).transpose()?;
-        let (gate_up, down) = matrices(experts, hidden, prefix);
+        let in_blocks = match experts.weights {
+            ExpertWeights::Interleaved { gate_up, .. } => loader.source().contains(&name(&format!("{gate_up}_blocks"))),
+            _ => false,
+        };
+        let (gate_up, down) =
+            if in_blocks { blocks(experts, hidden, prefix) } else { matrices(experts, hidden, prefix) };
         let (gate_up, down) = (loader.matrix(&gate_up, hidden)?, loader.matrix(&down, experts.intermediate_size)?);
-        let (gate_up_bias, down_bias) = match experts.weights {
-            ExpertWeights::Interleaved { gate_up, down } => {
-                let size = experts.intermediate_size;
-                let gate_up = interleaved(name(&format!("{gate_up}_bias")), vec![count, 2 * size], count, size, 1);
-                let down = Piece::vector(name(&format!("{down}_bias")), count * hidden);
-                let down = Piece { shape: vec![count, hidden], ..down };
-                let load = |loader: &mut WeightLoader<'_>, piece| loader.vectors(&[piece], count, VectorKind::Bias);
-                (Some(load(loader, gate_up)?), Some(load(loader, down)?))
+        let (gate_up_bias, down_bias) = match experts.biased {
+            true => {
+                let (gate_up, down) = biases(experts, hidden, prefix);
+                let load =
+                    |loader: &mut WeightLoader<'_>, pieces: &[Piece]| loader.vectors(pieces, count, VectorKind::Bias);
+                (Some(load(loader, &gate_up)?), Some(load(loader, &down)?))
             }
-            _ => (None, None),
+            false => (None, None),
         };
         let shared = match experts.shared {
             Some(shared) => {
@@ -198,6 +201,43 @@ fn matrices(experts: &Experts, hidden: usize, prefix: &str) -> (Vec<Piece>, Vec<
             let transposed = stacked_transposed(name(down), count, hidden, size);
             (gate_up, vec![Piece { shape: vec![count * size, hidden], ..transposed }])
         }
+    }
+}
+
+/// [`matrices`] in blocks of 4-bit floats: `[E, 2I, C]`, gate and up in turn, and `[E, C, I]`.
+fn blocks(experts: &Experts, hidden: usize, prefix: &str) -> (Vec<Piece>, Vec<Piece>) {
+    let (count, size) = (experts.count, experts.intermediate_size);
+    let ExpertWeights::Interleaved { gate_up, down } = experts.weights else { return (Vec::new(), Vec::new()) };
+    let view = |half: usize| View {
+        offset: (half / 2 * 2 * size + half % 2) * hidden,
+        rows: size,
+        row_stride: 2 * hidden,
+        col_stride: 1,
+    };
+    let name = |name: &str| format!("{prefix}.{name}_blocks");
+    let views = (0..2 * count).map(view).collect();
+    let down = Piece { shape: vec![count, hidden, size], ..Piece::matrix(name(down), count * hidden, size) };
+    (vec![Piece { name: name(gate_up), shape: vec![count, 2 * size, hidden], views }], vec![down])
+}
+
+/// Biases of gate and up `[E * 2I]`, and of down `[E * C]`.
+fn biases(experts: &Experts, hidden: usize, prefix: &str) -> (Vec<Piece>, Vec<Piece>) {
+    let (count, size) = (experts.count, experts.intermediate_size);
+    let name = |name: &str| format!("{prefix}.{name}");
+    match experts.weights {
+        ExpertWeights::Interleaved { gate_up, down } => {
+            let gate_up = interleaved(name(&format!("{gate_up}_bias")), vec![count, 2 * size], count, size, 1);
+            let down = Piece::vector(name(&format!("{down}_bias")), count * hidden);
+            (vec![gate_up], vec![Piece { shape: vec![count, hidden], ..down }])
+        }
+        ExpertWeights::Listed { prefix, gate, up, down } => {
+            let of = |expert: usize, part: &str| name(&format!("{prefix}.{expert}.{part}.bias"));
+            let gate_up = (0..count).flat_map(|expert| [of(expert, gate), of(expert, up)]);
+            let down = (0..count).map(|expert| Piece::vector(of(expert, down), hidden));
+            (gate_up.map(|name| Piece::vector(name, size)).collect(), down.collect())
+        }
+        // No family has these with biases.
+        _ => (Vec::new(), Vec::new()),
     }
 }
 

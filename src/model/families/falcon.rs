@@ -2,6 +2,7 @@
 
 use super::Family;
 use crate::error::Result;
+use crate::model::formats::gguf::GGUF_ROWS;
 use crate::model::{MlpNames, ModelConfig, NormKind, QkvNames, Section, TensorNames};
 use serde_json::json;
 
@@ -39,7 +40,13 @@ fn configure(section: &Section) -> Result<ModelConfig> {
             (false, true) => None,
             (false, false) => Some("post_attention_layernorm"),
         },
-        qkv: if grouped || multi_query { QkvNames::PerGroup(qkv) } else { QkvNames::PerHead(qkv) },
+        qkv: if section.flag(GGUF_ROWS, false)? {
+            QkvNames::Concatenated(qkv)
+        } else if grouped || multi_query {
+            QkvNames::PerGroup(qkv)
+        } else {
+            QkvNames::PerHead(qkv)
+        },
         output: "self_attention.dense",
         mlp: MlpNames::Plain { up: "mlp.dense_h_to_4h", down: "mlp.dense_4h_to_h" },
         ..TensorNames::GPT

@@ -3,6 +3,7 @@
 use super::Family;
 use crate::device::Activation;
 use crate::error::{Error, Result};
+use crate::model::formats::gguf::GGUF_NORMS;
 use crate::model::{HeadNorm, LayerRope, ModelConfig, NormKind, Rope, Section, TensorNames};
 use serde_json::{Value, json};
 
@@ -24,7 +25,7 @@ fn gemma(section: &Section) -> Result<ModelConfig> {
     if config.activation == Activation::Gelu {
         config.activation = Activation::GeluTanh;
     }
-    config.norm = NormKind::RmsPlusOne;
+    config.norm = if section.flag(GGUF_NORMS, false)? { NormKind::Rms } else { NormKind::RmsPlusOne };
     config.embedding_scale = (config.hidden_size as f32).sqrt();
     config.round_embedding_scale = true;
     config.qkv_bias = section.flag("attention_bias", false)?;

@@ -2,6 +2,7 @@
 
 use super::Family;
 use crate::error::{Error, Result};
+use crate::model::formats::gguf::GGUF_ROWS;
 use crate::model::{ModelConfig, NormKind, QkvNames, Section, TensorNames};
 use serde_json::json;
 
@@ -33,7 +34,7 @@ fn gpt2(section: &Section) -> Result<ModelConfig> {
     config.set_biases(true);
     config.without_rope();
     config.position_offset = Some(0);
-    config.names = TensorNames { transposed: true, ..TensorNames::GPT };
+    config.names = TensorNames { transposed: !section.flag(GGUF_ROWS, false)?, ..TensorNames::GPT };
     Ok(config)
 }
 

@@ -1,7 +1,7 @@
 //! gpt-oss: attention sinks, windows in every other layer, experts with biases and a clamped activation.
 
 use super::Family;
-use super::moe::{experts, softmax};
+use super::moe::{experts, set_listed, softmax};
 use crate::device::Activation;
 use crate::error::{Error, Result};
 use crate::model::{ExpertWeights, ModelConfig, Section};
@@ -27,7 +27,9 @@ fn configure(section: &Section) -> Result<ModelConfig> {
     let mut experts = experts(&section, &config, softmax(true))?;
     experts.router = "mlp.router";
     experts.router_bias = true;
+    experts.biased = true;
     experts.weights = ExpertWeights::Interleaved { gate_up: "mlp.experts.gate_up_proj", down: "mlp.experts.down_proj" };
+    set_listed(&mut experts, &section)?;
     config.experts = Some(experts);
     Ok(config)
 }

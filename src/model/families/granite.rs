@@ -1,7 +1,7 @@
 //! Granite and GraniteMoE: Llama with multipliers.
 
 use super::Family;
-use super::moe::{experts, softmax};
+use super::moe::{experts, set_listed, softmax};
 use crate::error::Result;
 use crate::model::{ExpertWeights, ModelConfig, Section};
 use serde_json::json;
@@ -39,6 +39,7 @@ fn granite_moe(section: &Section) -> Result<ModelConfig> {
     experts.router = "block_sparse_moe.router.layer";
     experts.weights =
         ExpertWeights::Stacked { gate_up: "block_sparse_moe.input_linear", down: "block_sparse_moe.output_linear" };
+    set_listed(&mut experts, section)?;
     config.experts = Some(experts);
     Ok(config)
 }

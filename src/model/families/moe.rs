@@ -4,6 +4,7 @@ use super::qwen2::set_qwen_windows;
 use super::{Family, expert_layers};
 use crate::device::{RoutingRule, Score};
 use crate::error::Result;
+use crate::model::formats::gguf::GGUF_EXPERTS;
 use crate::model::{ExpertWeights, Experts, HeadNorm, ModelConfig, Section, SharedExpert};
 use serde_json::json;
 
@@ -39,11 +40,21 @@ pub(super) fn experts(section: &Section, config: &ModelConfig, rule: RoutingRule
         router: "mlp.gate",
         router_bias: false,
         choice_bias: None,
+        biased: false,
         weights: ExpertWeights::Listed { prefix: "mlp.experts", gate: "gate_proj", up: "up_proj", down: "down_proj" },
         shared: None,
         scale_input: false,
         layers: vec![true; config.num_layers],
     })
+}
+
+/// GGUF files have the experts' gate, up and down apart, whatever the folder of the family has.
+pub(super) fn set_listed(experts: &mut Experts, section: &Section) -> Result<()> {
+    if section.flag(GGUF_EXPERTS, false)? {
+        experts.weights =
+            ExpertWeights::Listed { prefix: "mlp.experts", gate: "gate_proj", up: "up_proj", down: "down_proj" };
+    }
+    Ok(())
 }
 
 fn mixtral(section: &Section) -> Result<ModelConfig> {

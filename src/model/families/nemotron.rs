@@ -2,6 +2,7 @@
 
 use super::Family;
 use crate::error::Result;
+use crate::model::formats::gguf::GGUF_NORMS;
 use crate::model::{MlpNames, ModelConfig, NormKind, Section, TensorNames};
 use serde_json::json;
 
@@ -11,7 +12,8 @@ pub(super) const FAMILY: Family =
 fn configure(section: &Section) -> Result<ModelConfig> {
     let section = section.with_defaults(json!({"partial_rotary_factor": 0.5, "norm_eps": 1e-5, "hidden_act": "relu2"}));
     let mut config = ModelConfig::from_section(FAMILY.name, &section)?;
-    config.norm = NormKind::LayerPlusOne;
+    let has_one = section.flag(GGUF_NORMS, false)?;
+    config.norm = if has_one { NormKind::Layer { bias: true } } else { NormKind::LayerPlusOne };
     config.qkv_bias = section.flag("attention_bias", false)?;
     config.output_bias = config.qkv_bias;
     config.mlp_bias = section.flag("mlp_bias", false)?;

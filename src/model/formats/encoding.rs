@@ -1,6 +1,6 @@
 //! How the elements of a stored tensor are written.
 
-use super::ggml::GgmlType;
+use super::ggml::{E2M1_DOUBLED, GgmlType, half_power};
 use crate::device::DType;
 use half::{bf16, f16};
 use std::fmt;
@@ -11,7 +11,13 @@ pub enum Encoding {
     Plain(DType),
     /// Blocks of a GGUF file, within a row.
     Blocks(GgmlType),
+    /// Blocks of 32 4-bit floats, two in a byte, the scales of which are in another tensor.
+    Mxfp4,
 }
+
+/// Elements and bytes of a block of [`Encoding::Mxfp4`], without its scale.
+pub(in crate::model) const MXFP4_ELEMENTS: usize = 32;
+pub(in crate::model) const MXFP4_BYTES: usize = 16;
 
 impl Encoding {
     /// Type that the elements are read as where nothing else is said. Blocks are scaled sums of what was mostly
@@ -19,7 +25,7 @@ impl Encoding {
     pub fn dtype(self) -> DType {
         match self {
             Self::Plain(dtype) => dtype,
-            Self::Blocks(_) => DType::BF16,
+            Self::Blocks(_) | Self::Mxfp4 => DType::BF16,
         }
     }
 
@@ -30,12 +36,14 @@ impl Encoding {
             Self::Blocks(kind) if cols.is_multiple_of(kind.elements()) => {
                 (cols / kind.elements()).checked_mul(kind.bytes())
             }
+            Self::Mxfp4 => cols.is_multiple_of(MXFP4_ELEMENTS).then(|| cols / MXFP4_ELEMENTS)?.checked_mul(MXFP4_BYTES),
             Self::Blocks(_) => None,
         }
     }
 
-    /// Appends the elements in `bytes` as type `to`. `bytes` holds whole elements or blocks.
-    pub fn decode(self, bytes: &[u8], to: DType, out: &mut Vec<u8>) {
+    /// Appends the elements in `bytes` as type `to`. `bytes` holds whole elements or blocks; `scales` those of the
+    /// blocks, where they are in another tensor.
+    pub fn decode(self, bytes: &[u8], scales: &[u8], to: DType, out: &mut Vec<u8>) {
         match self {
             Self::Plain(from) if from == to && cfg!(target_endian = "little") => out.extend_from_slice(bytes),
             Self::Plain(from) => cast(bytes, from, to, out),
@@ -47,6 +55,13 @@ impl Encoding {
                     values.iter().for_each(|&value| push(value, to, out));
                 }
             }
+            Self::Mxfp4 => {
+                for (block, &scale) in bytes.chunks_exact(MXFP4_BYTES).zip(scales) {
+                    let scale = half_power(scale);
+                    let codes = block.iter().flat_map(|byte| [byte & 15, byte >> 4]);
+                    codes.for_each(|code| push(E2M1_DOUBLED[usize::from(code)] * scale, to, out));
+                }
+            }
         }
     }
 }
@@ -56,6 +71,7 @@ impl fmt::Display for Encoding {
         match self {
             Self::Plain(dtype) => dtype.fmt(f),
             Self::Blocks(kind) => kind.fmt(f),
+            Self::Mxfp4 => f.write_str("MXFP4"),
         }
     }
 }
@@ -90,9 +106,9 @@ mod tests {
         let source: Vec<u8> = [1.5_f32, -0.25].iter().flat_map(|v| v.to_le_bytes()).collect();
         for (middle, size) in [(DType::BF16, 4), (DType::F16, 4), (DType::F32, 8)] {
             let (mut cast_once, mut back) = (Vec::new(), Vec::new());
-            Encoding::Plain(DType::F32).decode(&source, middle, &mut cast_once);
+            Encoding::Plain(DType::F32).decode(&source, &[], middle, &mut cast_once);
             assert_eq!(cast_once.len(), size);
-            Encoding::Plain(middle).decode(&cast_once, DType::F32, &mut back);
+            Encoding::Plain(middle).decode(&cast_once, &[], DType::F32, &mut back);
             assert_eq!(back, source);
         }
     }

@@ -4,7 +4,7 @@ use half::f16;
 use std::fmt;
 
 /// Codes of the 4-bit floats of MXFP4, doubled.
-const E2M1_DOUBLED: [f32; 16] =
+pub(super) const E2M1_DOUBLED: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
 /// A block type.
@@ -137,7 +137,7 @@ fn half(block: &[u8], at: usize) -> f32 {
 }
 
 /// `2^(e - 128)`: half of the scale that the byte stands for, since the codes are doubled.
-fn half_power(e: u8) -> f32 {
+pub(super) fn half_power(e: u8) -> f32 {
     match e {
         0 => f32::from_bits(0x0020_0000),
         1 => f32::from_bits(0x0040_0000),

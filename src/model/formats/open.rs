@@ -2,7 +2,7 @@
 
 use super::gguf::{self, GgufModel};
 use super::trtllm::{EngineFolder, EngineLimits, MANAGED, Searched, TrtllmCheckpoint};
-use super::{SafetensorsFolder, TensorStore, found_in};
+use super::{PickleFolder, SafetensorsFolder, TensorStore, found_in};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::families::text_part;
 use crate::model::{Section, SpecialTokens};
@@ -78,15 +78,38 @@ fn open_gguf(path: &Path) -> Result<OpenedCheckpoint> {
 
 fn open_folder(path: &Path, config: Section) -> Result<OpenedCheckpoint> {
     let config = text_part(config)?;
-    let store = SafetensorsFolder::open(path)?;
+    refuse_quantisation(path, &config)?;
+    let (format, store): (_, Box<dyn TensorStore>) = match !has_safetensors(path) && PickleFolder::is_in(path) {
+        true => ("Hugging Face folder, torch pickles", Box::new(PickleFolder::open(path)?)),
+        false => ("Hugging Face folder", Box::new(SafetensorsFolder::open(path)?)),
+    };
     Ok(OpenedCheckpoint {
-        format: "Hugging Face folder".to_owned(),
+        format: format.to_owned(),
         path: path.to_owned(),
         special_tokens: SpecialTokens::read(path, &config)?,
         config,
-        store: Box::new(store),
+        store,
         limits: EngineLimits::default(),
     })
+}
+
+/// # Errors
+/// Names the method, unless it is that of gpt-oss.
+fn refuse_quantisation(path: &Path, config: &Section) -> Result<()> {
+    if path.join("hf_quant_config.json").exists() {
+        return Err(Error::unsupported(format!(
+            "{} is quantised by ModelOpt (hf_quant_config.json), which is not supported yet",
+            path.display()
+        )));
+    }
+    let Some(quantization) = config.section("quantization_config")? else { return Ok(()) };
+    match quantization.text(&["quant_method"])? {
+        None | Some("mxfp4") => Ok(()),
+        Some(method) => {
+            let origin = quantization.origin();
+            Err(Error::unsupported(format!("{origin}: the quantisation {method} is not supported yet; mxfp4 is")))
+        }
+    }
 }
 
 fn open_trtllm(path: &Path, config: &Section, suffix: &str) -> Result<OpenedCheckpoint> {

@@ -1,5 +1,6 @@
 //! Hugging Face folders: `model.safetensors`, or shards with `model.safetensors.index.json`.
 
+use super::encoding::{MXFP4_BYTES, MXFP4_ELEMENTS};
 use super::{Encoding, StoredTensor, TensorStore};
 use crate::device::DType;
 use crate::device::cpu::mapped_file::MappedFile;
@@ -11,10 +12,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-/// Older forms of the weights.
-const PICKLES: [&str; 4] = ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.ckpt"];
+/// The names of the files of a folder.
+pub(super) struct Files {
+    /// One with everything.
+    pub single: &'static str,
+    /// Which of several holds what.
+    pub index: &'static str,
+}
+
+const NAMES: Files = Files { single: "model.safetensors", index: "model.safetensors.index.json" };
+/// Forms of the weights that are not read.
+const PICKLES: [&str; 2] = ["consolidated.00.pth", "model.ckpt"];
+/// Ends of the names of 4-bit floats and of their scales.
+const BLOCKS: &str = "_blocks";
+const SCALES: &str = "_scales";
 /// Names of files in an error message, at most.
 const MAX_SHOWN: usize = 12;
 
@@ -44,7 +55,7 @@ impl SafetensorsFolder {
     /// # Errors
     /// One sentence that names the file and what is wrong with it.
     pub fn open(folder: &Path) -> Result<Self> {
-        let (files, index) = checkpoint_files(folder)?;
+        let (files, index) = checkpoint_files(folder, &NAMES)?;
         let mut checkpoint = Self { shards: Vec::new(), tensors: HashMap::new() };
         for file in files {
             checkpoint.add_shard(folder.join(file))?;
@@ -54,7 +65,7 @@ impl SafetensorsFolder {
             if !held {
                 return Err(Error::invalid(format!(
                     "{} says that {name} is in {file}, which does not hold it",
-                    folder.join(INDEX).display()
+                    folder.join(NAMES.index).display()
                 )));
             }
         }
@@ -84,14 +95,57 @@ impl SafetensorsFolder {
     }
 }
 
+impl SafetensorsFolder {
+    /// The scales of a tensor of 4-bit floats: `…_scales` of `…_blocks`.
+    fn scales_of(&self, name: &str, info: &TensorInfo) -> Option<&Location> {
+        let stem = name.strip_suffix(BLOCKS).filter(|_| info.dtype == Dtype::U8)?;
+        self.tensors.get(&format!("{stem}{SCALES}")).filter(|scales| scales.info.dtype == Dtype::U8)
+    }
+
+    /// Blocks `[.., K / 32, 16]` with scales `[.., K / 32]` as a tensor `[.., K]`.
+    fn four_bit<'a>(
+        &'a self,
+        shard: &'a Shard,
+        name: &str,
+        info: &TensorInfo,
+        scales: &'a Location,
+    ) -> Result<StoredTensor<'a>> {
+        let [above @ .., blocks, MXFP4_BYTES] = info.shape.as_slice() else {
+            return Err(Error::invalid(format!(
+                "{}: {name} has shape {:?}; blocks of 4-bit floats end with a dimension of {MXFP4_BYTES}",
+                shard.path.display(),
+                info.shape
+            )));
+        };
+        let cols = blocks.saturating_mul(MXFP4_ELEMENTS);
+        let shape = above.iter().copied().chain([cols]).collect();
+        let scales = self.shards[scales.shard].bytes(&scales.info);
+        StoredTensor::mxfp4(&shard.path, shape, shard.bytes(info), scales)
+    }
+}
+
+impl Shard {
+    fn bytes(&self, info: &TensorInfo) -> &[u8] {
+        let (start, end) = info.data_offsets;
+        &self.file.bytes()[self.data_start + start..self.data_start + end]
+    }
+}
+
 impl TensorStore for SafetensorsFolder {
     fn names(&self) -> Vec<&str> {
-        self.tensors.keys().map(String::as_str).collect()
+        let is_part = |name: &str| {
+            let stem = name.strip_suffix(SCALES);
+            stem.is_some_and(|stem| self.tensors.contains_key(&format!("{stem}{BLOCKS}")))
+        };
+        self.tensors.keys().map(String::as_str).filter(|name| !is_part(name)).collect()
     }
 
     fn tensor(&self, name: &str) -> Result<Option<StoredTensor<'_>>> {
         let Some(Location { shard, info }) = self.tensors.get(name) else { return Ok(None) };
         let shard = &self.shards[*shard];
+        if let Some(scales) = self.scales_of(name, info) {
+            return self.four_bit(shard, name, info, scales).map(Some);
+        }
         let dtype = supported(info.dtype).ok_or_else(|| {
             Error::unsupported(format!(
                 "{}: {name} has type {:?}, which is not supported; supported are F32, F16 and BF16",
@@ -99,14 +153,14 @@ impl TensorStore for SafetensorsFolder {
                 info.dtype
             ))
         })?;
-        let (start, end) = info.data_offsets;
-        let bytes = &shard.file.bytes()[shard.data_start + start..shard.data_start + end];
-        StoredTensor::new(&shard.path, info.shape.clone(), Encoding::Plain(dtype), bytes).map(Some)
+        StoredTensor::new(&shard.path, info.shape.clone(), Encoding::Plain(dtype), shard.bytes(info)).map(Some)
     }
 
     fn main_dtype(&self) -> Option<DType> {
-        let largest = self.tensors.values().max_by_key(|at| at.info.data_offsets.1 - at.info.data_offsets.0)?;
-        supported(largest.info.dtype)
+        let size = |at: &Location| at.info.data_offsets.1 - at.info.data_offsets.0;
+        let (name, largest) = self.tensors.iter().max_by_key(|(_, at)| size(at))?;
+        let of_blocks = self.scales_of(name, &largest.info).map(|_| Encoding::Mxfp4.dtype());
+        of_blocks.or(supported(largest.info.dtype))
     }
 }
 
@@ -120,22 +174,23 @@ fn supported(dtype: Dtype) -> Option<DType> {
 }
 
 /// The files to read, and what the index says of each tensor.
-fn checkpoint_files(folder: &Path) -> Result<(BTreeSet<String>, BTreeMap<String, String>)> {
-    let index_path = folder.join(INDEX);
+pub(super) fn checkpoint_files(folder: &Path, names: &Files) -> Result<(BTreeSet<String>, BTreeMap<String, String>)> {
+    let index_path = folder.join(names.index);
     if !index_path.exists() {
-        if folder.join(SINGLE).exists() {
-            return Ok((BTreeSet::from([SINGLE.to_owned()]), BTreeMap::new()));
+        if folder.join(names.single).exists() {
+            return Ok((BTreeSet::from([names.single.to_owned()]), BTreeMap::new()));
         }
         if let Some(pickle) = PICKLES.iter().map(|name| folder.join(name)).find(|path| path.exists()) {
             return Err(Error::unsupported(format!(
-                "{} is a torch pickle, which is not read: reading it would run code of the file; convert the model to \
-                 safetensors",
+                "{} is a torch pickle of a layout that is not read; convert the model to safetensors",
                 pickle.display()
             )));
         }
         return Err(Error::invalid(format!(
-            "{} has no {SINGLE} and no {INDEX}; {}",
+            "{} has no {} and no {}; {}",
             folder.display(),
+            names.single,
+            names.index,
             found_in(folder)
         )));
     }

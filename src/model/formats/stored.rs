@@ -1,6 +1,7 @@
 //! A tensor as checkpoints hold it: in one piece, cut up over several files, in another order of rows, quantised.
 
 use super::Encoding;
+use super::encoding::MXFP4_BYTES;
 use crate::device::DType;
 use crate::error::{Error, Result};
 use std::ops::Range;
@@ -31,6 +32,8 @@ struct Band<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Part<'a> {
     bytes: &'a [u8],
+    /// Of the blocks in `bytes`, where the encoding has them apart.
+    scales: &'a [u8],
     stride_bytes: usize,
     /// The columns that are taken, in bytes of a row.
     start_bytes: usize,
@@ -74,9 +77,27 @@ impl<'a> StoredTensor<'a> {
                 bytes.len()
             )));
         };
-        let part = Part { bytes, stride_bytes, start_bytes: 0, len_bytes: stride_bytes };
+        let part = Part { bytes, scales: &[], stride_bytes, start_bytes: 0, len_bytes: stride_bytes };
         let bands = vec![Band { first: 0, rows, order: RowOrder::AsIs, parts: vec![part] }];
         Ok(Self { file, shape, encoding, bands })
+    }
+
+    /// A tensor of 4-bit floats in blocks, with a scale for each block.
+    ///
+    /// # Errors
+    /// When `blocks` or `scales` is not what the shape asks for.
+    pub fn mxfp4(file: &'a Path, shape: Vec<usize>, blocks: &'a [u8], scales: &'a [u8]) -> Result<Self> {
+        let mut tensor = Self::new(file, shape, Encoding::Mxfp4, blocks)?;
+        if scales.len() * MXFP4_BYTES != blocks.len() {
+            return Err(Error::invalid(format!(
+                "{}: {} scales do not fit {} blocks of 4-bit floats",
+                file.display(),
+                scales.len(),
+                blocks.len() / MXFP4_BYTES
+            )));
+        }
+        tensor.bands.iter_mut().flat_map(|band| &mut band.parts).for_each(|part| part.scales = scales);
+        Ok(tensor)
     }
 
     /// Type of the elements once they are read.
@@ -215,7 +236,8 @@ impl<'a> StoredTensor<'a> {
                 let in_file = band.order.in_file(band.first + row - first);
                 for part in &band.parts {
                     let start = in_file * part.stride_bytes + part.start_bytes;
-                    self.encoding.decode(&part.bytes[start..start + part.len_bytes], dtype, out);
+                    let scales = part.scales.get(start / MXFP4_BYTES..).unwrap_or_default();
+                    self.encoding.decode(&part.bytes[start..start + part.len_bytes], scales, dtype, out);
                 }
             }
             first += band.rows;

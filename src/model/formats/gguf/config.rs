@@ -24,6 +24,29 @@ const COUNTS: [(&str, &str); 11] = [
     ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
 ];
 
+/// Numbers: name in the metadata, name in `config.json`.
+const NUMBERS: [(&str, &str); 10] = [
+    ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+    ("rope.freq_base", "rope_theta"),
+    ("rope.freq_base_swa", "rope_local_base_freq"),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+    ("embedding_scale", "embedding_multiplier"),
+    ("residual_scale", "residual_multiplier"),
+    ("attention.scale", "attention_multiplier"),
+    ("logit_scale", "logit_scale"),
+    ("expert_weights_scale", "routed_scaling_factor"),
+];
+
+/// Keys that no folder has: what a file holds otherwise than the folder of its family.
+///
+/// Norms with their 1 added.
+pub const GGUF_NORMS: &str = "gguf_norms";
+/// Matrices `[out, in]`, with queries, keys and values one behind the other.
+pub const GGUF_ROWS: &str = "gguf_rows";
+/// Gate, up and down of every expert apart.
+pub const GGUF_EXPERTS: &str = "gguf_experts";
+
 /// The architecture that the metadata names.
 ///
 /// # Errors
@@ -67,18 +90,68 @@ pub fn config(model: &GgufModel, metadata: &Map<String, Value>) -> Result<Sectio
         config["num_local_experts"] = config["num_experts"].clone();
     }
     config["vocab_size"] = json!(model.vocab_size(&own)?);
-    if let Some(eps) = own.positive(&["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"])? {
+    for (key, folder_key) in NUMBERS {
+        if let Some(number) = own.positive(&[key])? {
+            config[folder_key] = json!(number);
+        }
+    }
+    if let Some(eps) = own.positive(&["attention.layer_norm_epsilon"])? {
         config["rms_norm_eps"] = json!(eps);
     }
-    if let Some(theta) = own.positive(&["rope.freq_base"])? {
-        config["rope_theta"] = json!(theta);
-    }
+    config["logits_scaling"] = config["logit_scale"].clone();
+    [GGUF_NORMS, GGUF_ROWS, GGUF_EXPERTS].into_iter().for_each(|key| config[key] = json!(true));
+    particular(model, &own, &mut config)?;
     if let Some(window) = own.count(&["attention.sliding_window"], 1 << 30)? {
         config["sliding_window"] = json!(window);
     }
     partial_rotation(&own, &mut config)?;
     config["rope_scaling"] = rope_scaling(model, &own)?;
     Section::from_value(model.origin.clone(), config)
+}
+
+/// What only some architectures have.
+fn particular(model: &GgufModel, own: &Section, config: &mut Value) -> Result<()> {
+    config["use_qk_norm"] = json!(model.has("blk.0.attn_q_norm.weight"));
+    config["use_qkv_bias"] = config["attention_bias"].clone();
+    config["use_parallel_residual"] = json!(own.flag("use_parallel_residual", false)?);
+    let num_layers = config["num_hidden_layers"].as_u64().unwrap_or(0).min(4096);
+    if config["num_experts"].as_u64().is_some_and(|count| count > 0) {
+        let dense = (0..num_layers).filter(|layer| !model.has(&format!("blk.{layer}.ffn_gate_inp.weight")));
+        config["mlp_only_layers"] = dense.collect();
+        config["norm_topk_prob"] = json!(model.architecture.name == "qwen3moe");
+    }
+    match own.first(&["attention.sliding_window_pattern"]) {
+        Some((_, Value::Array(sliding))) => {
+            let kind = |slides: &Value| if *slides == json!(true) { "sliding_attention" } else { "full_attention" };
+            config["layer_types"] = sliding.iter().map(kind).collect();
+        }
+        Some((_, period)) => config["sliding_window_pattern"] = period.clone(),
+        None => {}
+    }
+    let number = |key: &str| config[key].as_u64().filter(|&number| number > 0);
+    match model.architecture.name {
+        "gemma2" | "gemma3" => {
+            // The files do not say it; the largest models divide by the width of a head that they would have without
+            // a head size of their own.
+            let largest = matches!(
+                (model.architecture.name, number("num_hidden_layers")),
+                ("gemma2", Some(46)) | ("gemma3", Some(62))
+            );
+            let shared = number("hidden_size").zip(number("num_attention_heads")).map(|(hidden, heads)| hidden / heads);
+            let scalar = if largest { shared } else { number("head_dim") };
+            config["query_pre_attn_scalar"] = json!(scalar);
+        }
+        "falcon" => {
+            let (heads, kv_heads) = (number("num_attention_heads"), number("num_key_value_heads"));
+            config["multi_query"] = json!(kv_heads == Some(1));
+            config["new_decoder_architecture"] = json!(kv_heads != Some(1) && kv_heads != heads);
+            config["num_kv_heads"] = json!(kv_heads);
+            config["num_ln_in_parallel_attn"] = json!(if model.has("blk.0.attn_norm_2.weight") { 2 } else { 1 });
+            config["bias"] = json!(model.has("blk.0.ffn_up.bias"));
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Ids with a meaning: end of sequence, of a turn and of a message all end a text.
@@ -147,9 +220,11 @@ fn rope_scaling(model: &GgufModel, own: &Section) -> Result<Value> {
     Ok(match own.text(&["rope.scaling.type"])? {
         Some("none") | None if factor.is_none_or(|factor| factor == 1.0) => Value::Null,
         Some("linear") | None => json!({"rope_type": "linear", "factor": factor}),
-        Some("yarn") => json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
+        Some("yarn") => {
+            json!({"rope_type": "yarn", "factor": factor, "truncate": model.architecture.name != "gpt-oss", "original_max_position_embeddings": original,
             "attention_factor": yarn_magnitude(attention_factor, factor), "beta_fast": own.positive(&["rope.scaling.yarn_beta_fast"])?,
-            "beta_slow": own.positive(&["rope.scaling.yarn_beta_slow"])?}),
+            "beta_slow": own.positive(&["rope.scaling.yarn_beta_slow"])?})
+        }
         Some(other) => {
             return Err(Error::unsupported(format!(
                 "{}: rope.scaling.type {other:?} is not supported; supported are none, linear, yarn",

@@ -5,6 +5,7 @@ mod container;
 mod names;
 mod vocabulary;
 
+pub use self::config::{GGUF_EXPERTS, GGUF_NORMS, GGUF_ROWS};
 pub use self::container::GgufFile;
 pub use self::vocabulary::{GgufVocabulary, TextMetadata, VocabularyKind};
 

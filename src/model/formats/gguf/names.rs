@@ -11,40 +11,133 @@ pub struct Architecture {
     pub with_experts: Option<&'static str>,
     /// Query and key rows have the halves of each head interleaved.
     pub interleaved_heads: bool,
+    /// The folder's name for the list of layers.
+    pub layers: &'static str,
+    /// Of tensors outside the layers, in the file and in the folder.
+    pub model_names: &'static [Names],
+    /// Of tensors in the layers, where they are not the usual ones.
+    pub own_names: &'static [Names],
     /// Name of the feed-forward part for experts.
     pub experts: &'static str,
     pub expert_parts: [&'static str; 3],
+    /// Name of the router in that part.
+    pub router: &'static str,
 }
 
-const STANDARD_PARTS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+/// In the file, in the folder.
+type Names = (&'static str, &'static str);
+
+const STANDARD: Architecture = Architecture {
+    name: "",
+    hugging_face: "",
+    with_experts: None,
+    interleaved_heads: false,
+    layers: "model.layers",
+    model_names: &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")],
+    own_names: &[],
+    experts: "mlp",
+    expert_parts: ["gate_proj", "up_proj", "down_proj"],
+    router: "gate",
+};
 
 /// All that is read.
 pub const ARCHITECTURES: &[Architecture] = &[
     Architecture {
-        name: "llama",
-        hugging_face: "LlamaForCausalLM",
         with_experts: Some("MixtralForCausalLM"),
         interleaved_heads: true,
         experts: "block_sparse_moe",
         expert_parts: ["w1", "w3", "w2"],
+        ..plain("llama", "LlamaForCausalLM")
     },
     plain("qwen2", "Qwen2ForCausalLM"),
     plain("qwen3", "Qwen3ForCausalLM"),
     plain("qwen2moe", "Qwen2MoeForCausalLM"),
     plain("qwen3moe", "Qwen3MoeForCausalLM"),
+    named("phi3", "Phi3ForCausalLM", &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")]),
+    plain("gemma", "GemmaForCausalLM"),
+    named("gemma2", "Gemma2ForCausalLM", SANDWICH),
+    named("gemma3", "Gemma3ForCausalLM", SANDWICH),
+    Architecture { interleaved_heads: true, ..plain("granite", "GraniteForCausalLM") },
+    // The file holds what a Llama holds.
+    Architecture { interleaved_heads: true, ..plain("internlm2", "LlamaForCausalLM") },
+    named("starcoder2", "Starcoder2ForCausalLM", &[("ffn_up", "mlp.c_fc"), ("ffn_down", "mlp.c_proj")]),
+    plain("stablelm", "StableLmForCausalLM"),
+    plain("nemotron", "NemotronForCausalLM"),
+    plain("command-r", "CohereForCausalLM"),
+    plain("cohere2", "Cohere2ForCausalLM"),
+    named("olmo2", "Olmo2ForCausalLM", POST_NORMS),
+    named(
+        "glm4",
+        "Glm4ForCausalLM",
+        &[
+            ("post_attention_norm", "post_self_attn_layernorm"),
+            ("post_ffw_norm", "post_mlp_layernorm"),
+            ("ffn_up", "mlp.gate_up_proj"),
+        ],
+    ),
+    Architecture {
+        layers: "transformer.h",
+        model_names: &[
+            ("token_embd", "transformer.wte"),
+            ("position_embd", "transformer.wpe"),
+            ("output_norm", "transformer.ln_f"),
+            ("output", "lm_head"),
+        ],
+        own_names: &[
+            ("attn_norm", "ln_1"),
+            ("attn_qkv", "attn.c_attn"),
+            ("attn_output", "attn.c_proj"),
+            ("ffn_norm", "ln_2"),
+            ("ffn_up", "mlp.c_fc"),
+            ("ffn_down", "mlp.c_proj"),
+        ],
+        ..plain("gpt2", "GPT2LMHeadModel")
+    },
+    Architecture {
+        layers: "transformer.h",
+        model_names: &[
+            ("token_embd", "transformer.word_embeddings"),
+            ("output_norm", "transformer.ln_f"),
+            ("output", "lm_head"),
+        ],
+        own_names: &[
+            ("attn_norm", "input_layernorm"),
+            ("attn_norm", "ln_mlp"),
+            ("attn_norm_2", "ln_attn"),
+            ("attn_qkv", "self_attention.query_key_value"),
+            ("attn_output", "self_attention.dense"),
+            ("ffn_up", "mlp.dense_h_to_4h"),
+            ("ffn_down", "mlp.dense_4h_to_h"),
+        ],
+        ..plain("falcon", "FalconForCausalLM")
+    },
+    Architecture {
+        own_names: &[("post_attention_norm", "post_attention_layernorm")],
+        router: "router",
+        ..plain("gpt-oss", "GptOssForCausalLM")
+    },
 ];
 
+/// Norms before and behind attention and feed-forward layer.
+const SANDWICH: &[Names] = &[
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("ffn_norm", "pre_feedforward_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
+/// Norms behind them only.
+const POST_NORMS: &[Names] =
+    &[("post_attention_norm", "post_attention_layernorm"), ("post_ffw_norm", "post_feedforward_layernorm")];
+
 const fn plain(name: &'static str, hugging_face: &'static str) -> Architecture {
-    let expert_parts = STANDARD_PARTS;
-    Architecture { name, hugging_face, with_experts: None, interleaved_heads: false, experts: "mlp", expert_parts }
+    Architecture { name, hugging_face, ..STANDARD }
 }
 
-/// Name in the file, name in the folder.
-const MODEL_NAMES: [(&str, &str); 3] =
-    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
+const fn named(name: &'static str, hugging_face: &'static str, own_names: &'static [Names]) -> Architecture {
+    Architecture { name, hugging_face, own_names, ..STANDARD }
+}
 
-/// Behind `blk.N.` and behind `model.layers.N.`.
-const LAYER_NAMES: [(&str, &str); 15] = [
+/// Behind `blk.N.` and behind the name of the layer.
+const LAYER_NAMES: [Names; 15] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
@@ -61,6 +154,9 @@ const LAYER_NAMES: [(&str, &str); 15] = [
     ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
     ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
 ];
+
+/// A tensor whose name in the folder has no `.weight`.
+const SINKS: Names = ("attn_sinks.weight", "self_attn.sinks");
 
 /// Where the tensor of a name is.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,14 +178,16 @@ pub enum Heads {
 impl Architecture {
     /// Where the tensor with a name of the folder is; `None`: this architecture has no such tensor.
     pub fn place(&self, name: &str) -> Option<Place> {
+        if let Some(layer) = self.layer_of(name).and_then(|(layer, part)| (part == SINKS.1).then_some(layer)) {
+            return Some(Place { name: format!("blk.{layer}.{}", SINKS.0), expert: None, heads: None });
+        }
         let (stem, suffix) = name.rsplit_once('.')?;
         let found = |place: String, expert, heads| Some(Place { name: format!("{place}.{suffix}"), expert, heads });
-        if let Some((file, _)) = MODEL_NAMES.iter().find(|(_, folder)| *folder == stem) {
+        if let Some((file, _)) = self.model_names.iter().find(|(_, folder)| *folder == stem) {
             return found((*file).to_owned(), None, None);
         }
-        let (layer, part) = stem.strip_prefix("model.layers.")?.split_once('.')?;
-        layer.parse::<usize>().ok()?;
-        if let Some((file, _)) = LAYER_NAMES.iter().find(|(_, folder)| *folder == part) {
+        let (layer, part) = self.layer_of(stem)?;
+        if let Some((file, _)) = self.layer_names().find(|(_, folder)| *folder == part) {
             let heads = match *file {
                 "attn_q" if self.interleaved_heads => Some(Heads::Query),
                 "attn_k" if self.interleaved_heads => Some(Heads::Key),
@@ -98,7 +196,7 @@ impl Architecture {
             return found(format!("blk.{layer}.{file}"), None, heads);
         }
         let expert_part = part.strip_prefix(self.experts)?.strip_prefix('.')?;
-        if expert_part == "gate" {
+        if expert_part == self.router {
             return found(format!("blk.{layer}.ffn_gate_inp"), None, None);
         }
         let (expert, part) = expert_part.strip_prefix("experts.")?.split_once('.')?;
@@ -107,21 +205,41 @@ impl Architecture {
         found(format!("blk.{layer}.{file}"), Some(expert.parse().ok()?), None)
     }
 
+    /// A layer's number, and the name behind it.
+    fn layer_of<'a>(&self, name: &'a str) -> Option<(&'a str, &'a str)> {
+        let (layer, part) = name.strip_prefix(self.layers)?.strip_prefix('.')?.split_once('.')?;
+        layer.parse::<usize>().ok().map(|_| (layer, part))
+    }
+
+    /// The usual name of a tensor that has another one here is none.
+    fn layer_names(&self) -> impl Iterator<Item = &'static Names> {
+        let usual = LAYER_NAMES.iter().filter(|(file, _)| self.own_names.iter().all(|(own, _)| own != file));
+        self.own_names.iter().chain(usual)
+    }
+
     /// The folder's names for a tensor of the file, of which a stack of `experts` has as many; none: not known.
     pub fn folder_names(&self, name: &str, experts: usize) -> Vec<String> {
         let Some((stem, suffix)) = name.rsplit_once('.') else { return Vec::new() };
-        if let Some((_, folder)) = MODEL_NAMES.iter().find(|(file, _)| *file == stem) {
+        if let Some((_, folder)) = self.model_names.iter().find(|(file, _)| *file == stem) {
             return vec![format!("{folder}.{suffix}")];
         }
         let Some((layer, part)) = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
             return Vec::new();
         };
-        let in_layer = |part: String| format!("model.layers.{layer}.{part}.{suffix}");
+        let in_layer = |part: String| format!("{}.{layer}.{part}.{suffix}", self.layers);
+        if format!("{part}.{suffix}") == SINKS.0 {
+            return vec![format!("{}.{layer}.{}", self.layers, SINKS.1)];
+        }
+        // One name of the file may stand for different ones of the folder.
+        let own: Vec<_> = self.own_names.iter().filter(|(file, _)| *file == part).collect();
+        if !own.is_empty() {
+            return own.into_iter().map(|(_, folder)| in_layer((*folder).to_owned())).collect();
+        }
         if let Some((_, folder)) = LAYER_NAMES.iter().find(|(file, _)| *file == part) {
             return vec![in_layer((*folder).to_owned())];
         }
         if part == "ffn_gate_inp" {
-            return vec![in_layer(format!("{}.gate", self.experts))];
+            return vec![in_layer(format!("{}.{}", self.experts, self.router))];
         }
         let kind = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"].iter().position(|known| *known == part);
         let expert_name = |kind: usize, e: usize| format!("{}.experts.{e}.{}", self.experts, self.expert_parts[kind]);
