@@ -102,7 +102,16 @@ pub const FROM_PREPROCESSING: &[(&str, &str)] = &[
 ];
 
 /// The LLM's outputs that are none of this role's.
-const NOT_PASSED: [&str; 3] = ["output_ids", "sequence_length", "context_phase_params"];
+const NOT_PASSED: [&str; 8] = [
+    "output_ids",
+    "sequence_length",
+    "context_phase_params",
+    "top_log_prob_ids",
+    "top_log_probs",
+    "prompt_log_probs",
+    "finish_reason",
+    "seed",
+];
 
 /// The row of an input.
 pub fn find(name: &str) -> Option<&'static BlsInput> {
