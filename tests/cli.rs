@@ -121,3 +121,59 @@ fn each_mistake_in_a_repository_is_one_sentence() {
         check(|_, text| text.replace("key: \"exclude_input_in_output\"", "key: \"exclude_input_in_ouput\""));
     assert!(good && text.contains("did you mean \"exclude_input_in_output\"?"), "{text}");
 }
+
+/// What `trtllm check` says about a repository of these files.
+fn check_files(files: &[(&str, String)], options: &[&str]) -> (bool, String) {
+    let repository = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = repository.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let output = trtllm(&[&["check", repository.path().to_str().unwrap()], options].concat());
+    (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+fn demo() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("ci/demo_model/hf").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn unquoted_placeholders_are_listed_all_at_once() {
+    let config = "backend: \"trtllm\"\nmax_batch_size: ${a}\ninput [ { name: \"x\" data_type: ${b} dims: [ 1 ] } ]\n";
+    let (good, text) = check_files(&[("llm/config.pbtxt", config.into()), ("llm/1/.gitkeep", String::new())], &[]);
+    assert!(!good && text.contains("2 unquoted placeholders must be filled: line 2: ${a}, line 3: ${b}"), "{text}");
+}
+
+#[test]
+fn a_model_shows_the_parameters_of_its_own_role_only() {
+    let parameter =
+        |key: &str, value: &str| format!("parameters {{ key: \"{key}\" value {{ string_value: \"{value}\" }} }}\n");
+    let config = [
+        "backend: \"trtllm\"\n".to_owned(),
+        parameter("model_role", "postprocessing"),
+        parameter("tokenizer_dir", &demo()),
+        parameter("accumulate_tokens", "true"),
+    ];
+    let (good, text) = check_files(&[("post/config.pbtxt", config.concat()), ("post/1/.gitkeep", String::new())], &[]);
+    assert!(good && text.contains("skip_special_tokens = true"), "{text}");
+    assert!(!text.contains("kv_cache") && !text.contains("accumulate_tokens = "), "{text}");
+    assert!(text.contains("not read by the role postprocessing: accumulate_tokens (read by bls)"), "{text}");
+}
+
+#[test]
+fn engine_arguments_of_another_backend_are_checked_with_the_memory_plan() {
+    let arguments = serde_json::json!({ "model": demo(), "max_model_length": 5, "device": "cpu" }).to_string();
+    let files =
+        |arguments: String| [("llm/config.pbtxt", "backend: \"vllm\"\n".to_owned()), ("llm/1/model.json", arguments)];
+    let (good, text) = check_files(&files(arguments.clone()), &["--gpu-memory-gib", "8"]);
+    assert!(good && text.contains("did you mean \"max_model_len\"?"), "{text}");
+    assert!(
+        text.contains("model_role = \"vllm\"") && text.contains("on a GPU with 8 GiB free: KV cache of up to"),
+        "{text}"
+    );
+    let (good, text) = check_files(&files(arguments), &["--gpu-memory-gib", "0.043"]);
+    assert!(!good && text.contains("lower max_seq_len or use a larger GPU"), "{text}");
+    let (good, text) = check_files(&files("{\"tensor_parallel_size\": 2}".into()), &[]);
+    assert!(!good && text.contains("tensor_parallel_size is 2, this version supports 1 only"), "{text}");
+}
