@@ -2,7 +2,13 @@
 
 #[path = "decoding/common.rs"]
 mod common;
+#[path = "decoding/draws.rs"]
+mod draws;
 #[path = "abi/fake.rs"]
 mod fake;
+#[path = "decoding/fuzz.rs"]
+mod fuzz;
 #[path = "decoding/guided.rs"]
 mod guided;
+#[path = "decoding/knobs.rs"]
+mod knobs;

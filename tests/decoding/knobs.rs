@@ -1,5 +1,7 @@
 //! One effect of every knob, alone and in one batch of all of them.
 
+use std::collections::HashSet;
+
 use triton_trtllm::text::Tokenizer;
 
 use crate::common::{Answer, answer, ask, demo, demo_dir, float, int, start};
@@ -30,14 +32,81 @@ fn ids(name: &str, ids: &[i32]) -> Tensor {
     Tensor::int32(name, &[1, ids.len() as i64], ids)
 }
 
+/// One word as a word list.
+fn words(name: &str, word: &[i32]) -> Tensor {
+    let mut values = word.to_vec();
+    values.push(word.len() as i32);
+    values.extend(std::iter::repeat_n(-1, word.len() - 1));
+    Tensor::int32(name, &[1, 2, word.len() as i64], &values)
+}
+
 fn bias(changes: &[(usize, f32)]) -> Tensor {
     let mut values = vec![0.0; VOCAB];
     changes.iter().for_each(|&(id, value)| values[id] = value);
     Tensor::fp32("embedding_bias", &[1, VOCAB as i64], &values)
 }
 
+fn are_distinct(tokens: &[i32]) -> bool {
+    tokens.iter().collect::<HashSet<_>>().len() == tokens.len()
+}
+
+type Effect<'a> = Box<dyn Fn(&Answer) -> bool + 'a>;
+
+/// Name, request, and what the answer shows.
+#[rustfmt::skip]
+fn knobs<'a>(greedy: &'a Answer, sampled: &'a Answer, prompt: &'a [i32]) -> Vec<(&'static str, RequestSpec, Effect<'a>)> {
+    let (t, first) = (&greedy.tokens, greedy.tokens[0]);
+    let is_greedy = move |a: &Answer| a == greedy;
+    let changed = move |a: &Answer| a.tokens.len() == TOKENS as usize && a != sampled;
+    let end = t.iter().position(|&token| token == t[5]).unwrap();
+    vec![
+        ("temperature", drawn(7).input(float("min_p", 0.0)), Box::new(move |a| a == sampled && a != greedy)),
+        ("temperature 0", plain().input(float("top_p", 1.0)).input(float("temperature", 0.0)), Box::new(is_greedy)),
+        ("top_k", drawn(7).input(int("top_k", 1)), Box::new(is_greedy)),
+        ("top_k 5", drawn(7).input(int("top_k", 5)), Box::new(changed)),
+        ("top_p", plain().input(float("top_p", 1e-6)).input(float("temperature", 1.5)), Box::new(is_greedy)),
+        ("top_p_decay", drawn(7).input(float("runtime_top_p_decay", 0.3)), Box::new(changed)),
+        ("top_p_min", drawn(7).input(float("runtime_top_p_decay", 0.3)).input(float("runtime_top_p_min", 1.0)), Box::new(move |a| a == sampled)),
+        ("min_p", drawn(7).input(float("min_p", 1.0)), Box::new(is_greedy)),
+        ("typical_p", drawn(7).input(float("typical_p", 0.2)), Box::new(changed)),
+        ("seed", drawn(8), Box::new(changed)),
+        ("presence_penalty", plain().input(float("presence_penalty", 1e4)), Box::new(move |a| are_distinct(&a.tokens) && a.tokens.iter().all(|token| !prompt.contains(token)))),
+        ("prompt_ignore_length", plain().input(float("presence_penalty", 1e4)).input(int("prompt_ignore_length", 1000)), Box::new(move |a| a.tokens[0] == first && are_distinct(&a.tokens))),
+        ("frequency_penalty", plain().input(float("frequency_penalty", 1e4)), Box::new(move |a| are_distinct(&a.tokens))),
+        ("repetition_penalty", plain().input(float("repetition_penalty", 1e4)), Box::new(move |a| a != greedy && are_distinct(&a.tokens))),
+        ("no_repeat_ngram_size", plain().input(int("no_repeat_ngram_size", 1)), Box::new(move |a| are_distinct(&a.tokens) && a.tokens.iter().all(|token| !prompt.contains(token)))),
+        ("embedding_bias", plain().input(bias(&[(77, 1e4)])), Box::new(|a| a.tokens == [77; TOKENS as usize])),
+        ("min_tokens", plain().input(bias(&[(EOS as usize, 1e4)])).input(int("min_tokens", 5)), Box::new(|a| a.tokens.len() == 5)),
+        ("ignore_eos", plain().input(bias(&[(EOS as usize, 1e4)])).input(flag("ignore_eos", true)), Box::new(|a| a.tokens == [EOS; TOKENS as usize])),
+        ("bad_words_list", plain().input(words("bad_words_list", &t[..2])), Box::new(move |a| a.tokens[0] == t[0] && a.tokens[1] != t[1])),
+        ("stop_words_list", plain().input(words("stop_words_list", &t[4..6])), Box::new(move |a| a.tokens == t[..6])),
+        ("end_id", plain().input(int("end_id", t[5])), Box::new(move |a| a.tokens == t[..end])),
+        ("stop_token_ids", plain().input(ids("stop_token_ids", &[t[5], 9])).input(flag("ignore_eos", true)), Box::new(move |a| a.tokens == t[..end])),
+        ("max_tokens", ask(PROMPT, 3), Box::new(move |a| a.tokens == t[..3])),
+    ]
+}
+
 fn run(model: &LoadedModel<'_>, request: RequestSpec) -> Answer {
     answer(&model.infer(request))
+}
+
+#[test]
+fn every_knob_has_its_effect_alone_and_in_a_batch_of_all() {
+    let server = start();
+    let model = demo(&server, &[]);
+    let prompt = Tokenizer::load(&demo_dir()).unwrap().encode(PROMPT, true).unwrap();
+    let (greedy, sampled) = (run(&model, plain()), run(&model, drawn(7)));
+    assert!(greedy.tokens.iter().any(|token| prompt.contains(token)), "the prompt does not suggest its own words");
+    assert_eq!(greedy.tokens.len(), TOKENS as usize, "{greedy:?}");
+    let knobs = knobs(&greedy, &sampled, &prompt);
+    let alone: Vec<_> = knobs.iter().map(|(_, request, _)| run(&model, request.clone())).collect();
+    for ((name, _, effect), answer) in knobs.iter().zip(&alone) {
+        assert!(effect(answer), "{name}: {answer:?}; greedy {greedy:?}, sampled {sampled:?}");
+    }
+    let tickets = model.execute(knobs.iter().map(|(_, request, _)| request.clone()).collect());
+    for ((ticket, alone), (name, ..)) in tickets.into_iter().zip(&alone).zip(&knobs) {
+        assert_eq!(answer(&ticket.wait()), *alone, "{name} in a batch");
+    }
 }
 
 #[test]
