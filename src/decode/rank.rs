@@ -3,19 +3,19 @@
 use crate::ids::TokenId;
 
 /// `ln Σ exp(logit)` of a row `[V]`, summed in f64: `logit - log_sum_exp` is a natural log-probability.
-pub fn log_sum_exp(logits: &[f32]) -> f32 {
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if max == f32::NEG_INFINITY {
-        return max;
+        return f64::NEG_INFINITY;
     }
     let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-    max + sum.ln() as f32
+    f64::from(max) + sum.ln()
 }
 
 /// The natural log-probability of `token` in a row `[V]`; -∞ outside the vocabulary.
 pub fn log_prob(logits: &[f32], token: TokenId) -> f32 {
     let logit = usize::try_from(token).ok().and_then(|token| logits.get(token));
-    logit.map_or(f32::NEG_INFINITY, |logit| logit - log_sum_exp(logits))
+    logit.map_or(f32::NEG_INFINITY, |&logit| (f64::from(logit) - log_sum_exp(logits)) as f32)
 }
 
 #[cfg(test)]

@@ -36,7 +36,9 @@ impl Encoding {
             Self::Blocks(kind) if cols.is_multiple_of(kind.elements()) => {
                 (cols / kind.elements()).checked_mul(kind.bytes())
             }
-            Self::Mxfp4 => cols.is_multiple_of(MXFP4_ELEMENTS).then(|| cols / MXFP4_ELEMENTS)?.checked_mul(MXFP4_BYTES),
+            Self::Mxfp4 => {
+                cols.is_multiple_of(MXFP4_ELEMENTS).then_some(cols / MXFP4_ELEMENTS)?.checked_mul(MXFP4_BYTES)
+            }
             Self::Blocks(_) => None,
         }
     }
