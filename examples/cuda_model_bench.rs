@@ -1,7 +1,7 @@
 //! Times steps of a model with made-up weights on a device: `cuda_model_bench MODEL DEVICE`.
 //!
-//! A decode step is timed twice: without sampling (what the device needs, and the launches), and with the download of the
-//! logits and greedy sampling on the host.
+//! A decode step is timed one after the other, its tokens on the host: without sampling and lm_head, greedy, with penalties
+//! in every row, and with every knob that edits logits.
 
 use std::time::Instant;
 use triton_trtllm::decode::SamplingParams;
@@ -32,20 +32,21 @@ impl Bench {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    fn sequences(&mut self, count: usize, len: usize) -> Vec<NewSequence> {
+    fn sequences(&mut self, count: usize, len: usize, sampling: &SamplingParams) -> Vec<NewSequence> {
         let make = |index: usize| {
             self.next += 1;
             let prompt = (0..len).map(|i| ((i * 7919 + index * 104_729) % 30_000) as i32).collect();
-            NewSequence { seq: SeqId(self.next), prompt, sampling: SamplingParams::default() }
+            NewSequence { seq: SeqId(self.next), prompt, sampling: sampling.clone() }
         };
         (0..count).map(make).collect()
     }
 
     /// Median seconds of a decode step of `batch` sequences around a context of [`CONTEXT`] tokens.
-    fn decode(&mut self, batch: usize, sample: bool) -> Result<f64> {
+    fn decode(&mut self, batch: usize, sampling: Option<&SamplingParams>) -> Result<f64> {
         let len = CONTEXT + STEPS + 1;
+        let (sample, plain) = (sampling.is_some(), SamplingParams::default());
         // Without sampling the prompt itself is fed token by token.
-        let mut new = self.sequences(batch, if sample { CONTEXT } else { len });
+        let mut new = self.sequences(batch, if sample { CONTEXT } else { len }, sampling.unwrap_or(&plain));
         let seqs: Vec<SeqId> = new.iter().map(|sequence| sequence.seq).collect();
         let blocks = len.div_ceil(BLOCK);
         let mut computed = vec![0; batch];
@@ -90,7 +91,7 @@ impl Bench {
     fn prefill(&mut self, len: usize) -> Result<f64> {
         let mut times = Vec::new();
         for _ in 0..5 {
-            let new = self.sequences(1, len);
+            let new = self.sequences(1, len, &SamplingParams::default());
             let seq = new[0].seq;
             let append_blocks = (0..len.div_ceil(BLOCK)).map(|b| BlockId(b as u32)).collect();
             let chunk =
@@ -101,6 +102,31 @@ impl Bench {
         times.sort_by(f64::total_cmp);
         Ok(times[2])
     }
+}
+
+/// What a decode step is timed with; nothing: without lm_head.
+fn samplings() -> [(&'static str, Option<SamplingParams>); 4] {
+    let greedy = SamplingParams::default();
+    let penalties =
+        SamplingParams { repetition_penalty: 1.1, presence_penalty: 0.2, frequency_penalty: 0.1, ..greedy.clone() };
+    let all = SamplingParams {
+        temperature: 0.7,
+        top_p: Some(0.9),
+        top_p_decay: 0.99,
+        top_p_reset_id: Some(1),
+        no_repeat_ngram_size: 3,
+        bad_words: vec![vec![5, 6], vec![7]],
+        min_tokens: 1000,
+        end_ids: vec![2],
+        embedding_bias: Some(vec![0.25; 128_256].into()),
+        ..penalties.clone()
+    };
+    [
+        ("without sampling and lm_head", None),
+        ("greedy", Some(greedy)),
+        ("penalties in every row", Some(penalties)),
+        ("every knob in every row", Some(all)),
+    ]
 }
 
 fn main() -> Result<()> {
@@ -119,9 +145,8 @@ fn main() -> Result<()> {
     println!("{report}");
     let mut bench = Bench { executor, step: 0, next: 0 };
     for batch in [1, 8, 64, 256] {
-        for sample in [false, true] {
-            let seconds = bench.decode(batch, sample)?;
-            let what = if sample { "with host sampling" } else { "without sampling and lm_head" };
+        for (what, sampling) in samplings() {
+            let seconds = bench.decode(batch, sampling.as_ref())?;
             println!("decode {batch:>3} x context {CONTEXT}, {what:<30} {:>9.3} ms", seconds * 1e3);
         }
     }

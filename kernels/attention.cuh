@@ -28,7 +28,32 @@ struct AttentionArgs {
     // A token sees itself and the window - 1 before it; 0: everything before.
     int window;
     int splits;
+    // A token sees those of its own chunk of so many positions; 0: no chunks.
+    int chunk;
+    // 2: keys and values; 1: the keys are the values, too.
+    int planes;
+    // [H], or null: one more score of each head in the softmax, without a value.
+    const float* sinks;
+    // [H], or null: slope * (key position - query position) is added to every score.
+    const float* alibi;
 };
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+__device__ __forceinline__ int head_of_row(const AttentionArgs& a, int kv_head, int row) {
+    int group = a.num_heads / a.kv_heads;
+    return kv_head * group + row % group;
+}
+
+// What a head's sink adds to a sum of weights relative to `base` (log2).
+__device__ __forceinline__ float sink_weight(const AttentionArgs& a, int head, float base) {
+    return a.sinks ? exp2_fast(a.sinks[head] * LOG2_E - base) : 0.0f;
+}
+
+// A head's slope in units of the score before the cap.
+__device__ __forceinline__ float slope_of(const AttentionArgs& a, int head) {
+    return a.alibi ? a.alibi[head] * (a.cap_log2 == 0.0f ? LOG2_E : 1.0f) : 0.0f;
+}
 
 // Rows of one sequence that the decode kernel takes; longer chunks are the prefill kernel's.
 constexpr int DECODE_ROWS = 16;
@@ -49,13 +74,14 @@ __device__ __forceinline__ SequenceRows sequence_rows(const AttentionArgs& a, in
 
 // First token that a query at `position` sees.
 __device__ __forceinline__ int first_visible(const AttentionArgs& a, int position) {
-    return a.window > 0 ? max(0, position - a.window + 1) : 0;
+    int first = a.window > 0 ? max(0, position - a.window + 1) : 0;
+    return a.chunk > 0 ? max(first, position / a.chunk * a.chunk) : first;
 }
 
-// The score in units of log2, capped where the model asks for it.
-__device__ __forceinline__ float scaled_score(const AttentionArgs& a, float dot) {
-    if (a.cap_log2 == 0.0f) return dot * a.scale;
-    return a.cap_log2 * tanhf(dot * a.scale * a.inverse_cap);
+// The score in units of log2, capped where the model asks for it. `bias`: of linear biases.
+__device__ __forceinline__ float scaled_score(const AttentionArgs& a, float dot, float bias = 0.0f) {
+    if (a.cap_log2 == 0.0f) return dot * a.scale + bias;
+    return a.cap_log2 * tanhf((dot * a.scale + bias) * a.inverse_cap);
 }
 
 // Elements of a shared-memory row: one 16-byte access of padding moves each row to other banks.

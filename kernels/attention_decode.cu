@@ -3,7 +3,8 @@
 // Launch: grid (splits, K, S), 4 warps. A split takes a range of the sequence's tokens; its warps take slices of 16
 // tokens in turn, each with a pipeline and a running softmax of its own, so that nothing but the end synchronizes the
 // block. Sequences with more rows end at once. With several splits, combine_* joins them: grid (S * K, rows).
-// attention_any_*: every type and head size up to 256, one warp a query head; grid (longest chunk, H, S).
+// attention_any_* and attention_wide_*: every type, head sizes up to 256 and 1,024, keys that are values, too; one warp a
+// query head; grid (longest chunk, H, S).
 // Source: flash-decoding (Dao et al.).
 #include "attention.cuh"
 
@@ -59,6 +60,7 @@ template <typename T, int D> __device__ __forceinline__ void decode(const Attent
     constexpr int PIPELINE_BYTES = WARPS * DEPTH * 2 * SLICE_BYTES<D>;
     extern __shared__ __align__(16) char shared[];
 
+    join_chain();
     int split = blockIdx.x, kv_head = blockIdx.y, s_index = blockIdx.z;
     SequenceRows s = sequence_rows(a, s_index);
     if (s.rows > DECODE_ROWS || s.rows <= 0) return;
@@ -99,6 +101,7 @@ template <typename T, int D> __device__ __forceinline__ void decode(const Attent
     int position[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) position[h] = s.context - s.queries + min(g + 8 * h, s.rows - 1) / s.group;
+    float slope[2] = {slope_of(a, head_of_row(a, kv_head, g)), slope_of(a, head_of_row(a, kv_head, g + 8))};
 
     RunningSoftmax softmax;
     softmax.init();
@@ -131,7 +134,8 @@ template <typename T, int D> __device__ __forceinline__ void decode(const Attent
             for (int e = 0; e < 4; e++) {
                 int token = slice_token(i) + t * 8 + c * 2 + e % 2, seen_from = position[e / 2];
                 bool visible = token <= seen_from && token >= first_visible(a, seen_from) && token < range.end;
-                score[t][e] = visible ? scaled_score(a, score[t][e]) : negative_infinity();
+                float there = scaled_score(a, score[t][e], slope[e / 2] * (token - seen_from));
+                score[t][e] = visible ? there : negative_infinity();
             }
         }
         softmax.update(score, value);
@@ -175,6 +179,7 @@ template <typename T, int D> __device__ __forceinline__ void decode(const Attent
             weight[w] = exp2_fast(maxima[w * DECODE_ROWS + row] - base);
             sum += weight[w] * sums[w * DECODE_ROWS + row];
         }
+        if (a.splits == 1) sum += sink_weight(a, head_of_row(a, kv_head, row), base);
         float factor = a.splits > 1 ? 1.0f : (sum > 0.0f ? 1.0f / sum : 0.0f);
         for (int column = lane; column < a.head_dim; column += 32) {
             float y = 0.0f;
@@ -209,6 +214,7 @@ constexpr int MAX_SPLITS = 128;
 
 template <typename T> __device__ __forceinline__ void combine(const AttentionArgs& a) {
     __shared__ float weight[MAX_SPLITS];
+    join_chain();
     int s_index = blockIdx.x / a.kv_heads, kv_head = blockIdx.x % a.kv_heads, row = blockIdx.y;
     SequenceRows s = sequence_rows(a, s_index);
     if (s.rows > DECODE_ROWS || row >= s.rows) return;
@@ -231,7 +237,7 @@ template <typename T> __device__ __forceinline__ void combine(const AttentionArg
             maxima[j] = exp2_fast(maxima[j] - base);
             sum += maxima[j] * sums[j];
         }
-        sum = warp_sum(sum);
+        sum = warp_sum(sum) + sink_weight(a, head_of_row(a, kv_head, row), base);
         float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
 #pragma unroll
         for (int j = 0; j < MAX_SPLITS / 32; j++) weight[threadIdx.x + 32 * j] = maxima[j] * factor;
@@ -251,9 +257,7 @@ template <typename T> __device__ __forceinline__ void combine(const AttentionArg
 extern "C" __global__ void __launch_bounds__(128) attention_combine_f16(AttentionArgs args) { combine<f16>(args); }
 extern "C" __global__ void __launch_bounds__(128) attention_combine_bf16(AttentionArgs args) { combine<bf16>(args); }
 
-constexpr int ANY_COLUMNS = 256 / 32;
-
-template <typename T> __device__ __forceinline__ void attention_any(const AttentionArgs& a) {
+template <typename T, int ANY_COLUMNS> __device__ __forceinline__ void attention_any(const AttentionArgs& a) {
     int query = blockIdx.x, head = blockIdx.y, s_index = blockIdx.z, lane = threadIdx.x;
     SequenceRows s = sequence_rows(a, s_index);
     if (query >= s.queries) return;
@@ -264,11 +268,12 @@ template <typename T> __device__ __forceinline__ void attention_any(const Attent
     int block_mask = (1 << a.block_shift) - 1;
     auto keys_of = [&](int token) {
         i64 block = table[token >> a.block_shift];
-        return static_cast<const T*>(a.cache) + (block * 2 * a.kv_heads + kv_head) * head_elements +
+        return static_cast<const T*>(a.cache) + (block * a.planes * a.kv_heads + kv_head) * head_elements +
                i64(token & block_mask) * a.head_dim;
     };
+    i64 values_after = i64(a.planes - 1) * a.kv_heads * head_elements;
 
-    float maximum = negative_infinity(), sum = 0.0f, value[ANY_COLUMNS] = {};
+    float maximum = negative_infinity(), sum = 0.0f, value[ANY_COLUMNS] = {}, slope = slope_of(a, head);
     for (int first = first_visible(a, position); first <= position; first += 32) {
         int token = first + lane;
         float score = negative_infinity();
@@ -276,7 +281,7 @@ template <typename T> __device__ __forceinline__ void attention_any(const Attent
             const T* k = keys_of(token);
             float dot = 0.0f;
             for (int d = 0; d < a.head_dim; d++) dot += to_f32(q[d]) * to_f32(k[d]);
-            score = scaled_score(a, dot);
+            score = scaled_score(a, dot, slope * (token - position));
         }
         float raised = fmaxf(maximum, warp_max(score));
         float factor = exp2_fast(maximum - raised), weight = exp2_fast(score - raised);
@@ -286,7 +291,7 @@ template <typename T> __device__ __forceinline__ void attention_any(const Attent
         for (int i = 0; i < ANY_COLUMNS; i++) value[i] *= factor;
         int tokens = min(32, position + 1 - first);
         for (int t = 0; t < tokens; t++) {
-            const T* v = keys_of(first + t) + a.kv_heads * head_elements;
+            const T* v = keys_of(first + t) + values_after;
             float w = __shfl_sync(0xffffffffu, weight, t);
 #pragma unroll
             for (int i = 0; i < ANY_COLUMNS; i++) {
@@ -296,6 +301,7 @@ template <typename T> __device__ __forceinline__ void attention_any(const Attent
         }
     }
     T* out = static_cast<T*>(a.out) + i64(s.first_query + query) * a.out_stride + i64(head) * a.head_dim;
+    sum += sink_weight(a, head, maximum == negative_infinity() ? 0.0f : maximum);
     float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
 #pragma unroll
     for (int i = 0; i < ANY_COLUMNS; i++) {
@@ -304,6 +310,13 @@ template <typename T> __device__ __forceinline__ void attention_any(const Attent
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32) attention_any_float(AttentionArgs args) { attention_any<float>(args); }
-extern "C" __global__ void __launch_bounds__(32) attention_any_f16(AttentionArgs args) { attention_any<f16>(args); }
-extern "C" __global__ void __launch_bounds__(32) attention_any_bf16(AttentionArgs args) { attention_any<bf16>(args); }
+#define ANY(T)                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(32) attention_any_##T(AttentionArgs args) {                           \
+        attention_any<T, 256 / 32>(args);                                                                              \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(32) attention_wide_##T(AttentionArgs args) {                          \
+        attention_any<T, 1024 / 32>(args);                                                                             \
+    }
+ANY(float)
+ANY(f16)
+ANY(bf16)

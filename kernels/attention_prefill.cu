@@ -75,6 +75,9 @@ template <typename T, int D> __device__ __forceinline__ void prefill(const Atten
     int warp_last = prefix + min(first_row + warp * 16 + 15, s.rows - 1) / s.group;
 
     const int* table = a.block_tables + s_index * a.table_stride;
+    float slope[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) slope[h] = slope_of(a, head_of_row(a, kv_head, first_row + warp * 16 + g + 8 * h));
     RunningSoftmax softmax;
     softmax.init();
     float value[COLUMN_TILES][4] = {};
@@ -112,7 +115,10 @@ template <typename T, int D> __device__ __forceinline__ void prefill(const Atten
 #pragma unroll
             for (int t = 0; t < SCORE_TILES; t++) {
 #pragma unroll
-                for (int e = 0; e < 4; e++) score[t][e] = scaled_score(a, score[t][e]);
+                for (int e = 0; e < 4; e++) {
+                    int distance = first + t * 8 + c * 2 + e % 2 - position[e / 2];
+                    score[t][e] = scaled_score(a, score[t][e], slope[e / 2] * distance);
+                }
             }
             if (first + N - 1 > warp_first || first < first_visible(a, warp_last)) {
 #pragma unroll
@@ -146,9 +152,10 @@ template <typename T, int D> __device__ __forceinline__ void prefill(const Atten
     bool pairs = reinterpret_cast<u64>(a.out) % 4 == 0 && a.out_stride % 2 == 0;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float total = softmax.total(h);
-        float factor = total > 0.0f ? 1.0f / total : 0.0f;
         int row = first_row + warp * 16 + g + 8 * h;
+        float base = softmax.maximum[h] == negative_infinity() ? 0.0f : softmax.maximum[h];
+        float total = softmax.total(h) + sink_weight(a, head_of_row(a, kv_head, row), base);
+        float factor = total > 0.0f ? 1.0f / total : 0.0f;
         if (row >= s.rows) continue;
         T* out = output_row<T>(a, s, kv_head, row);
 #pragma unroll

@@ -1,6 +1,6 @@
 // Paged causal attention of long chunks on Hopper: the tensor cores' warpgroup instructions.
 //
-// Launch: as attention_prefill.cu: grid (tiles of 128 packed query rows, K, S), two warpgroups of 64 rows each. Queries
+// Without linear biases. Launch: as attention_prefill.cu: grid (tiles of 128 packed query rows, K, S), two warpgroups of 64 rows each. Queries
 // stay in registers. Keys and values pass through three shared-memory stages of 64 tokens, filled by asynchronous copies;
 // one barrier a tile. Within a warpgroup the scores of tile j are computed while the values of tile j - 1 are added, and
 // the softmax of tile j runs while the latter goes on.
@@ -224,8 +224,10 @@ template <typename T, int D> __device__ __forceinline__ void prefill_wgmma(const
     for (int h = 0; h < 2; h++) {
         float total = sum[h] + __shfl_xor_sync(0xffffffffu, sum[h], 1);
         total += __shfl_xor_sync(0xffffffffu, total, 2);
-        float factor = total > 0.0f ? 1.0f / total : 0.0f;
         int row = first_row + warp * 16 + g + 8 * h;
+        float base_score = maximum[h] == negative_infinity() ? 0.0f : maximum[h] * scale;
+        total += sink_weight(a, head_of_row(a, kv_head, row), base_score);
+        float factor = total > 0.0f ? 1.0f / total : 0.0f;
         if (row >= s.rows) continue;
         T* out = output_row<T>(a, s, kv_head, row);
 #pragma unroll

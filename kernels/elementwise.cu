@@ -1,4 +1,4 @@
-// Row gathers, embedding and gated activation.
+// Row gathers, embedding, gated activation, functions of single elements, sums.
 //
 // Launch: blockIdx.x is the row; the threads of blockIdx.y walk its vectors, one vector (16 bytes, or one element where
 // the shape does not allow vectors) a thread.
@@ -18,6 +18,7 @@ struct RowArgs {
 
 // out[r] = x[index[r]] * scale
 template <typename T, int N> __device__ __forceinline__ void take_row(const RowArgs& a) {
+    join_chain();
     int i = (blockIdx.y * blockDim.x + threadIdx.x) * N;
     if (i >= a.cols) return;
     i64 r = blockIdx.x;
@@ -41,16 +42,51 @@ TAKE_ROWS(float)
 TAKE_ROWS(f16)
 TAKE_ROWS(bf16)
 
-enum Activation : int { SILU = 0, GELU_TANH = 1 };
+// What the host numbers: activations, then other functions.
+enum Function : int {
+    SILU = 0,
+    GELU_TANH = 1,
+    GELU = 2,
+    RELU = 3,
+    RELU_SQUARED = 4,
+    CLAMPED_SWISH = 5,
+    SIGMOID = 6,
+    SCALE = 7,
+    CLAMP = 8,
+    SOFTCAP = 9,
+};
 
-__device__ __forceinline__ float activate(float x, int activation) {
-    if (activation == SILU) return x / (1.0f + expf(-x));
-    float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-    return 0.5f * x * (1.0f + tanhf(inner));
+constexpr float SWISH_BOUND = 7.0f;
+
+// Between minus and plus the bound; what is no number stays so.
+__device__ __forceinline__ float clamped(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
+
+__device__ __forceinline__ float activate(float x, int function) {
+    if (function == SILU) return x / (1.0f + expf(-x));
+    if (function == GELU_TANH) {
+        float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+        return 0.5f * x * (1.0f + tanhf(inner));
+    }
+    if (function == GELU) return 0.5f * x * erfcf(-0.7071067811865476f * x);
+    if (function == CLAMPED_SWISH) {
+        x = x > SWISH_BOUND ? SWISH_BOUND : x;
+        return x / (1.0f + expf(-1.702f * x));
+    }
+    x = x < 0.0f ? 0.0f : x;
+    return function == RELU ? x : x * x;
+}
+
+__device__ __forceinline__ float apply(float x, int function, float parameter) {
+    if (function == SIGMOID) return 1.0f / (1.0f + expf(-x));
+    if (function == SCALE) return x * parameter;
+    if (function == CLAMP) return clamped(x, parameter);
+    if (function == SOFTCAP) return parameter * tanhf(x / parameter);
+    return activate(x, function);
 }
 
 // out = act(gate) * up; a row of x holds gate, then up.
 template <typename T, int N> __device__ __forceinline__ void gated_row(const RowArgs& a, int activation) {
+    join_chain();
     int i = (blockIdx.y * blockDim.x + threadIdx.x) * N;
     if (i >= a.cols) return;
     i64 r = blockIdx.x;
@@ -59,7 +95,10 @@ template <typename T, int N> __device__ __forceinline__ void gated_row(const Row
     load(gate, g);
     load(gate + a.cols, u);
 #pragma unroll
-    for (int e = 0; e < N; e++) g[e] = activate(g[e], activation) * u[e];
+    for (int e = 0; e < N; e++) {
+        if (activation == CLAMPED_SWISH) u[e] = clamped(u[e], SWISH_BOUND) + 1.0f;
+        g[e] = activate(g[e], activation) * u[e];
+    }
     store(static_cast<T*>(a.out) + r * a.out_stride + i, g);
 }
 
@@ -74,3 +113,48 @@ template <typename T, int N> __device__ __forceinline__ void gated_row(const Row
 GATED_ACTIVATION(float)
 GATED_ACTIVATION(f16)
 GATED_ACTIVATION(bf16)
+
+// out = function(x); `scale` of the arguments is the function's parameter. Both may be the same.
+template <typename T, int N> __device__ __forceinline__ void apply_row(const RowArgs& a, int function) {
+    int i = (blockIdx.y * blockDim.x + threadIdx.x) * N;
+    if (i >= a.cols) return;
+    i64 r = blockIdx.x;
+    float x[N];
+    load(static_cast<const T*>(a.x) + r * a.x_stride + i, x);
+#pragma unroll
+    for (int e = 0; e < N; e++) x[e] = apply(x[e], function, a.scale);
+    store(static_cast<T*>(a.out) + r * a.out_stride + i, x);
+}
+
+// out += x
+template <typename T, int N> __device__ __forceinline__ void add_row(const RowArgs& a) {
+    int i = (blockIdx.y * blockDim.x + threadIdx.x) * N;
+    if (i >= a.cols) return;
+    i64 r = blockIdx.x;
+    T* out = static_cast<T*>(a.out) + r * a.out_stride + i;
+    float x[N], y[N];
+    load(static_cast<const T*>(a.x) + r * a.x_stride + i, x);
+    load(out, y);
+#pragma unroll
+    for (int e = 0; e < N; e++) y[e] += x[e];
+    store(out, y);
+}
+
+#define FUNCTIONS(T)                                                                                                   \
+    extern "C" __global__ void elementwise_##T(RowArgs args, int vectors, int function) {                              \
+        if (vectors) {                                                                                                 \
+            apply_row<T, Vector<T>::N>(args, function);                                                                \
+        } else {                                                                                                       \
+            apply_row<T, 1>(args, function);                                                                           \
+        }                                                                                                              \
+    }                                                                                                                  \
+    extern "C" __global__ void add_##T(RowArgs args, int vectors) {                                                    \
+        if (vectors) {                                                                                                 \
+            add_row<T, Vector<T>::N>(args);                                                                            \
+        } else {                                                                                                       \
+            add_row<T, 1>(args);                                                                                       \
+        }                                                                                                              \
+    }
+FUNCTIONS(float)
+FUNCTIONS(f16)
+FUNCTIONS(bf16)

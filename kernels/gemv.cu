@@ -74,24 +74,33 @@ template <typename T> __device__ __forceinline__ void gemv(const LinearArgs& a) 
     const T *w = static_cast<const T*>(a.weight), *x = static_cast<const T*>(a.x);
     char* pipeline = shared + warp * STAGES * STEP_BYTES;
 
-    auto start = [&](int stage, int column) {
+    auto start_weights = [&](int stage, int column) {
+        if (column >= a.in_features) return;
         u32 to = shared_address(pipeline + stage * STEP_BYTES);
-        if (column < a.in_features) {
-            start_rows<T, FEATURES>(w, a.weight_stride, feature, a.out_features - 1, column, a.in_features, to, lane);
-            to += FEATURES * 128;
-            // Rows past the last repeat it: their results are not stored.
-            if (a.rows <= 4) {
-                start_rows<T, 4>(x, a.x_stride, 0, a.rows - 1, column, a.in_features, to, lane);
-            } else {
-                start_rows<T, MAX_ROWS>(x, a.x_stride, 0, a.rows - 1, column, a.in_features, to, lane);
-            }
+        start_rows<T, FEATURES>(w, a.weight_stride, feature, a.out_features - 1, column, a.in_features, to, lane);
+    };
+    auto start_x = [&](int stage, int column) {
+        if (column >= a.in_features) return;
+        u32 to = shared_address(pipeline + stage * STEP_BYTES) + FEATURES * 128;
+        // Rows past the last repeat it: their results are not stored.
+        if (a.rows <= 4) {
+            start_rows<T, 4>(x, a.x_stride, 0, a.rows - 1, column, a.in_features, to, lane);
+        } else {
+            start_rows<T, MAX_ROWS>(x, a.x_stride, 0, a.rows - 1, column, a.in_features, to, lane);
         }
-        copy_async_commit();
     };
     constexpr int STRIDE = WARPS * COLUMNS;
     int ahead = warp * COLUMNS;
+    // Nobody writes weights: their way begins while the kernel before, whose results are x, still runs.
+    let_next_kernel_start();
 #pragma unroll
-    for (int i = 0; i < STAGES - 1; i++, ahead += STRIDE) start(i, ahead);
+    for (int i = 0; i < STAGES - 1; i++) start_weights(i, ahead + i * STRIDE);
+    wait_for_kernels_before();
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++, ahead += STRIDE) {
+        start_x(i, ahead);
+        copy_async_commit();
+    }
     float acc[4] = {};
     int stage = 0;
     // With four rows of x at most, tokens 4 to 7 repeat 0 to 3.
@@ -99,7 +108,10 @@ template <typename T> __device__ __forceinline__ void gemv(const LinearArgs& a) 
     for (int column = warp * COLUMNS; column < a.in_features; column += STRIDE, ahead += STRIDE) {
         copy_async_wait<STAGES - 2>();
         __syncwarp();
-        start(stage == 0 ? STAGES - 1 : stage - 1, ahead);
+        int next = stage == 0 ? STAGES - 1 : stage - 1;
+        start_weights(next, ahead);
+        start_x(next, ahead);
+        copy_async_commit();
         const char* step = pipeline + stage * STEP_BYTES;
 #pragma unroll
         for (int half = 0; half < 2; half++) {

@@ -126,6 +126,26 @@ template <int N> __device__ __forceinline__ void load_param(const void* p, int d
     }
 }
 
+// ---- order of kernels -----------------------------------------------------------------------------------------------
+
+// Kernels launched in a chain start while the one before ends. Such a kernel lets the next one in first, and touches nothing
+// that others write, or read, before it has waited: all of its threads wait, so that its end means the end of all before.
+// Without a chain, and on older GPUs, both do nothing.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_kernels_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void join_chain() {
+    let_next_kernel_start();
+    wait_for_kernels_before();
+}
+
 // ---- reductions -----------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float warp_sum(float x) {

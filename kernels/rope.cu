@@ -19,6 +19,8 @@ struct RopeArgs {
     void* cache;
     i64 q_stride, k_stride, v_stride;
     int num_heads, kv_heads, head_dim, rot, style, block_shift, max_positions;
+    // 2: keys and values; 1: the keys are the values, too.
+    int planes;
 };
 
 // Rotates one head from `from` to `to` (which may be the same).
@@ -60,6 +62,7 @@ __device__ __forceinline__ void pass_unit(const RopeArgs& a, const T* from, T* t
 }
 
 template <typename T, int N> __device__ __forceinline__ void rope_token(const RopeArgs& a) {
+    join_chain();
     i64 token = blockIdx.x;
     int slot = a.slots[token];
     int position = a.positions[token];
@@ -73,7 +76,7 @@ template <typename T, int N> __device__ __forceinline__ void rope_token(const Ro
 
     i64 block_size = i64(1) << a.block_shift;
     i64 block = slot >> a.block_shift, offset = slot & (block_size - 1);
-    T* cached_keys = static_cast<T*>(a.cache) + (block * 2 * a.kv_heads * block_size + offset) * a.head_dim;
+    T* cached_keys = static_cast<T*>(a.cache) + (block * a.planes * a.kv_heads * block_size + offset) * a.head_dim;
     T* cached_values = cached_keys + i64(a.kv_heads) * block_size * a.head_dim;
 
     for (int u = threadIdx.x; u < a.num_heads * units; u += blockDim.x) {
@@ -92,6 +95,7 @@ template <typename T, int N> __device__ __forceinline__ void rope_token(const Ro
             pass_unit<T, N>(a, k, to, rotated, unit - pair_units);
         }
     }
+    if (a.planes == 1) return;
     for (int u = threadIdx.x; u < a.kv_heads * value_units; u += blockDim.x) {
         int head = u / value_units, unit = u % value_units;
         const T* v = static_cast<const T*>(a.v) + token * a.v_stride + i64(head) * a.head_dim;

@@ -22,7 +22,7 @@ constexpr int UNROLL = 2, UNROLL_NARROW = 8;
 constexpr float ONE = 17592186044416.0f;
 
 // Rows as src/device/sampling.rs encodes them.
-enum Mode : int { SKIP = 0, GREEDY = 1, DRAW = 2, LOG_PROBS = 256 };
+enum Mode : int { SKIP = 0, GREEDY = 1, DRAW = 2, LOG_PROBS = 256, EDITED = 512 };
 enum Status : int { CHOSEN = 0, NOT_NUMBERS = 1, INFINITE = 2, NO_TOKEN = 3 };
 
 struct RowParams {
@@ -41,20 +41,23 @@ struct RowResult {
 
 struct SampleArgs {
     const float* logits;
+    // Read instead by rows that are edited.
+    const float* edited;
     const RowParams* params;
     RowResult* out;
     int* sampled;
-    i64 logits_stride;
+    i64 logits_stride, edited_stride;
     int vocab, entries;
 };
 
 struct TopArgs {
     const float* logits;
+    const float* edited;
     // Or none: all rows, as they are.
     const RowParams* params;
     int* ids;
     float* log_probs;
-    i64 logits_stride;
+    i64 logits_stride, edited_stride;
     int vocab, count;
 };
 
@@ -100,6 +103,12 @@ struct Cut {
     int last;
     __device__ __forceinline__ bool keeps(u32 k, int id) const { return k > key || (k == key && id <= last); }
 };
+
+template <typename ARGS> __device__ __forceinline__ Row row_of(const ARGS& a, const RowParams& p) {
+    const float* logits =
+        p.flags & EDITED ? a.edited + blockIdx.x * a.edited_stride : a.logits + blockIdx.x * a.logits_stride;
+    return {logits, a.vocab, p.inverse_temperature, 0.0f};
+}
 
 // Calls f(id, scaled logit) for the row's elements, shared out over the block.
 template <typename F> __device__ __forceinline__ void each(const Row& row, F f) {
@@ -353,7 +362,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(SampleArgs a) {
     RowParams p = a.params[blockIdx.x];
     int mode = p.flags & (LOG_PROBS - 1);
     if (mode == SKIP) return;
-    Row row = {a.logits + blockIdx.x * a.logits_stride, a.vocab, p.inverse_temperature, 0.0f};
+    Row row = row_of(a, p);
     auto [id, not_numbers] = find_best(row, s);
     if (not_numbers) return finish(a, p, {int(not_numbers), NOT_NUMBERS, 0.0f, 0.0f});
     if (row.max == -negative_infinity()) return finish(a, p, {id, INFINITE, 0.0f, 0.0f});
@@ -378,7 +387,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) top_tokens(TopArgs a) {
     RowParams p = {GREEDY, 1.0f, 0, 1.0f, 0, 0, 0, 0};
     if (a.params) p = a.params[blockIdx.x];
     if ((p.flags & (LOG_PROBS - 1)) == SKIP) return;
-    Row row = {a.logits + blockIdx.x * a.logits_stride, a.vocab, p.inverse_temperature, 0.0f};
+    Row row = row_of(a, p);
     int* ids = a.ids + i64(blockIdx.x) * a.count;
     float* log_probs = a.log_probs + i64(blockIdx.x) * a.count;
     u64 not_numbers = find_best(row, s).not_numbers;

@@ -6,6 +6,8 @@
 
 #[path = "ops/attention.rs"]
 mod attention;
+#[path = "ops/edits.rs"]
+mod edits;
 #[path = "ops/experts.rs"]
 mod experts;
 #[path = "ops/functions.rs"]

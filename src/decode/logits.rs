@@ -39,6 +39,16 @@ impl Occurrences {
         rest.iter().for_each(|&token| self.add(token));
     }
 
+    /// Those of a prompt and the tokens after it; none where no penalty needs them.
+    pub fn of(tokens: &[TokenId], prompt_len: usize, params: &SamplingParams) -> Self {
+        let mut occurrences = Self::default();
+        if params.has_penalties() {
+            occurrences.add_prompt(&tokens[..prompt_len], params);
+            tokens[prompt_len..].iter().for_each(|&token| occurrences.add(token));
+        }
+        occurrences
+    }
+
     /// Occurrences of `token`.
     pub fn count(&self, token: TokenId) -> u32 {
         self.counts.get(&token).map_or(0, |count| count.all)
@@ -92,16 +102,29 @@ impl SamplingParams {
             || (generated < self.min_tokens as usize && !self.end_ids.is_empty())
     }
 
-    /// Whether the next token cannot be chosen from scaled logits alone, or only by who knows the tokens before.
-    pub fn needs_host(&self, generated: usize) -> bool {
-        let follows_tokens = self.top_p.is_some() && self.top_p_decay != 1.0 && self.top_p_reset_id.is_some();
-        self.edits_logits(generated) || follows_tokens || self.is_for_host_only()
+    /// Whether top-p depends on which tokens were generated, not only on how many.
+    pub fn top_p_follows_tokens(&self) -> bool {
+        self.top_p.is_some() && self.top_p_decay != 1.0 && self.top_p_reset_id.is_some()
+    }
+
+    /// Whether the next token is chosen from more than scaled logits, or by who knows the tokens before. Once false, it
+    /// stays so for the rest of the sequence.
+    pub fn needs_edits(&self, generated: usize) -> bool {
+        self.edits_logits(generated) || self.top_p_follows_tokens() || self.is_for_host_only()
     }
 
     /// Whether something is asked for that only the host does.
     pub fn is_for_host_only(&self) -> bool {
         let narrowed = !self.is_greedy() && (self.min_p > 0.0 || self.typical_p < 1.0);
         self.guide.is_some() || self.top_log_probs > 0 || narrowed
+    }
+
+    /// Whether what is done to the logits depends on the tokens before.
+    pub fn needs_history(&self) -> bool {
+        self.has_penalties()
+            || self.no_repeat_ngram_size > 0
+            || self.bad_words.iter().any(|word| word.len() > 1)
+            || self.top_p_follows_tokens()
     }
 
     /// What logits are multiplied by: `1 / (temperature + 1e-6)`; 1 is "not set" and 0 is greedy, so both leave the
@@ -113,11 +136,16 @@ impl SamplingParams {
 
 /// Applies all passes but the guide's to one row of logits `[V]`.
 pub fn apply(logits: &mut [f32], params: &SamplingParams, history: &History<'_>) {
+    apply_at(logits, params, params.inverse_temperature(), history);
+}
+
+/// [`apply`] with a factor instead of the temperature.
+pub fn apply_at(logits: &mut [f32], params: &SamplingParams, inverse_temperature: f32, history: &History<'_>) {
     if let Some(bias) = &params.embedding_bias {
         logits.iter_mut().zip(bias.iter()).for_each(|(logit, bias)| *logit += bias);
     }
     if params.order == PassOrder::TemperatureFirst {
-        scale(logits, params.inverse_temperature());
+        scale(logits, inverse_temperature);
     }
     if params.has_penalties() {
         penalize(logits, params, history.occurrences);
@@ -128,7 +156,7 @@ pub fn apply(logits: &mut [f32], params: &SamplingParams, history: &History<'_>)
     mask_repeated_ngrams(logits, params.no_repeat_ngram_size as usize, history.tokens);
     mask_bad_words(logits, &params.bad_words, history.tokens);
     if params.order == PassOrder::PenaltiesFirst {
-        scale(logits, params.inverse_temperature());
+        scale(logits, inverse_temperature);
     }
 }
 

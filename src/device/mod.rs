@@ -9,6 +9,7 @@ pub mod bench;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod edits;
 mod experts;
 mod features;
 mod memory;
@@ -16,6 +17,7 @@ mod open;
 mod sampling;
 mod work;
 
+pub use edits::{DecayingTopP, EditLogits, RowEdits, TableList};
 pub use experts::{ExpertGroups, ExpertLinear, GroupScore, Route, RoutingRule, Score};
 pub use features::{Elementwise, Feature};
 pub use memory::{Buffer, DType, RawBuffer, Tensor};
@@ -112,6 +114,10 @@ pub trait Device: Send + Sync {
 
     /// Chooses a token for each row of logits, as [`crate::decode::sample::sample`] does.
     fn sample(&self, args: &Sample<'_>) -> Result<()>;
+
+    /// Changes rows of logits as their requests say, as [`crate::decode::logits::apply`] does: all of it before a token is
+    /// chosen. What a row's request says about earlier tokens is read from tables on the device.
+    fn edit_logits(&self, args: &EditLogits<'_>) -> Result<()>;
 
     /// Finds the most likely tokens of each row of logits, as [`crate::decode::sample::most_likely`] does.
     fn top_tokens(&self, args: &TopTokens<'_>) -> Result<()>;

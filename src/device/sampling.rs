@@ -12,6 +12,8 @@ use crate::step::{SampledToken, TokenLogProb};
 pub struct Sample<'a> {
     /// `[R, V]` F32, unchanged.
     pub logits: &'a Tensor,
+    /// `[R, V]` F32: read instead by rows that are [`RowSampling::edited`].
+    pub edited: Option<&'a Tensor>,
     /// `[R, 8]` I32: a [`RowSampling`] for each row.
     pub params: &'a Tensor,
     /// `[R, 4]` I32: becomes a [`RowSample`] for each row but the skipped.
@@ -24,6 +26,8 @@ pub struct Sample<'a> {
 pub struct TopTokens<'a> {
     /// `[R, V]` F32, unchanged.
     pub logits: &'a Tensor,
+    /// `[R, V]` F32: read instead by rows that are [`RowSampling::edited`].
+    pub edited: Option<&'a Tensor>,
     /// `[R, 8]` I32: a [`RowSampling`] for each row, whose logits are scaled by its `inverse_temperature`; skipped rows are
     /// left out. `None`: all rows as they are.
     pub params: Option<&'a Tensor>,
@@ -53,6 +57,8 @@ pub enum RowMode {
 pub struct RowSampling {
     pub mode: RowMode,
     pub log_probs: bool,
+    /// Whether the row is taken from [`Sample::edited`].
+    pub edited: bool,
     /// Factor of the logits.
     pub inverse_temperature: f32,
     /// 0: no limit.
@@ -68,15 +74,21 @@ pub struct RowSampling {
 
 /// Set in the first word where log-probabilities are wanted.
 const LOG_PROBS: i32 = 1 << 8;
+/// Set in the first word where edited logits are read.
+const EDITED: i32 = 1 << 9;
 
 impl RowSampling {
     /// Words of a row.
     pub const WORDS: usize = 8;
 
+    /// The word of [`RowSampling::top_p`].
+    pub const TOP_P_WORD: usize = 3;
+
     /// A row without a token.
     pub const SKIP: Self = Self {
         mode: RowMode::Skip,
         log_probs: false,
+        edited: false,
         inverse_temperature: 1.0,
         top_k: 0,
         top_p: 1.0,
@@ -90,6 +102,7 @@ impl RowSampling {
         Self {
             mode: if params.is_greedy() { RowMode::Greedy } else { RowMode::Draw },
             log_probs: params.log_probs,
+            edited: false,
             inverse_temperature: params.inverse_temperature(),
             top_k: params.top_k,
             top_p: params.top_p.unwrap_or(1.0).min(1.0),
@@ -99,10 +112,16 @@ impl RowSampling {
         }
     }
 
+    /// The same row, taken from edited logits, which may be scaled already.
+    pub fn of_edited(self, scaled: bool) -> Self {
+        Self { edited: true, inverse_temperature: if scaled { 1.0 } else { self.inverse_temperature }, ..self }
+    }
+
     /// As a device reads it.
     pub fn encode(&self) -> [i32; Self::WORDS] {
+        let flag = |set: bool, flag: i32| if set { flag } else { 0 };
         [
-            self.mode as i32 | if self.log_probs { LOG_PROBS } else { 0 },
+            self.mode as i32 | flag(self.log_probs, LOG_PROBS) | flag(self.edited, EDITED),
             self.inverse_temperature.to_bits() as i32,
             self.top_k as i32,
             self.top_p.to_bits() as i32,
@@ -128,6 +147,7 @@ impl RowSampling {
         Ok(Self {
             mode,
             log_probs: flags & LOG_PROBS != 0,
+            edited: flags & EDITED != 0,
             inverse_temperature: f32::from_bits(inverse_temperature as u32),
             top_k: top_k as u32,
             top_p: f32::from_bits(top_p as u32),
@@ -199,7 +219,13 @@ mod tests {
         };
         let row = RowSampling::new(&params, 12_345, 77);
         assert_eq!((row.mode, row.inverse_temperature), (RowMode::Draw, params.inverse_temperature()));
-        for row in [row, RowSampling::new(&SamplingParams::default(), 3, 1), RowSampling::SKIP] {
+        for row in [
+            row,
+            row.of_edited(true),
+            row.of_edited(false),
+            RowSampling::new(&SamplingParams::default(), 3, 1),
+            RowSampling::SKIP,
+        ] {
             assert_eq!(RowSampling::decode(&row.encode()).unwrap(), row);
         }
         let log_prob = Some(TokenLogProb { full: -1.5, candidates: -0.5 });

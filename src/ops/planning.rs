@@ -1,8 +1,8 @@
 //! A device that computes nothing: a forward pass on it shows how much memory the real one needs.
 
 use crate::device::{
-    Activation, Attention, DType, Device, DeviceInfo, Elementwise, ExpertLinear, Feature, Graph, KvLayer, LayerNorm,
-    RawBuffer, RopeKvWrite, Route, Sample, SharedDevice, Tensor, TopTokens, Transfers, Weight,
+    Activation, Attention, DType, Device, DeviceInfo, EditLogits, Elementwise, ExpertLinear, Feature, Graph, KvLayer,
+    LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, SharedDevice, Tensor, TopTokens, Transfers, Weight,
 };
 use crate::error::Result;
 use std::sync::Arc;
@@ -143,6 +143,10 @@ impl Device for PlanningDevice {
     }
 
     fn sample(&self, _args: &Sample<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn edit_logits(&self, _args: &EditLogits<'_>) -> Result<()> {
         Ok(())
     }
 

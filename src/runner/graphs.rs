@@ -18,13 +18,15 @@ const MIN_CONTEXT_TOKENS: usize = 256;
 /// Attempts to record a bucket. What other threads of the process do with the GPU meanwhile can spoil one.
 const ATTEMPTS: usize = 3;
 
-/// The shape that a step of `sequences` single tokens with contexts of up to `context_len` is padded to.
-fn bucket(limits: &ExecutorLimits, sequences: usize, context_len: usize) -> StepShape {
+/// The shape that a step of `sequences` single tokens with contexts of up to `context_len` is padded to; the logits of
+/// some are edited, or of none.
+fn bucket(limits: &ExecutorLimits, sequences: usize, context_len: usize, edited: bool) -> StepShape {
     let size = SIZES.into_iter().find(|&size| size >= sequences);
     let size = size.unwrap_or(sequences.next_multiple_of(SIZE_STEP)).min(limits.max_step_sequences);
     let context_len = context_len.next_power_of_two().max(MIN_CONTEXT_TOKENS).min(limits.max_seq_len_tokens);
     let blocks = context_len.div_ceil(limits.block_size_tokens);
-    StepShape { tokens: size, sequences: size, rows: size, blocks, query_len: 1, context_len }
+    let edits = if edited { size } else { 0 };
+    StepShape { tokens: size, sequences: size, rows: size, edits, blocks, query_len: 1, context_len }
 }
 
 enum Recorded {
@@ -54,7 +56,7 @@ impl Graphs {
     /// The bucket of a step; `None` when it does more than to decode.
     pub(super) fn bucket(&self, exact: StepShape) -> Option<StepShape> {
         let decodes = exact.query_len == 1 && exact.sequences > 0;
-        decodes.then(|| bucket(&self.limits, exact.sequences, exact.context_len))
+        decodes.then(|| bucket(&self.limits, exact.sequences, exact.context_len, exact.edits > 0))
     }
 
     /// Runs a step of this bucket: the first time as it is, later from what is recorded the second time.
@@ -120,7 +122,7 @@ mod tests {
         };
         for sequences in 1..=200 {
             for context in [1, 255, 257, 1024, 1025, 2999, 3000] {
-                let bucket = bucket(&limits, sequences, context);
+                let bucket = bucket(&limits, sequences, context, false);
                 assert!((sequences..=200).contains(&bucket.sequences), "{bucket:?}");
                 assert!((context..=3000).contains(&bucket.context_len), "{bucket:?}");
                 assert!(bucket.blocks * 16 >= bucket.context_len && bucket.tokens == bucket.rows, "{bucket:?}");

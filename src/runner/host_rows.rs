@@ -1,4 +1,4 @@
-//! Rows that the host samples: those whose passes need the sequence's history.
+//! Rows that the host samples: those with passes that only the host has, and those for whose edits the device has no room.
 
 use super::sequences::RunnerSequence;
 use crate::decode::SamplingParams;
@@ -54,10 +54,11 @@ impl HostSampler {
             // A complete answer ends even if it is shorter than was asked for.
             sampling = Cow::Owned(SamplingParams { min_tokens: 0, ..sampling.into_owned() });
         }
-        logits::apply(&mut self.row, &sampling, &sequence.history());
+        let occurrences = sequence.occurrences();
+        logits::apply(&mut self.row, &sampling, &sequence.history(&occurrences));
         // A row without a choice has its fault in the sample.
         let top = most_likely(&self.row, sampling.top_log_probs as usize, &mut self.scratch).unwrap_or_default();
-        let sampling = sampling.for_next(&sequence.history());
+        let sampling = sampling.for_next(&sequence.history(&occurrences));
         let sample = RowSample(choose(&self.row, &sampling, sequence.tokens.len(), &mut self.scratch));
         sequence.push(sample.token());
         Ok(HostSample { sample, error, top })

@@ -1,7 +1,9 @@
 //! The device tensors of one step: one buffer, one upload.
 
 use super::sequences::RunnerSequence;
-use crate::device::{AttentionBatch, Buffer, DType, RowSampling, SharedDevice, Tensor, Transfers};
+use crate::decode::PassOrder;
+use crate::decode::logits::Occurrences;
+use crate::device::{AttentionBatch, Buffer, DType, RowEdits, RowSampling, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result};
 use crate::ops::StepTensors;
 use crate::step::Chunk;
@@ -18,6 +20,8 @@ pub struct StepShape {
     pub sequences: usize,
     /// Rows of logits.
     pub rows: usize,
+    /// Rows of edits: none, or as many as rows of logits.
+    pub edits: usize,
     /// Entries of each block table.
     pub blocks: usize,
     /// Bound of the chunks' lengths.
@@ -29,10 +33,12 @@ pub struct StepShape {
 impl StepShape {
     /// Without padding.
     pub(super) fn exact(chunks: &[(&Chunk, &RunnerSequence)]) -> Self {
+        let edited = chunks.iter().any(|(chunk, sequence)| chunk.sample && sequence.places.is_some());
         Self {
             tokens: chunks.iter().map(|(chunk, _)| chunk.len).sum(),
             sequences: chunks.len(),
             rows: chunks.iter().map(|(chunk, _)| chunk.rows()).sum(),
+            edits: if edited { chunks.iter().map(|(chunk, _)| chunk.rows()).sum() } else { 0 },
             blocks: chunks.iter().map(|(_, sequence)| sequence.blocks.len()).max().unwrap_or(0).max(1),
             query_len: chunks.iter().map(|(chunk, _)| chunk.len).max().unwrap_or(0),
             context_len: chunks.iter().map(|(chunk, _)| chunk.start + chunk.len).max().unwrap_or(0),
@@ -54,6 +60,7 @@ impl StepShape {
             context_lens: next(self.sequences),
             sample_rows: next(self.rows),
             sampling: next(self.rows * RowSampling::WORDS),
+            edits: next(self.edits * RowEdits::WORDS),
             block_tables: next(self.sequences * self.blocks),
             end,
         }
@@ -68,6 +75,7 @@ struct Sections {
     context_lens: Range<usize>,
     sample_rows: Range<usize>,
     sampling: Range<usize>,
+    edits: Range<usize>,
     block_tables: Range<usize>,
     end: usize,
 }
@@ -77,6 +85,8 @@ pub(super) struct UploadedStep {
     pub(super) tensors: StepTensors,
     /// `[R, 8]`: how each row is sampled.
     pub(super) sampling: Tensor,
+    /// `[R, 24]`: how each row's logits are edited, if any are.
+    pub(super) edits: Option<Tensor>,
 }
 
 /// Fixed memory for the inputs of any step within `limits`.
@@ -142,7 +152,9 @@ impl StepInput {
         }
         let all = Tensor::new(self.buffer.clone(), 0, 1, sections.end, DType::I32)?;
         transfers.upload(&all, &self.bytes)?;
-        Ok(UploadedStep { tensors: self.tensors(shape)?, sampling: self.view(&sections.sampling, shape.rows)? })
+        let edits = (shape.edits > 0).then(|| self.view(&sections.edits, shape.edits)).transpose()?;
+        let sampling = self.view(&sections.sampling, shape.rows)?;
+        Ok(UploadedStep { tensors: self.tensors(shape)?, sampling, edits })
     }
 
     fn fill(
@@ -173,11 +185,17 @@ impl StepInput {
             for behind in (1..=chunk.rows()).rev() {
                 self.staging[sections.sample_rows.start + row] = (token - behind) as i32;
                 let words = sections.sampling.start + row * RowSampling::WORDS;
-                let sampling = match chunk.sample && behind == 1 {
+                let sampled = chunk.sample && behind == 1;
+                let sampling = match sampled {
                     true => sampling_of(sequence, first_slot + row),
                     false => RowSampling { slot: (first_slot + row) as u32, ..RowSampling::SKIP },
                 };
                 self.staging[words..words + RowSampling::WORDS].copy_from_slice(&sampling.encode());
+                if let Some(places) = sequence.places.as_ref().filter(|_| sampled) {
+                    let edits = places.row(sequence, sequence.tokens.len(), token - 1).encode();
+                    let words = sections.edits.start + row * RowEdits::WORDS;
+                    self.staging[words..words + RowEdits::WORDS].copy_from_slice(&edits);
+                }
                 row += 1;
             }
         }
@@ -202,8 +220,11 @@ fn sampling_of(sequence: &RunnerSequence, slot: usize) -> RowSampling {
     match sequence.is_sampled_by_host() {
         true => RowSampling { slot: slot as u32, ..RowSampling::SKIP },
         false => {
-            let sampling = sequence.sampling.for_next(&sequence.history());
-            RowSampling::new(&sampling, sequence.tokens.len(), slot)
+            // Of the tokens so far, only their number counts here.
+            let sampling = sequence.sampling.for_next(&sequence.history(&Occurrences::default()));
+            let row = RowSampling::new(&sampling, sequence.tokens.len(), slot);
+            let scaled = sequence.sampling.order == PassOrder::TemperatureFirst;
+            if sequence.places.is_some() { row.of_edited(scaled) } else { row }
         }
     }
 }
@@ -248,7 +269,8 @@ mod tests {
     #[test]
     fn a_decode_and_a_prefill_chunk_are_packed() {
         let device = device();
-        let limits = StepShape { tokens: 16, sequences: 4, rows: 4, blocks: 8, query_len: 16, context_len: 32 };
+        let limits =
+            StepShape { tokens: 16, sequences: 4, rows: 4, edits: 0, blocks: 8, query_len: 16, context_len: 32 };
         let mut input = StepInput::new(&device, limits, 4).unwrap();
         let mut transfers = device.transfers(0, 0, 1).unwrap();
         let (mut a, b) = (sequence(&[10, 11, 12, 13, 14], &[5, 2]), sequence(&[20, 21, 22], &[7]));
@@ -257,7 +279,7 @@ mod tests {
         let chunks = [(&chunk_a, &a), (&chunk_b, &b)];
         let shape = StepShape::exact(&chunks);
         assert_eq!((shape.query_len, shape.context_len, shape.blocks), (2, 6, 2));
-        let UploadedStep { tensors: step, sampling } = input.upload(&mut *transfers, &chunks, shape, 3).unwrap();
+        let UploadedStep { tensors: step, sampling, .. } = input.upload(&mut *transfers, &chunks, shape, 3).unwrap();
         assert_eq!(values(&device, &step.tokens), [-7, 21, 22]);
         assert_eq!(values(&device, &step.positions), [5, 1, 2]);
         assert_eq!(values(&device, &step.slots), [9, 29, 30]);
@@ -272,12 +294,12 @@ mod tests {
     #[test]
     fn decodes_are_padded_with_sequences_of_one_token() {
         let device = device();
-        let shape = StepShape { tokens: 4, sequences: 4, rows: 4, blocks: 3, query_len: 1, context_len: 12 };
+        let shape = StepShape { tokens: 4, sequences: 4, rows: 4, edits: 0, blocks: 3, query_len: 1, context_len: 12 };
         let mut input = StepInput::new(&device, shape, 4).unwrap();
         let mut transfers = device.transfers(0, 0, 1).unwrap();
         let a = sequence(&[10, 11, 12, 13, 14, 15], &[5, 2]);
         let decode = chunk(5, 1, true);
-        let UploadedStep { tensors: step, sampling } =
+        let UploadedStep { tensors: step, sampling, .. } =
             input.upload(&mut *transfers, &[(&decode, &a)], shape, 0).unwrap();
         assert_eq!(values(&device, &step.tokens), [15, 0, 0, 0]);
         assert_eq!(values(&device, &step.slots), [9, -1, -1, -1]);
@@ -291,7 +313,7 @@ mod tests {
     #[test]
     fn a_position_without_a_block_is_an_error() {
         let device = device();
-        let limits = StepShape { tokens: 4, sequences: 1, rows: 1, blocks: 2, query_len: 4, context_len: 8 };
+        let limits = StepShape { tokens: 4, sequences: 1, rows: 1, edits: 0, blocks: 2, query_len: 4, context_len: 8 };
         let mut input = StepInput::new(&device, limits, 4).unwrap();
         let mut transfers = device.transfers(0, 0, 1).unwrap();
         let (sequence, chunk) = (sequence(&[1, 2, 3, 4, 5], &[0]), chunk(4, 1, true));

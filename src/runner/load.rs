@@ -1,8 +1,9 @@
 //! From a model's folder to something that runs plans.
 
 use super::input::StepInput;
-use super::local::{LocalExecutor, Parts, largest_step};
+use super::local::{LocalExecutor, Parts, edit_workspace, largest_step};
 use super::memory::{KvLimits, KvPlan};
+use super::tables::table_bytes;
 use crate::device::{self, DType, DeviceInfo, DeviceKind, DeviceOptions, KvLayer, SharedDevice, Tensor};
 use crate::error::{Error, Result, ResultExt};
 use crate::model::families::{self, Family};
@@ -340,7 +341,7 @@ impl LoadPlan {
 
     fn kv_plan(&self, device: &SharedDevice, options: &ModelOptions) -> Result<KvPlan> {
         let info = device.info();
-        let taken = (self.weight_bytes + self.workspace_bytes) as u64;
+        let taken = (self.weight_bytes + self.workspace_bytes + table_bytes(&self.limits)) as u64;
         let free_bytes = info.free_bytes.checked_sub(taken).ok_or_else(|| {
             Error::unavailable(format!(
                 "the model needs {} MiB for weights and {} MiB for its workspace; {} has {} MiB free",
@@ -412,7 +413,8 @@ fn workspace_bytes(planning: &SharedDevice, model: &Decoder, limits: &ExecutorLi
     let step = input.tensors(shape)?;
     let one_block = ExecutorLimits { num_blocks: 1, ..limits.clone() };
     let kv = allocate_kv(planning, model.config(), &one_block, planning.kv_dtype(dtype))?;
-    model.forward(&Forward::new(planning, &arena, &step, &kv, planning.activation_dtype(dtype)))?;
+    let logits = model.forward(&Forward::new(planning, &arena, &step, &kv, planning.activation_dtype(dtype)))?;
+    edit_workspace(&arena, logits.rows(), logits.cols())?;
     Ok(arena.high_water_bytes())
 }
 

@@ -2,10 +2,11 @@
 
 use super::graphs::Graphs;
 use super::host_rows::{HostSample, HostSampler, download_rows};
-use super::input::{StepInput, StepShape};
+use super::input::{StepInput, StepShape, UploadedStep};
 use super::sequences::Sequences;
+use super::tables::Tables;
 use crate::decode::rank::log_prob;
-use crate::device::{DType, KvLayer, RowSample, Sample, SharedDevice, Tensor, Transfers};
+use crate::device::{DType, EditLogits, KvLayer, RowSample, Sample, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::{SeqId, TokenId};
 use crate::model::Model;
@@ -26,6 +27,7 @@ pub struct LocalExecutor {
     arena: Arena,
     input: StepInput,
     transfers: Box<dyn Transfers>,
+    tables: Tables,
     /// `[1, depth * max_step_rows]`.
     sampled: Tensor,
     /// `[max_step_rows, 4]`.
@@ -86,12 +88,15 @@ impl LocalExecutor {
         let (largest, depth) = (largest_step(&limits), limits.pipeline_depth);
         let result_bytes = largest.rows * RowSample::WORDS * DType::I32.size();
         let transfers = device.transfers(StepInput::bytes(largest), result_bytes, depth)?;
-        let memory = ExecutorMemory { pinned_bytes: transfers.pinned_bytes() as u64, ..parts.memory };
+        let tables = Tables::new(&device, &limits)?;
+        let pinned_bytes = (transfers.pinned_bytes() + tables.pinned_bytes()) as u64;
+        let memory = ExecutorMemory { pinned_bytes, ..parts.memory };
         Ok(Self {
             graphs: parts.graphs.then(|| Graphs::new(&limits)),
             arena: Arena::new(&device, parts.workspace_bytes)?,
             input: StepInput::new(&device, largest, limits.block_size_tokens)?,
             transfers,
+            tables,
             sampled: Tensor::zeros(&device, 1, depth * largest.rows, DType::I32, "sampled tokens")?,
             results: Tensor::zeros(&device, largest.rows, RowSample::WORDS, DType::I32, "sampled tokens")?,
             model: parts.model,
@@ -128,7 +133,9 @@ impl LocalExecutor {
 
     fn start(&mut self, plan: &StepPlan) -> Result<()> {
         self.check(plan)?;
+        self.tables.release_ended(plan, &mut self.sequences);
         self.sequences.apply(plan)?;
+        self.tables.prepare(plan, &mut self.sequences, &self.sampled)?;
         for layer in self.kv.iter().filter(|_| !plan.block_copies.is_empty()) {
             self.device.copy_blocks(layer, &plan.block_copies)?;
         }
@@ -147,7 +154,7 @@ impl LocalExecutor {
 
     /// Enqueues uploads, forward pass and the sampling of rows that the device samples. Returns the logits.
     fn forward(&mut self, plan: &StepPlan, first_slot: usize) -> Result<Tensor> {
-        let Self { graphs, device, model, kv, arena, input, transfers, sampled, results, sequences, .. } = self;
+        let Self { graphs, device, model, kv, arena, input, transfers, tables, sampled, results, sequences, .. } = self;
         let activation = self.activation;
         let chunks = plan.chunks.iter().map(|chunk| Ok((chunk, sequences.find(chunk.seq)?)));
         let chunks = chunks.collect::<Result<Vec<_>>>()?;
@@ -161,7 +168,9 @@ impl LocalExecutor {
             let _scope = arena.scope();
             let logits = model.forward(&Forward::new(device, arena, &step.tensors, kv, activation))?;
             if shape.rows > 0 {
-                device.sample(&Sample { logits: &logits, params: &step.sampling, out: &out, sampled })?;
+                let edited = edit_logits(device, arena, &step, &logits, tables.tensor())?;
+                let edited = edited.as_ref();
+                device.sample(&Sample { logits: &logits, edited, params: &step.sampling, out: &out, sampled })?;
             }
             Ok(logits)
         };
@@ -307,12 +316,41 @@ impl LocalExecutor {
     }
 }
 
+/// Edits the rows of a step whose requests say so: returns logits that hold them, if there are any.
+fn edit_logits(
+    device: &SharedDevice,
+    arena: &Arena,
+    step: &UploadedStep,
+    logits: &Tensor,
+    tables: &Tensor,
+) -> Result<Option<Tensor>> {
+    let Some(rows) = &step.edits else { return Ok(None) };
+    let (out, counts) = edit_workspace(arena, logits.rows(), logits.cols())?;
+    device.edit_logits(&EditLogits {
+        logits,
+        out: &out,
+        counts: &counts,
+        rows,
+        tables,
+        tokens: &step.tensors.tokens,
+        masks: None,
+        sampling: &step.sampling,
+    })?;
+    Ok(Some(out))
+}
+
+/// Edited logits and counts of tokens, `[R, V]` both.
+pub(super) fn edit_workspace(arena: &Arena, rows: usize, vocab: usize) -> Result<(Tensor, Tensor)> {
+    Ok((arena.allocate(rows, vocab, DType::F32)?, arena.allocate(rows, vocab, DType::I32)?))
+}
+
 /// The largest step within `limits`.
 pub(super) fn largest_step(limits: &ExecutorLimits) -> StepShape {
     StepShape {
         tokens: limits.max_step_tokens,
         sequences: limits.max_step_sequences,
         rows: limits.max_step_rows,
+        edits: limits.max_step_rows,
         blocks: limits.max_seq_len_tokens.div_ceil(limits.block_size_tokens),
         query_len: limits.max_step_tokens,
         context_len: limits.max_seq_len_tokens,

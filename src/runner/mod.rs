@@ -9,6 +9,7 @@ mod local;
 mod memory;
 mod parameters;
 mod sequences;
+mod tables;
 
 pub use input::{StepInput, StepShape};
 pub use load::{LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on, plan};

@@ -1,6 +1,7 @@
 //! What the runner remembers of each sequence between steps.
 
 use super::guided::GuideRow;
+use super::tables::Places;
 use crate::decode::SamplingParams;
 use crate::decode::logits::{History, Occurrences};
 use crate::error::{Error, Result};
@@ -15,25 +16,22 @@ pub(super) struct RunnerSequence {
     pub(super) tokens: Vec<TokenId>,
     pub(super) blocks: Vec<BlockId>,
     pub(super) sampling: SamplingParams,
+    /// What edits of its logits need, on the device.
+    pub(super) places: Option<Places>,
     prompt_len: usize,
     /// Has taken all generated tokens that are known.
     pub(super) guide: Option<GuideRow>,
-    occurrences: Occurrences,
 }
 
 impl RunnerSequence {
     pub(super) fn new(new: NewSequence) -> Self {
-        let mut occurrences = Occurrences::default();
-        if new.sampling.has_penalties() {
-            occurrences.add_prompt(&new.prompt, &new.sampling);
-        }
         Self {
             prompt_len: new.prompt.len(),
             tokens: new.prompt,
             blocks: Vec::new(),
             guide: GuideRow::start(&new.sampling),
             sampling: new.sampling,
-            occurrences,
+            places: None,
         }
     }
 
@@ -42,28 +40,36 @@ impl RunnerSequence {
         self.tokens.push(-1 - slot as TokenId);
     }
 
-    /// Whether the next token is sampled by the host, which must know all tokens before.
+    /// Whether the logits of the next token are edited before it is chosen.
+    pub(super) fn needs_edits(&self) -> bool {
+        self.sampling.needs_edits(self.tokens.len() - self.prompt_len)
+    }
+
+    /// Whether the next token is sampled by the host, which must know all tokens before: it has passes that only the host
+    /// has, or there is no room on the device for what the edits of its logits need.
     pub(super) fn is_sampled_by_host(&self) -> bool {
-        self.sampling.needs_host(self.generated())
+        self.places.is_none() && self.needs_edits()
+    }
+
+    pub(super) fn prompt_len(&self) -> usize {
+        self.prompt_len
     }
 
     /// Appends a sampled token.
     pub(super) fn push(&mut self, token: TokenId) {
-        if self.sampling.has_penalties() {
-            self.occurrences.add(token);
-        }
         if let Some(guide) = &mut self.guide {
             guide.advance(token);
         }
         self.tokens.push(token);
     }
 
-    pub(super) fn generated(&self) -> usize {
-        self.tokens.len() - self.prompt_len
+    /// Those of all tokens, if penalties need them.
+    pub(super) fn occurrences(&self) -> Occurrences {
+        Occurrences::of(&self.tokens, self.prompt_len, &self.sampling)
     }
 
-    pub(super) fn history(&self) -> History<'_> {
-        History { tokens: &self.tokens, prompt_len: self.prompt_len, occurrences: &self.occurrences }
+    pub(super) fn history<'a>(&'a self, occurrences: &'a Occurrences) -> History<'a> {
+        History { tokens: &self.tokens, prompt_len: self.prompt_len, occurrences }
     }
 }
 

@@ -31,7 +31,7 @@ fn run(device: &SharedDevice, logits: &[Vec<f32>], rows: &[RowSampling]) -> (Vec
     let params = upload(device, rows.len(), &rows.iter().flat_map(RowSampling::encode).collect::<Vec<_>>());
     let out = upload(device, rows.len(), &vec![POISON; rows.len() * RowSample::WORDS]);
     let sampled = upload(device, 1, &[POISON; SLOTS]);
-    device.sample(&Sample { logits: &tensor, params: &params, out: &out, sampled: &sampled }).unwrap();
+    device.sample(&Sample { logits: &tensor, edited: None, params: &params, out: &out, sampled: &sampled }).unwrap();
     (words(device, &out).chunks_exact(RowSample::WORDS).map(<[i32]>::to_vec).collect(), words(device, &sampled))
 }
 
@@ -136,7 +136,7 @@ fn top(device: &SharedDevice, logits: &[Vec<f32>], rows: Option<&[RowSampling]>,
     let log_probs = Tensor::zeros(device, logits.len(), count, DType::F32, "a test").unwrap();
     let poison: Vec<u8> = (0..logits.len() * count).flat_map(|_| POISON.to_ne_bytes()).collect();
     device.upload(&log_probs, &poison).unwrap();
-    let args = TopTokens { logits: &tensor, params: params.as_ref(), ids: &ids, log_probs: &log_probs };
+    let args = TopTokens { logits: &tensor, edited: None, params: params.as_ref(), ids: &ids, log_probs: &log_probs };
     device.top_tokens(&args).unwrap();
     let values = words(device, &log_probs).into_iter().map(|bits| f32::from_bits(bits as u32));
     let found: Vec<_> = words(device, &ids).into_iter().zip(values).collect();

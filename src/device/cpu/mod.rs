@@ -6,6 +6,7 @@
 
 mod attend;
 mod attention;
+mod edits;
 mod elementwise;
 mod experts;
 mod functions;
@@ -22,8 +23,8 @@ mod transfers;
 mod view;
 
 use super::{
-    Activation, Attention, DType, Device, DeviceInfo, Elementwise, ExpertLinear, Feature, Graph, KvLayer, LayerNorm,
-    RawBuffer, RopeKvWrite, Route, Sample, Tensor, TopTokens, Transfers, Weight,
+    Activation, Attention, DType, Device, DeviceInfo, EditLogits, Elementwise, ExpertLinear, Feature, Graph, KvLayer,
+    LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, Tensor, TopTokens, Transfers, Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
@@ -265,6 +266,10 @@ impl Device for CpuDevice {
 
     fn sample(&self, args: &Sample<'_>) -> Result<()> {
         sampling::sample(self, args)
+    }
+
+    fn edit_logits(&self, args: &EditLogits<'_>) -> Result<()> {
+        edits::edit_logits(self, args)
     }
 
     fn top_tokens(&self, args: &TopTokens<'_>) -> Result<()> {

@@ -31,6 +31,7 @@ pub(super) fn resolve_tokens(tokens: &Tensor, sampled: &Tensor) -> Result<()> {
 
 pub(super) fn sample(device: &CpuDevice, args: &Sample<'_>) -> Result<()> {
     let logits = Matrix::<f32>::of(args.logits, "sample: logits")?;
+    let edited = Matrix::<f32>::of(args.edited.unwrap_or(args.logits), "sample: edited")?;
     let params = Matrix::<i32>::of(args.params, "sample: params")?;
     let out = Matrix::<i32>::of(args.out, "sample: out")?;
     let sampled = Matrix::<i32>::of(args.sampled, "sample: sampled")?;
@@ -43,6 +44,7 @@ pub(super) fn sample(device: &CpuDevice, args: &Sample<'_>) -> Result<()> {
         if row.mode == RowMode::Skip {
             return;
         }
+        let logits = if row.edited { edited } else { logits };
         // SAFETY: nobody writes to the logits meanwhile.
         let chosen = choose_row(unsafe { logits.row(r) }, row);
         // SAFETY: row r of `out` is this task's alone, and so is the entry, which was checked.
@@ -60,6 +62,7 @@ fn decode_rows(params: &Matrix<i32>) -> Result<Vec<RowSampling>> {
 
 pub(super) fn top_tokens(device: &CpuDevice, args: &TopTokens<'_>) -> Result<()> {
     let logits = Matrix::<f32>::of(args.logits, "top_tokens: logits")?;
+    let edited = Matrix::<f32>::of(args.edited.unwrap_or(args.logits), "top_tokens: edited")?;
     let ids = Matrix::<i32>::of(args.ids, "top_tokens: ids")?;
     let log_probs = Matrix::<f32>::of(args.log_probs, "top_tokens: log_probs")?;
     let rows = match args.params {
@@ -71,6 +74,7 @@ pub(super) fn top_tokens(device: &CpuDevice, args: &TopTokens<'_>) -> Result<()>
         if row.is_some_and(|row| row.mode == RowMode::Skip) {
             return;
         }
+        let logits = if row.is_some_and(|row| row.edited) { edited } else { logits };
         // SAFETY: nobody writes to the logits meanwhile, and row r of the results is this task's alone.
         let (logits, ids, log_probs) = unsafe { (logits.row(r), ids.row_mut(r), log_probs.row_mut(r)) };
         ids.fill(-1);

@@ -13,8 +13,9 @@ const DECODE_ROWS: usize = 16;
 const PREFILL_ROWS: usize = 128;
 /// Tokens that a block of the decode kernel takes at once: its warps' slices.
 const DECODE_TOKENS: usize = 64;
-/// Largest head of `attention_any`.
+/// Largest head of `attention_any`, and of `attention_wide`.
 const ANY_HEAD_DIM: usize = 256;
+const WIDE_HEAD_DIM: usize = 1024;
 /// Blocks of the decode kernel whose results are joined afterwards, at most.
 const MAX_PARTIALS: usize = 2048;
 
@@ -75,16 +76,19 @@ impl CudaDevice {
         let class = HEAD_DIMS.iter().position(|&dim| head_dim <= dim);
         let tensor_cores =
             a.q.dtype().size() == 2 && head_dim.is_multiple_of(8) && aligned(a.q) && aligned(&a.cache.data);
+        let tensor_cores = tensor_cores && !a.cache.keys_only;
         match class.filter(|&class| tensor_cores && self.has_shared_for(class)) {
             Some(class) => self.attend_packed(a, args, sequences, class),
-            None if head_dim <= ANY_HEAD_DIM => {
+            None if head_dim <= WIDE_HEAD_DIM => {
                 let grid = (a.batch.max_query_len, a.num_heads, sequences);
                 let geometry = Geometry { grid, block: (32, 1), shared_bytes: 0 };
+                let small = head_dim <= ANY_HEAD_DIM;
+                let kernels = if small { &self.kernels.attention_any } else { &self.kernels.attention_wide };
                 // SAFETY: the kernel of this type takes these arguments; shapes were checked by the caller.
-                unsafe { launch(&self.context, self.kernels.attention_any.of(a.q.dtype())?, geometry, &args, []) }
+                unsafe { launch(&self.context, kernels.of(a.q.dtype())?, geometry, &args, []) }
             }
             None => {
-                Err(Error::unsupported(format!("attention heads of {head_dim} on a GPU; {ANY_HEAD_DIM} is the most")))
+                Err(Error::unsupported(format!("attention heads of {head_dim} on a GPU; {WIDE_HEAD_DIM} is the most")))
             }
         }
     }
@@ -106,7 +110,8 @@ impl CudaDevice {
         let dim = HEAD_DIMS[class];
         if a.batch.max_query_len * group > DECODE_ROWS {
             let tiles = (a.batch.max_query_len * group).div_ceil(PREFILL_ROWS);
-            let hopper = self.kernels.attention_prefill_wgmma.and_then(|kernels| kernels[which].get(class).copied());
+            let hopper = self.kernels.attention_prefill_wgmma.filter(|_| a.alibi.is_none());
+            let hopper = hopper.and_then(|kernels| kernels[which].get(class).copied());
             let (kernel, shared_bytes) = match hopper {
                 Some(kernel) => (kernel, wgmma_shared_bytes(dim)),
                 None => (self.kernels.attention_prefill[which][class], prefill_shared_bytes(dim)),
@@ -123,18 +128,19 @@ impl CudaDevice {
         let seen = a.window.map_or(a.batch.max_context_len, |window| {
             a.batch.max_context_len.min(window + DECODE_ROWS + DECODE_TOKENS)
         });
+        let seen = a.chunk.map_or(seen, |chunk| seen.min(chunk + DECODE_ROWS + DECODE_TOKENS));
         let splits = choose_splits(heads, seen, self.properties.multiprocessors * resident);
         args.splits = splits as i32;
         args.partial_weights = args.partial_values + (heads * splits * DECODE_ROWS * a.cache.head_dim * 4) as u64;
         let geometry =
             Geometry { grid: (splits, kv_heads, sequences), block: (128, 1), shared_bytes: self.decode_shared(dim) };
         // SAFETY: as above; `choose_splits` keeps the partial results within their buffer.
-        unsafe { launch(&self.context, self.kernels.attention_decode[which][class], geometry, &args, [])? };
+        unsafe { self.launch_chained(self.kernels.attention_decode[which][class], geometry, &args, [])? };
         if splits > 1 {
             let rows = (a.batch.max_query_len * group).min(DECODE_ROWS);
             let geometry = Geometry { grid: (heads, rows, 1), block: (128, 1), shared_bytes: 0 };
             // SAFETY: as above.
-            unsafe { launch(&self.context, self.kernels.attention_combine[which], geometry, &args, [])? };
+            unsafe { self.launch_chained(self.kernels.attention_combine[which], geometry, &args, [])? };
         }
         Ok(())
     }
@@ -162,6 +168,10 @@ impl CudaDevice {
             inverse_cap: a.softcap.map_or(0.0, |cap| 1.0 / cap),
             window: a.window.map_or(0, |window| window.min(i32::MAX as usize) as i32),
             splits: 1,
+            chunk: a.chunk.map_or(0, |chunk| chunk.min(i32::MAX as usize) as i32),
+            planes: if a.cache.keys_only { 1 } else { 2 },
+            sinks: a.sinks.map_or(0, Tensor::addr),
+            alibi: a.alibi.map_or(0, Tensor::addr),
         }
     }
 }

@@ -318,29 +318,40 @@ impl Context {
         self.check(unsafe { sys::cuFuncSetAttribute(kernel.0, which, bytes as c_int) }, "shared memory of a kernel")
     }
 
-    /// Enqueues a kernel. `arguments` point to one value for each of its parameters.
+    /// Enqueues a kernel. `arguments` point to one value for each of its parameters. `chained`: it may start while the
+    /// one before it ends (programmatic dependent launch).
     ///
     /// # Safety
-    /// The values have the types and the order that the kernel declares, and the addresses in them are right for it.
-    pub unsafe fn launch(&self, kernel: Kernel, geometry: Geometry, arguments: &mut [*mut c_void]) -> Result<()> {
+    /// The values have the types and the order that the kernel declares, and the addresses in them are right for it. A
+    /// chained kernel waits itself for the kernels before.
+    pub unsafe fn launch(
+        &self,
+        kernel: Kernel,
+        geometry: Geometry,
+        arguments: &mut [*mut c_void],
+        chained: bool,
+    ) -> Result<()> {
         self.bind()?;
         let Geometry { grid, block, shared_bytes } = geometry;
-        // SAFETY: the caller vouches for the arguments; the driver checks the geometry.
-        let launched = unsafe {
-            sys::cuLaunchKernel(
-                kernel.0,
-                grid.0 as u32,
-                grid.1 as u32,
-                grid.2 as u32,
-                block.0 as u32,
-                block.1 as u32,
-                1,
-                shared_bytes as u32,
-                self.stream,
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+        // SAFETY: a plain C record, all of whose fields may be zero.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { MaybeUninit::zeroed().assume_init() };
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.0 as u32,
+            gridDimY: grid.1 as u32,
+            gridDimZ: grid.2 as u32,
+            blockDimX: block.0 as u32,
+            blockDimY: block.1 as u32,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes as u32,
+            hStream: self.stream,
+            attrs: &mut attribute,
+            numAttrs: u32::from(chained),
         };
+        // SAFETY: the caller vouches for the arguments; the driver checks the geometry.
+        let launched =
+            unsafe { sys::cuLaunchKernelEx(&config, kernel.0, arguments.as_mut_ptr(), std::ptr::null_mut()) };
         self.check(launched, "a kernel launch")
     }
 

@@ -2,8 +2,8 @@
 
 use super::CudaDevice;
 use super::driver::Geometry;
-use super::kernels::{NormArgs, RopeArgs, RowArgs, launch, type_index};
-use crate::device::{Activation, DType, Feature, RopeKvWrite, RopeStyle, Tensor};
+use super::kernels::{LayerNormArgs, NormArgs, RopeArgs, RowArgs, launch, type_index};
+use crate::device::{Activation, DType, Elementwise, LayerNorm, RopeKvWrite, RopeStyle, Tensor};
 use crate::error::{Error, Result};
 
 /// Groups of up to this many columns are normalized by a warp each.
@@ -14,7 +14,7 @@ const KEEP: usize = 4;
 
 /// Whether 16-byte accesses fit: every row starts on a 16-byte boundary and `cols` are whole vectors of `vector`
 /// elements.
-fn vectors(tensors: &[&Tensor], cols: usize, vector: usize) -> bool {
+pub(super) fn vectors(tensors: &[&Tensor], cols: usize, vector: usize) -> bool {
     let aligned = |tensor: &&Tensor| {
         tensor.addr().is_multiple_of(16)
             && (tensor.rows() <= 1 || (tensor.stride() * tensor.dtype().size()).is_multiple_of(16))
@@ -23,7 +23,7 @@ fn vectors(tensors: &[&Tensor], cols: usize, vector: usize) -> bool {
 }
 
 /// Elements of 16 bytes.
-fn vector_of(dtype: DType) -> usize {
+pub(super) fn vector_of(dtype: DType) -> usize {
     16 / dtype.size()
 }
 
@@ -67,7 +67,7 @@ impl CudaDevice {
             eps,
         };
         // SAFETY: the kernel of this type takes these arguments; shapes were checked by the caller of the device.
-        unsafe { launch(&self.context, self.kernels.rms_norm.of(x.dtype())?, geometry, &args, [i32::from(vectors)]) }
+        unsafe { self.launch_chained(self.kernels.rms_norm.of(x.dtype())?, geometry, &args, [i32::from(vectors)]) }
     }
 
     /// `out[r] = x[index[r]] * scale`.
@@ -86,7 +86,7 @@ impl CudaDevice {
         };
         let geometry = row_geometry(out.rows(), out.cols(), if vectors { 8 } else { 1 });
         // SAFETY: as in `norm`; rows outside `x` are not read.
-        unsafe { launch(&self.context, self.kernels.take_rows.of(out.dtype())?, geometry, &args, [i32::from(vectors)]) }
+        unsafe { self.launch_chained(self.kernels.take_rows.of(out.dtype())?, geometry, &args, [i32::from(vectors)]) }
     }
 
     pub(super) fn gated(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()> {
@@ -104,14 +104,61 @@ impl CudaDevice {
             scale: 1.0,
         };
         let geometry = row_geometry(out.rows(), out.cols(), if vectors { vector } else { 1 });
-        let activation = match activation {
-            Activation::Silu => 0,
-            Activation::GeluTanh => 1,
-            other => return Err(Feature::Gated(other).missing()),
-        };
+        let activation = number_of(activation);
         let kernel = self.kernels.gated_activation.of(out.dtype())?;
         // SAFETY: as in `norm`.
-        unsafe { launch(&self.context, kernel, geometry, &args, [i32::from(vectors), activation]) }
+        unsafe { self.launch_chained(kernel, geometry, &args, [i32::from(vectors), activation]) }
+    }
+
+    pub(super) fn center(&self, a: &LayerNorm<'_>) -> Result<()> {
+        let vector = vector_of(a.x.dtype());
+        let mut tensors = vec![a.out, a.x, a.weight];
+        tensors.extend(a.bias);
+        let vectors = vectors(&tensors, a.group, vector);
+        let args = LayerNormArgs {
+            out: a.out.addr(),
+            x: a.x.addr(),
+            weight: a.weight.addr(),
+            bias: a.bias.map_or(0, Tensor::addr),
+            out_stride: a.out.stride() as i64,
+            x_stride: a.x.stride() as i64,
+            groups: (a.x.cols() / a.group) as i32,
+            group: a.group as i32,
+            parameters: a.weight.cols() as i32,
+            weight_dtype: type_index(a.weight.dtype())?,
+            bias_dtype: a.bias.map_or(Ok(0), |bias| type_index(bias.dtype()))?,
+            eps: a.eps,
+        };
+        let units = a.group.div_ceil(if vectors { vector } else { 1 });
+        let geometry = Geometry {
+            grid: (a.x.rows() * (a.x.cols() / a.group), 1, 1),
+            block: (units.next_multiple_of(32).min(256), 1),
+            shared_bytes: 0,
+        };
+        // SAFETY: as in `norm`.
+        unsafe {
+            launch(&self.context, self.kernels.layer_norm.of(a.x.dtype())?, geometry, &args, [i32::from(vectors)])
+        }
+    }
+
+    pub(super) fn apply(&self, out: &Tensor, x: &Tensor, function: Elementwise) -> Result<()> {
+        let (function, parameter) = match function {
+            Elementwise::Activate(activation) => (number_of(activation), 0.0),
+            Elementwise::Sigmoid => (6, 0.0),
+            Elementwise::Scale(factor) => (7, factor),
+            Elementwise::Clamp(bound) => (8, bound),
+            Elementwise::Softcap(cap) => (9, cap),
+        };
+        let (args, geometry, vectors) = elements(out, x, parameter)?;
+        let kernel = self.kernels.elementwise.of(out.dtype())?;
+        // SAFETY: as in `norm`.
+        unsafe { launch(&self.context, kernel, geometry, &args, [vectors, function]) }
+    }
+
+    pub(super) fn sum(&self, sum: &Tensor, x: &Tensor) -> Result<()> {
+        let (args, geometry, vectors) = elements(sum, x, 1.0)?;
+        // SAFETY: as in `norm`.
+        unsafe { launch(&self.context, self.kernels.add.of(sum.dtype())?, geometry, &args, [vectors]) }
     }
 
     pub(super) fn rope(&self, args: &RopeKvWrite<'_>) -> Result<()> {
@@ -149,17 +196,48 @@ impl CudaDevice {
             },
             block_shift: cache.block_size_tokens.trailing_zeros() as i32,
             max_positions: rope.map_or(0, |rope| rope.cos_sin.rows() as i32),
+            planes: if cache.keys_only { 1 } else { 2 },
         };
         let units = num_heads * cache.head_dim / if vectors { vector } else { 1 };
         let geometry =
             Geometry { grid: (q.rows(), 1, 1), block: (units.next_multiple_of(32).clamp(32, 256), 1), shared_bytes: 0 };
         let kernel = self.kernels.rope_kv_write.of(q.dtype())?;
         // SAFETY: as in `norm`; slots are negative or lie in the cache.
-        unsafe { launch(&self.context, kernel, geometry, &kernel_args, [i32::from(vectors)]) }
+        unsafe { self.launch_chained(kernel, geometry, &kernel_args, [i32::from(vectors)]) }
     }
 }
 
-fn row_geometry(rows: usize, cols: usize, width: usize) -> Geometry {
+/// The number by which kernels know an activation (`Function` in `elementwise.cu`).
+fn number_of(activation: Activation) -> i32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+        Activation::Gelu => 2,
+        Activation::Relu => 3,
+        Activation::ReluSquared => 4,
+        Activation::ClampedSwish => 5,
+    }
+}
+
+/// Arguments and geometry of a kernel that takes elements of `x` to those of `out`, and whether by vectors.
+fn elements(out: &Tensor, x: &Tensor, parameter: f32) -> Result<(RowArgs, Geometry, i32)> {
+    let vector = vector_of(out.dtype());
+    let vectors = vectors(&[out, x], out.cols(), vector);
+    let args = RowArgs {
+        out: out.addr(),
+        x: x.addr(),
+        index: 0,
+        out_stride: out.stride() as i64,
+        x_stride: x.stride() as i64,
+        cols: out.cols() as i32,
+        x_dtype: type_index(x.dtype())?,
+        x_rows: x.rows() as i32,
+        scale: parameter,
+    };
+    Ok((args, row_geometry(out.rows(), out.cols(), if vectors { vector } else { 1 }), i32::from(vectors)))
+}
+
+pub(super) fn row_geometry(rows: usize, cols: usize, width: usize) -> Geometry {
     let units = cols.div_ceil(width);
     let threads = units.next_multiple_of(32).min(256);
     Geometry { grid: (rows, units.div_ceil(threads), 1), block: (threads, 1), shared_bytes: 0 }

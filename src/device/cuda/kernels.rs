@@ -37,12 +37,25 @@ pub(super) struct Kernels {
     pub target: String,
     /// Whether it was made for 100 KB of shared memory.
     pub small_shared: bool,
+    /// Whether kernels may be launched in a chain.
+    pub chains: bool,
     pub rms_norm: PerType,
     pub take_rows: PerType,
     pub gated_activation: PerType,
     pub rope_kv_write: PerType,
     pub linear_any: PerType,
     pub attention_any: PerType,
+    /// Heads of up to 1,024, and keys that are values, too.
+    pub attention_wide: PerType,
+    pub layer_norm: PerType,
+    pub elementwise: PerType,
+    pub add: PerType,
+    pub expert_rows: PerType,
+    pub combine: PerType,
+    pub route: Kernel,
+    pub expert_group: Kernel,
+    /// F16, BF16.
+    pub expert_gemm: [Kernel; 2],
     /// By [`type_index`] − 1: F16, BF16.
     pub gemv: [Kernel; 2],
     pub attention_combine: [Kernel; 2],
@@ -56,6 +69,8 @@ pub(super) struct Kernels {
     pub resolve_tokens: Kernel,
     pub sample: Kernel,
     pub top_tokens: Kernel,
+    pub edit_dense: Kernel,
+    pub edit_sparse: Kernel,
 }
 
 impl Kernels {
@@ -124,12 +139,22 @@ impl<'a> Lookup<'a> {
             attention_prefill_wgmma: target.starts_with("sm_90").then(|| self.wgmma()).transpose()?,
             small_shared: target.starts_with("sm_") && (matches!(version, 86 | 89) || version >= 120),
             target,
+            chains: version >= 90,
             rms_norm: self.per_type("norm", "rms_norm")?,
             take_rows: self.per_type("elementwise", "take_rows")?,
             gated_activation: self.per_type("elementwise", "gated_activation")?,
             rope_kv_write: self.per_type("rope", "rope_kv_write")?,
             linear_any: self.per_type("gemv", "linear_any")?,
             attention_any: self.per_type("attention_decode", "attention_any")?,
+            attention_wide: self.per_type("attention_decode", "attention_wide")?,
+            layer_norm: self.per_type("norm", "layer_norm")?,
+            elementwise: self.per_type("elementwise", "elementwise")?,
+            add: self.per_type("elementwise", "add")?,
+            expert_rows: self.per_type("experts", "expert_rows")?,
+            combine: self.per_type("experts", "combine")?,
+            route: self.one("experts", "route")?,
+            expert_group: self.one("experts", "expert_group")?,
+            expert_gemm: self.halves("experts", "expert_gemm")?,
             gemv: self.halves("gemv", "gemv")?,
             attention_combine: self.halves("attention_decode", "attention_combine")?,
             attention_prefill: self.per_head_dim("attention_prefill", "attention_prefill")?,
@@ -139,6 +164,8 @@ impl<'a> Lookup<'a> {
             resolve_tokens: self.one("sampling", "resolve_tokens")?,
             sample: self.one("sampling", "sample")?,
             top_tokens: self.one("sampling", "top_tokens")?,
+            edit_dense: self.one("logits", "edit_dense")?,
+            edit_sparse: self.one("logits", "edit_sparse")?,
         })
     }
 }
@@ -181,6 +208,84 @@ record!(
 );
 
 record!(
+    /// `layer_norm` in `kernels/norm.cu`.
+    LayerNormArgs {
+        out: u64,
+        x: u64,
+        weight: u64,
+        bias: u64,
+        out_stride: i64,
+        x_stride: i64,
+        groups: i32,
+        group: i32,
+        parameters: i32,
+        weight_dtype: i32,
+        bias_dtype: i32,
+        eps: f32,
+    }
+);
+
+record!(
+    /// `route` in `kernels/experts.cu`.
+    RouteArgs {
+        ids: u64,
+        weights: u64,
+        logits: u64,
+        bias: u64,
+        ids_stride: i64,
+        weights_stride: i64,
+        logits_stride: i64,
+        experts: i32,
+        chosen: i32,
+        bias_dtype: i32,
+        score: i32,
+        groups: i32,
+        kept_groups: i32,
+        group_score: i32,
+        renormalize: i32,
+        scale: f32,
+    }
+);
+
+record!(
+    /// `expert_rows`, `expert_group` and `expert_gemm` in `kernels/experts.cu`.
+    ExpertArgs {
+        out: u64,
+        x: u64,
+        weight: u64,
+        bias: u64,
+        ids: u64,
+        sorted: u64,
+        out_stride: i64,
+        x_stride: i64,
+        weight_stride: i64,
+        bias_stride: i64,
+        rows: i32,
+        in_features: i32,
+        out_features: i32,
+        experts: i32,
+        repeats: i32,
+        out_dtype: i32,
+        bias_dtype: i32,
+    }
+);
+
+record!(
+    /// `combine` in `kernels/experts.cu`.
+    CombineArgs {
+        out: u64,
+        x: u64,
+        weights: u64,
+        out_stride: i64,
+        x_stride: i64,
+        weights_stride: i64,
+        cols: i32,
+        chosen: i32,
+        accumulate: i32,
+    }
+);
+
+record!(
     /// `kernels/elementwise.cu`.
     RowArgs {
         out: u64,
@@ -215,6 +320,7 @@ record!(
         style: i32,
         block_shift: i32,
         max_positions: i32,
+        planes: i32,
     }
 );
 
@@ -260,6 +366,10 @@ record!(
         inverse_cap: f32,
         window: i32,
         splits: i32,
+        chunk: i32,
+        planes: i32,
+        sinks: u64,
+        alibi: u64,
     }
 );
 
@@ -277,10 +387,12 @@ record!(
     /// `sample` in `kernels/sampling.cu`.
     SampleArgs {
         logits: u64,
+        edited: u64,
         params: u64,
         out: u64,
         sampled: u64,
         logits_stride: i64,
+        edited_stride: i64,
         vocab: i32,
         entries: i32,
     }
@@ -290,12 +402,35 @@ record!(
     /// `top_tokens` in `kernels/sampling.cu`.
     TopArgs {
         logits: u64,
+        edited: u64,
         params: u64,
         ids: u64,
         log_probs: u64,
         logits_stride: i64,
+        edited_stride: i64,
         vocab: i32,
         count: i32,
+    }
+);
+
+record!(
+    /// `kernels/logits.cu`.
+    EditArgs {
+        logits: u64,
+        out: u64,
+        counts: u64,
+        rows: u64,
+        tables: u64,
+        tokens: u64,
+        masks: u64,
+        sampling: u64,
+        logits_stride: i64,
+        out_stride: i64,
+        counts_stride: i64,
+        mask_stride: i64,
+        vocab: i32,
+        table_words: i32,
+        num_tokens: i32,
     }
 );
 
@@ -319,11 +454,27 @@ pub(super) unsafe fn launch<A: Record, const N: usize>(
     args: &A,
     integers: [i32; N],
 ) -> Result<()> {
+    // SAFETY: as the caller says.
+    unsafe { launch_as(context, false, kernel, geometry, args, integers) }
+}
+
+/// [`launch`]; `chained`: the kernel starts while the one before it ends, and waits itself for what it reads.
+///
+/// # Safety
+/// As for [`launch`]; a chained kernel waits for the kernels before (`join_chain` in `prelude.cuh`).
+pub(super) unsafe fn launch_as<A: Record, const N: usize>(
+    context: &Context,
+    chained: bool,
+    kernel: Kernel,
+    geometry: Geometry,
+    args: &A,
+    integers: [i32; N],
+) -> Result<()> {
     let mut pointers = [std::ptr::null_mut::<c_void>(); 4];
     pointers[0] = std::ptr::from_ref(args).cast_mut().cast();
     for (pointer, integer) in pointers[1..].iter_mut().zip(&integers) {
         *pointer = std::ptr::from_ref(integer).cast_mut().cast();
     }
     // SAFETY: the caller vouches for the types; the values live until the launch has copied them.
-    unsafe { context.launch(kernel, geometry, &mut pointers[..=N]) }
+    unsafe { context.launch(kernel, geometry, &mut pointers[..=N], chained) }
 }

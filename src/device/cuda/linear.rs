@@ -1,7 +1,7 @@
 //! Matrix products: cuBLASLt with descriptors and algorithms kept by shape, and the GEMV kernel for few rows.
 
 use super::driver::{Context, Geometry};
-use super::kernels::{Kernels, LinearArgs, launch, type_index};
+use super::kernels::{Kernels, LinearArgs, launch, launch_as, type_index};
 use super::libraries::{self, CUBLAS_LT};
 use super::{CudaOptions, Memory};
 use crate::device::{DType, Tensor};
@@ -325,7 +325,7 @@ impl Product<'_> {
             let grid = (out_features.div_ceil(16), 1, 1);
             let geometry = Geometry { grid, block: (256, 1), shared_bytes: GEMV_SHARED_BYTES };
             // SAFETY: the kernel of this type takes these arguments; shapes were checked by the caller of the device.
-            return unsafe { launch(context, kernel, geometry, &args, []) };
+            return unsafe { launch_as(context, kernels.chains, kernel, geometry, &args, []) };
         }
         let shape = self.shape();
         let multiplied = self.x.dtype() == self.weight.dtype() && library.multiply(context, shape, self)?;

@@ -8,6 +8,7 @@ mod attention;
 mod bench;
 mod driver;
 mod elementwise;
+mod experts;
 mod graph;
 mod images;
 mod jit;
@@ -18,8 +19,8 @@ mod probes;
 mod sampling;
 
 use super::{
-    Activation, Attention, CudaOptions, DType, Device, DeviceInfo, Feature, Graph, KvLayer, RawBuffer, RopeKvWrite,
-    Sample, Tensor, TopTokens, Transfers, Weight,
+    Activation, Attention, CudaOptions, DType, Device, DeviceInfo, EditLogits, Elementwise, ExpertLinear, Feature,
+    Graph, KvLayer, LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, Tensor, TopTokens, Transfers, Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
@@ -88,6 +89,21 @@ impl CudaDevice {
         device.allow_shared_memory()?;
         tracing::info!("{}, kernels for {}", device.info().description, device.kernels.target);
         Ok(device)
+    }
+
+    /// Enqueues a kernel that waits itself for the kernels before (`join_chain` in `prelude.cuh`).
+    ///
+    /// # Safety
+    /// As for [`kernels::launch`].
+    unsafe fn launch_chained<A: kernels::Record, const N: usize>(
+        &self,
+        kernel: driver::Kernel,
+        geometry: driver::Geometry,
+        args: &A,
+        integers: [i32; N],
+    ) -> Result<()> {
+        // SAFETY: as the caller says.
+        unsafe { kernels::launch_as(&self.context, self.kernels.chains, kernel, geometry, args, integers) }
     }
 
     /// Raises the limits of kernels that need more shared memory than a kernel gets unasked.
@@ -223,18 +239,46 @@ impl Device for CudaDevice {
         if args.logits.rows() == 0 { Ok(()) } else { self.sample_rows(args) }
     }
 
+    fn edit_logits(&self, args: &EditLogits<'_>) -> Result<()> {
+        if args.logits.rows() == 0 { Ok(()) } else { self.edit_rows(args) }
+    }
+
     fn top_tokens(&self, args: &TopTokens<'_>) -> Result<()> {
         if args.logits.rows() == 0 { Ok(()) } else { self.top_rows(args) }
     }
 
-    fn supports(&self, feature: Feature) -> bool {
-        matches!(feature, Feature::Gated(Activation::Silu | Activation::GeluTanh))
+    fn supports(&self, _feature: Feature) -> bool {
+        true
+    }
+
+    fn layer_norm(&self, args: &LayerNorm<'_>) -> Result<()> {
+        if args.x.rows() == 0 { Ok(()) } else { self.center(args) }
+    }
+
+    fn elementwise(&self, out: &Tensor, x: &Tensor, function: Elementwise) -> Result<()> {
+        if x.rows() == 0 { Ok(()) } else { self.apply(out, x, function) }
+    }
+
+    fn add(&self, sum: &Tensor, x: &Tensor) -> Result<()> {
+        if x.rows() == 0 { Ok(()) } else { self.sum(sum, x) }
+    }
+
+    fn route(&self, args: &Route<'_>) -> Result<()> {
+        if args.logits.rows() == 0 { Ok(()) } else { self.choose_experts(args) }
+    }
+
+    fn expert_linear(&self, args: &ExpertLinear<'_>) -> Result<()> {
+        if args.x.rows() == 0 { Ok(()) } else { self.multiply_by_experts(args) }
+    }
+
+    fn combine(&self, out: &Tensor, x: &Tensor, weights: &Tensor, accumulate: bool) -> Result<()> {
+        if out.rows() == 0 { Ok(()) } else { self.combine_experts(out, x, weights, accumulate) }
     }
 
     fn copy_blocks(&self, cache: &KvLayer, copies: &[BlockCopy]) -> Result<()> {
         let slot = cache.head_dim * cache.data.dtype().size();
         let pitch = cache.block_size_tokens * slot;
-        let rows = 2 * cache.kv_heads;
+        let rows = if cache.keys_only { 1 } else { 2 } * cache.kv_heads;
         let block = |id: crate::ids::BlockId| cache.data.addr() + u64::from(id.0) * (rows * pitch) as u64;
         for copy in copies.iter().filter(|copy| copy.num_tokens > 0 && copy.from != copy.to) {
             self.context.copy_rows(block(copy.to), block(copy.from), pitch, copy.num_tokens * slot, rows)?;
