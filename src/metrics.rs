@@ -1,7 +1,8 @@
-//! The metric families of the C++ backend: names, labels, HELP texts and the JSON line of one iteration, in one table.
+//! The metric families: names, labels, HELP texts and the JSON line of one iteration, in one table.
 //!
-//! A row's series reads one number of a [`Snapshot`]. The same rows give the gauges and the keys of the JSON line, so
-//! that both always have the same count. Histograms are observed once per request, not per iteration.
+//! A row's series reads one number of a [`Snapshot`]. The families of the C++ backend, `nv_trt_llm_*`, also give the keys
+//! of the JSON line, so that both always have the same count; what this engine counts beyond them has other names and a
+//! JSON line of its own. Histograms are observed once per request, not per iteration.
 
 use crate::config::BatchingType;
 
@@ -40,6 +41,10 @@ pub struct Series {
 pub enum Value {
     /// A whole number of the iteration.
     Count(fn(&Snapshot) -> u64),
+    /// A sum since start that the C++ backend does not have.
+    Total(fn(&Snapshot) -> u64),
+    /// A share of such sums.
+    TotalShare(fn(&Snapshot) -> f64),
     /// A share, written with 6 decimals.
     Fraction(fn(&Snapshot) -> f64),
     /// The iteration's time: microseconds since the epoch as a metric, a text in the JSON line.
@@ -73,6 +78,43 @@ pub struct Snapshot {
     pub iteration: u64,
     /// Microseconds since the epoch.
     pub timestamp_us: u64,
+    pub totals: Totals,
+}
+
+/// Sums since the model was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub completed_requests: u64,
+    pub cancelled_requests: u64,
+    pub timed_out_requests: u64,
+    pub failed_requests: u64,
+    pub prompt_tokens: u64,
+    pub generated_tokens: u64,
+    /// Prompt tokens that the prefix cache made unnecessary to compute.
+    pub cached_tokens: u64,
+    pub preemptions: u64,
+    pub evicted_blocks: u64,
+    /// Leaks that an idle engine found.
+    pub failed_checks: u64,
+}
+
+impl std::ops::Add for Totals {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            completed_requests: self.completed_requests + other.completed_requests,
+            cancelled_requests: self.cancelled_requests + other.cancelled_requests,
+            timed_out_requests: self.timed_out_requests + other.timed_out_requests,
+            failed_requests: self.failed_requests + other.failed_requests,
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            generated_tokens: self.generated_tokens + other.generated_tokens,
+            cached_tokens: self.cached_tokens + other.cached_tokens,
+            preemptions: self.preemptions + other.preemptions,
+            evicted_blocks: self.evicted_blocks + other.evicted_blocks,
+            failed_checks: self.failed_checks + other.failed_checks,
+        }
+    }
 }
 
 impl Snapshot {
@@ -100,6 +142,7 @@ impl Snapshot {
             reused_blocks: a.reused_blocks + b.reused_blocks,
             iteration: a.iteration.max(b.iteration),
             timestamp_us: a.timestamp_us.max(b.timestamp_us),
+            totals: a.totals + b.totals,
         };
         snapshots.into_iter().fold(Self::default(), add)
     }
@@ -258,6 +301,79 @@ pub const FAMILIES: &[Family] = &[
         ],
     },
     Family {
+        name: "nv_llm_requests",
+        help: "Requests that have ended",
+        kind: Kind::Counter,
+        label: "outcome",
+        batching: None,
+        series: &[
+            total("completed", "Completed Requests", "requests that ended by themselves", |s| {
+                s.totals.completed_requests
+            }),
+            total("cancelled", "Cancelled Requests", "requests that their client left or stopped", |s| {
+                s.totals.cancelled_requests
+            }),
+            total("timed_out", "Timed Out Requests", "requests whose deadline passed", |s| s.totals.timed_out_requests),
+            total(
+                "failed",
+                "Failed Requests",
+                "requests that ended with an error; those that were refused never began",
+                |s| s.totals.failed_requests,
+            ),
+        ],
+    },
+    Family {
+        name: "nv_llm_tokens",
+        help: "Tokens of requests: of prompts, those of them that the prefix cache had, and generated ones",
+        kind: Kind::Counter,
+        label: "token_type",
+        batching: None,
+        series: &[
+            total("prompt", "Prompt Tokens", "prompt tokens, once for each return sequence", |s| {
+                s.totals.prompt_tokens
+            }),
+            total("cached", "Cached Tokens", "prompt tokens that the prefix cache had", |s| s.totals.cached_tokens),
+            total("generated", "Generated Tokens", "generated tokens", |s| s.totals.generated_tokens),
+        ],
+    },
+    Family {
+        name: "nv_llm_scheduling",
+        help: "Requests that were paused, reusable KV cache blocks that were given up, failed checks of an idle engine",
+        kind: Kind::Counter,
+        label: "scheduling_event",
+        batching: None,
+        series: &[
+            total("preemption", "Preemptions", "requests that were paused for memory and computed again", |s| {
+                s.totals.preemptions
+            }),
+            total(
+                "evicted_block",
+                "Evicted KV cache blocks",
+                "reusable blocks that were given up for other content",
+                |s| s.totals.evicted_blocks,
+            ),
+            total(
+                "failed_check",
+                "Failed Checks",
+                "checks that found an idle engine out of order: a leak, which is a bug",
+                |s| s.totals.failed_checks,
+            ),
+        ],
+    },
+    Family {
+        name: "nv_llm_prefix_cache",
+        help: "Share of all prompt tokens that the prefix cache had",
+        kind: Kind::Gauge,
+        label: "prefix_cache_metric",
+        batching: None,
+        series: &[Series {
+            label_value: "hit_rate",
+            json_key: "Prefix Cache Hit Rate",
+            meaning: "cached divided by prompt tokens since the model was loaded",
+            value: Value::TotalShare(|snapshot| share(snapshot.totals.cached_tokens, snapshot.totals.prompt_tokens)),
+        }],
+    },
+    Family {
         name: OUTPUT_TOKENS,
         help: "TRT LLM response metrics",
         kind: Kind::Histogram,
@@ -299,8 +415,8 @@ impl Value {
     /// The number that the metric is set to; `None` where it is not read from an iteration.
     pub fn read(&self, snapshot: &Snapshot) -> Option<f64> {
         match self {
-            Value::Count(read) => Some(read(snapshot) as f64),
-            Value::Fraction(read) => Some(read(snapshot)),
+            Value::Count(read) | Value::Total(read) => Some(read(snapshot) as f64),
+            Value::Fraction(read) | Value::TotalShare(read) => Some(read(snapshot)),
             Value::Timestamp => Some(snapshot.timestamp_us as f64),
             Value::Observed => None,
         }
@@ -308,18 +424,29 @@ impl Value {
 
     fn json(&self, snapshot: &Snapshot) -> Option<String> {
         match self {
-            Value::Count(read) => Some(read(snapshot).to_string()),
-            Value::Fraction(read) => Some(format!("{:.6}", read(snapshot))),
+            Value::Count(read) | Value::Total(read) => Some(read(snapshot).to_string()),
+            Value::Fraction(read) | Value::TotalShare(read) => Some(format!("{:.6}", read(snapshot))),
             Value::Timestamp => Some(format!("\"{}\"", calendar(snapshot.timestamp_us))),
             Value::Observed => None,
         }
     }
 }
 
-/// One iteration as a JSON object on one line, one key for each gauge and counter.
+/// One iteration as a JSON object on one line, one key for each gauge and counter of the C++ backend.
 pub fn iteration_json(snapshot: &Snapshot, batching: BatchingType) -> String {
+    json_line(snapshot, batching, false)
+}
+
+/// The other gauges and counters as a JSON object on one line.
+pub fn totals_json(snapshot: &Snapshot, batching: BatchingType) -> String {
+    json_line(snapshot, batching, true)
+}
+
+fn json_line(snapshot: &Snapshot, batching: BatchingType, totals: bool) -> String {
+    let is_total = |value: &Value| matches!(value, Value::Total(_) | Value::TotalShare(_));
     let pairs = Family::of(batching)
         .flat_map(|family| family.series)
+        .filter(|series| is_total(&series.value) == totals)
         .filter_map(|series| Some(format!("\"{}\":{}", series.json_key, series.value.json(snapshot)?)));
     format!("{{{}}}", pairs.collect::<Vec<_>>().join(","))
 }
@@ -334,6 +461,15 @@ const fn count(
     Series { label_value, json_key, meaning, value: Value::Count(read) }
 }
 
+const fn total(
+    label_value: &'static str,
+    json_key: &'static str,
+    meaning: &'static str,
+    read: fn(&Snapshot) -> u64,
+) -> Series {
+    Series { label_value, json_key, meaning, value: Value::Total(read) }
+}
+
 const fn observed(label_value: &'static str, json_key: &'static str, meaning: &'static str) -> Series {
     Series { label_value, json_key, meaning, value: Value::Observed }
 }
@@ -345,7 +481,7 @@ pub fn metrics_markdown() -> String {
          At `/metrics` of the server's metrics port. Every series has the labels `model` and `version` and one label of its family. Gauges are\n\
          updated every `stats_check_period_ms` and, with several instances of a model, add up; what numbers or dates something is the largest.\n\
          They exist, with zeros, from the moment the model begins to load. With verbose logging (`log_verbose_level` 1) every step is also one line\n\
-         of JSON in the log, with the keys of the last column. The server's own `nv_inference_*` families come beside these.\n\n\
+         of JSON in the log, with the keys of the last column; those of `nv_llm_*` have a line of their own. The server's own `nv_inference_*` families come beside these.\n\n\
          | Family | Type | HELP | Label | Value | Meaning | JSON key |\n|---|---|---|---|---|---|---|\n",
     );
     for family in FAMILIES {
@@ -377,7 +513,12 @@ fn metrics_line(family: &Family, series: &Series) -> String {
 }
 
 fn used_fraction(snapshot: &Snapshot) -> f64 {
-    if snapshot.max_blocks == 0 { 0.0 } else { snapshot.used_blocks as f64 / snapshot.max_blocks as f64 }
+    share(snapshot.used_blocks, snapshot.max_blocks)
+}
+
+/// 0 of nothing.
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
 /// `MM-DD-YYYY HH:MM:SS.ffffff` in UTC.
@@ -405,8 +546,10 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
 mod tests {
     use super::*;
 
+    /// Series that upstream's tools count.
     fn gauges(batching: BatchingType) -> usize {
-        Family::of(batching).filter(|family| family.kind != Kind::Histogram).map(|family| family.series.len()).sum()
+        let theirs = Family::of(batching).filter(|family| family.name.starts_with("nv_trt_llm_"));
+        theirs.map(|family| family.series.len()).sum()
     }
 
     #[test]
@@ -418,6 +561,15 @@ mod tests {
             assert_eq!(json.as_object().unwrap().len(), series);
             assert!(!line.contains('\n'));
         }
+    }
+
+    #[test]
+    fn what_the_cpp_backend_does_not_count_has_a_line_of_its_own() {
+        let totals = Totals { prompt_tokens: 8, cached_tokens: 2, preemptions: 3, ..Totals::default() };
+        let line = totals_json(&Snapshot { totals, ..Snapshot::default() }, BatchingType::Inflight);
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((json["Prefix Cache Hit Rate"].as_f64(), json["Preemptions"].as_u64()), (Some(0.25), Some(3)));
+        assert!(json.get("Active Request Count").is_none());
     }
 
     #[test]

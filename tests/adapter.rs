@@ -8,6 +8,8 @@ mod docs;
 mod fake;
 #[path = "adapter/llm.rs"]
 mod llm;
+#[path = "adapter/logits.rs"]
+mod logits;
 #[path = "adapter/operation.rs"]
 mod operation;
 #[path = "adapter/prompts.rs"]

@@ -244,7 +244,11 @@ fn bad_requests_are_refused_and_the_next_one_is_served() {
         (base().input(int("no_repeat_ngram_size", -1)), INVALID_ARG, "no_repeat_ngram_size is -1"),
         (base().input(int("prompt_ignore_length", -1)), INVALID_ARG, "prompt_ignore_length is -1"),
         (base().input(Tensor::uint64("lora_task_id", &[1], &[7])), NOT_FOUND, "LoRA task 7 not found in cache"),
-        (base().input(flag("return_context_logits")), UNSUPPORTED, "\"return_context_logits\""),
+        (
+            base().input(Tensor::int32("draft_input_ids", &[1, 1], &[1])),
+            UNSUPPORTED,
+            "\"draft_input_ids\" is not supported by this version: it must be absent or empty",
+        ),
         (unlisted("output_ids"), INVALID_ARG, "output_ids must be in the list"),
         (unlisted("sequence_length"), INVALID_ARG, "sequence_length must be in the list"),
         (request(&[5; 100], 1), INVALID_ARG, "Prompt length (100) exceeds maximum input length (99)"),

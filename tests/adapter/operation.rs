@@ -163,6 +163,41 @@ fn a_failed_device_answers_everybody_and_turns_readiness_off() {
     assert_eq!(code, 4);
 }
 
+#[test]
+fn what_happened_to_requests_and_their_tokens_is_counted() {
+    let server = start();
+    let parameters = [("stats_check_period_ms", "1"), ("max_tokens_in_paged_kv_cache", "256"), ("max_seq_len", "256")];
+    let model = server.load(model("llm", true, &parameters)).unwrap();
+    let value = |model: &str, family: &str, label: &str| {
+        let is = |series: &crate::fake::Series| {
+            series.family == family && series.labels["model"] == model && series.labels.values().any(|it| it == label)
+        };
+        server.metrics().into_iter().find(is).unwrap_or_else(|| panic!("{family} {label}")).value
+    };
+    let long: Vec<i32> = (0..130).map(|at| 100 + at).collect();
+    let other: Vec<i32> = (0..130).map(|at| 100 + (at * 7) % 150).collect();
+    for prompt in [&long, &long, &other] {
+        model.infer(request(prompt, 2));
+    }
+    until(|| value("llm", "nv_llm_requests", "completed") == 3.0);
+    assert_eq!(value("llm", "nv_llm_tokens", "prompt"), 390.0);
+    assert_eq!(value("llm", "nv_llm_tokens", "generated"), 6.0);
+    let cached = value("llm", "nv_llm_tokens", "cached");
+    assert!((128.0..=130.0).contains(&cached), "{cached}");
+    assert_eq!(value("llm", "nv_llm_prefix_cache", "hit_rate"), cached / 390.0);
+    assert!(value("llm", "nv_llm_scheduling", "evicted_block") >= 1.0);
+    let model = server.load(self::model("big", true, &parameters[..1])).unwrap();
+    let running = model.execute(vec![endless("")])[0];
+    running.wait_for(1);
+    running.cancel();
+    running.wait();
+    model.infer(request(&[100], ENDLESS).parameter("timeout", crate::fake::ParameterValue::Int(1)));
+    model.infer(request(&[-5], 2));
+    let outcomes = ["completed", "cancelled", "timed_out", "failed"];
+    until(|| outcomes.map(|outcome| value("big", "nv_llm_requests", outcome)) == [0.0, 1.0, 1.0, 0.0]);
+    assert_eq!(value("big", "nv_llm_scheduling", "failed_check"), 0.0);
+}
+
 /// The test runs itself anew, as the process that is to end.
 #[test]
 fn a_failed_device_ends_the_process_where_that_was_asked_for() {
@@ -238,7 +273,7 @@ fn unloading_removes_every_series() {
     let server = start();
     let loaded = server.load(model("llm", true, &[])).unwrap();
     loaded.infer(request(&PROMPT, 2));
-    assert_eq!(server.family_count(), 8);
+    assert_eq!(server.family_count(), 12);
     drop(loaded);
     assert_eq!(server.family_count(), 0);
 }

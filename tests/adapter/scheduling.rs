@@ -1,6 +1,7 @@
 //! When requests run and which KV blocks they share, as tensors and request parameters say.
 
-use crate::fake::{LoadedModel, ParameterValue, Reply, RequestSpec, Tensor, Ticket, dtype};
+use crate::fake::{LoadedModel, ModelSpec, ParameterValue, Reply, RequestSpec, Server, Tensor, Ticket, dtype};
+use crate::operation::until;
 use crate::script::{error, flag, int, model, request, start, tokens, with_id};
 
 const NOT_FOUND: u32 = 2;
@@ -143,10 +144,14 @@ fn s2_7_an_unknown_adapter_is_not_found_in_the_words_of_a_runtime_error() {
 }
 
 /// One request runs, the others wait behind it; when it is gone they run one by one.
-fn one_by_one(model: &LoadedModel<'_>, first: RequestSpec, others: Vec<RequestSpec>) -> Vec<i64> {
+fn one_by_one(server: &Server, spec: ModelSpec, first: RequestSpec, others: Vec<RequestSpec>) -> Vec<i64> {
+    let model = server.load(spec).unwrap();
     let running = model.execute(vec![first.input(flag("streaming"))])[0];
     running.wait_for(1);
+    let count = others.len() as f64;
     let waiting = model.execute(others);
+    let queued = || server.metric("nv_trt_llm_request_metrics", &[("request_type", "waiting")]).unwrap().value;
+    until(|| queued() == count);
     running.cancel();
     running.wait();
     waiting.into_iter().map(|ticket| time(ticket, "first_scheduled_time_ns")).collect()
@@ -155,21 +160,20 @@ fn one_by_one(model: &LoadedModel<'_>, first: RequestSpec, others: Vec<RequestSp
 #[test]
 fn the_highest_priority_runs_first() {
     let server = start();
-    let mut spec = model("llm", true, &[("max_batch_size", "1")]);
+    let mut spec = model("llm", true, &[("max_batch_size", "1"), ("stats_check_period_ms", "1")]);
     spec.config["dynamic_batching"] = serde_json::json!({ "priority_levels": "3", "default_priority_level": "2" });
-    let model = server.load(spec).unwrap();
     let of = |level: i64| measured(&[100]).parameter("priority", ParameterValue::Int(level));
-    let times = one_by_one(&model, request(&[100], ENDLESS), vec![of(3), of(0), of(1), measured(&[100])]);
+    let times = one_by_one(&server, spec, request(&[100], ENDLESS), vec![of(3), of(0), of(1), measured(&[100])]);
     assert!(times[2] < times[1] && times[1] < times[3] && times[3] < times[0], "{times:?}");
 }
 
 #[test]
 fn a_busy_tenant_does_not_keep_another_one_waiting() {
     let server = start();
-    let model = server.load(model("llm", true, &[("max_batch_size", "1"), ("tenant_weights", "b:3")])).unwrap();
+    let parameters = [("max_batch_size", "1"), ("tenant_weights", "b:3"), ("stats_check_period_ms", "1")];
     let of = |spec: RequestSpec, tenant: &str| spec.parameter("tenant", text(tenant));
     let waiting = vec![of(measured(&[100]), "a"), of(measured(&[101]), "a"), of(measured(&[102]), "b")];
-    let times = one_by_one(&model, of(request(&[100], ENDLESS), "a"), waiting);
+    let times = one_by_one(&server, model("llm", true, &parameters), of(request(&[100], ENDLESS), "a"), waiting);
     assert!(times[2] < times[1], "{times:?}");
 }
 

@@ -14,7 +14,9 @@ use triton_trtllm::decode::logits::{self, History, Occurrences};
 use triton_trtllm::decode::sample::{SampleScratch, sample};
 use triton_trtllm::error::{Error, Result};
 use triton_trtllm::ids::{SeqId, TokenId};
-use triton_trtllm::step::{Executor, ExecutorLimits, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb};
+use triton_trtllm::step::{
+    Executor, ExecutorLimits, Inspection, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb,
+};
 use triton_trtllm::text::Tokenizer;
 use triton_trtllm::triton::{Model, ModelHandler, ModelLoader, set_loader};
 
@@ -176,6 +178,13 @@ impl Sequence {
 }
 
 impl ScriptExecutor {
+    /// What the model says after a token: half the token's number for the token itself.
+    fn logits(&self, token: TokenId) -> Vec<f32> {
+        let mut row = vec![0.0; self.limits.vocab_size];
+        row[token as usize] = token as f32 / 2.0;
+        row
+    }
+
     fn next(&self, sequence: &Sequence, end: usize) -> Result<TokenId> {
         if !self.answer.is_empty() {
             return Ok(self.answer[(end - sequence.prompt_len) % self.answer.len()]);
@@ -201,7 +210,15 @@ impl Executor for ScriptExecutor {
             let sequence = Sequence { prompt_len, tokens, sampling: new.sampling.clone() };
             self.sequences.insert(new.seq, sequence);
         }
-        let mut rows = Vec::new();
+        let (mut rows, mut inspections) = (Vec::new(), Vec::new());
+        for chunk in &plan.chunks {
+            let (tokens, end) = (&self.sequences[&chunk.seq].tokens, chunk.start + chunk.len);
+            let start = end - chunk.inspect.positions;
+            if start < end {
+                let logits = tokens[start..end].iter().map(|&token| self.logits(token)).collect();
+                inspections.push(Inspection { seq: chunk.seq, start, logits, next_log_probs: Vec::new() });
+            }
+        }
         for chunk in plan.chunks.iter().filter(|chunk| chunk.sample) {
             let sequence = &self.sequences[&chunk.seq];
             let end = chunk.start + chunk.len;
@@ -217,7 +234,7 @@ impl Executor for ScriptExecutor {
             rows.push(SampledRow { seq: chunk.seq, tokens, top: Vec::new(), error: None });
         }
         plan.retired.iter().for_each(|seq| drop(self.sequences.remove(seq)));
-        self.steps.push_back(StepOutput { step: plan.step, rows, ..StepOutput::default() });
+        self.steps.push_back(StepOutput { step: plan.step, rows, inspections });
         Ok(())
     }
 

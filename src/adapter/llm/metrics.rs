@@ -1,6 +1,7 @@
 //! The metrics of one model: registered at load, set from the engine's statistics, observed per request.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,20 +9,27 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 
 use crate::config::BatchingType;
-use crate::engine::{Engine, EngineStats, IterationStats};
+use crate::engine::{Engine, EngineStats, EngineTotals, IterationStats};
 use crate::error::{Error, Result};
-use crate::metrics::{BUCKETS, Family, INPUT_TOKENS, Kind, Series, Snapshot, iteration_json};
+use crate::metrics::{BUCKETS, Family, INPUT_TOKENS, Kind, Series, Snapshot, Totals, iteration_json, totals_json};
 use crate::triton::{Metric, MetricFamily, MetricKind};
 
 /// The series of one model and version.
 pub struct ModelMetrics {
     batching: BatchingType,
     gauges: Vec<(Metric, &'static Series)>,
-    /// Kept so that the series exist; they count what this engine does not do.
-    _counters: Vec<Metric>,
+    counters: Vec<Counter>,
     histograms: Vec<(&'static str, Metric)>,
     /// The last iteration of each instance.
     instances: Mutex<Vec<Snapshot>>,
+}
+
+/// A counter, which the server can only add to.
+struct Counter {
+    metric: Metric,
+    series: &'static Series,
+    /// What was added so far; changed under the lock of the instances.
+    sum: AtomicU64,
 }
 
 /// The share of one instance in its model's metrics.
@@ -41,7 +49,7 @@ impl ModelMetrics {
         let mut metrics = Self {
             batching,
             gauges: Vec::new(),
-            _counters: Vec::new(),
+            counters: Vec::new(),
             histograms: Vec::new(),
             instances: Mutex::default(),
         };
@@ -67,6 +75,15 @@ impl ModelMetrics {
                 tracing::warn!("metric {:?} could not be set: {error}", series.json_key);
             }
         }
+        for Counter { metric, series, sum } in &self.counters {
+            let value = series.value.read(snapshot).unwrap_or_default() as u64;
+            let more = value.saturating_sub(sum.swap(value, Ordering::Relaxed));
+            if more > 0
+                && let Err(error) = metric.increment(more as f64)
+            {
+                tracing::warn!("metric {:?} could not be incremented: {error}", series.json_key);
+            }
+        }
     }
 
     /// Observes the lengths of a request that has ended well.
@@ -90,7 +107,9 @@ impl ModelMetrics {
             let labels = [("model", model), ("version", version), (family.label, series.label_value)];
             match family.kind {
                 Kind::Gauge => self.gauges.push((handle.metric(&labels)?, series)),
-                Kind::Counter => self._counters.push(handle.metric(&labels)?),
+                Kind::Counter => {
+                    self.counters.push(Counter { metric: handle.metric(&labels)?, series, sum: AtomicU64::new(0) });
+                }
                 Kind::Histogram => match handle.histogram(&labels, &BUCKETS) {
                     Ok(metric) => self.histograms.push((family.name, metric)),
                     Err(error) => tracing::warn!("{} is not exported: {error}", family.name),
@@ -131,13 +150,14 @@ impl Updater {
     pub fn start(metrics: InstanceMetrics, engine: Engine, period: Duration) -> Result<Self> {
         let (stop, stopped) = channel();
         let work = move || {
-            let mut last = IterationStats::default();
+            let mut last = (IterationStats::default(), EngineTotals::default());
             loop {
                 let ended = stopped.recv_timeout(period) != Err(RecvTimeoutError::Timeout);
                 let stats = engine.stats();
-                if stats.last_iteration != last {
-                    last = stats.last_iteration;
+                if (stats.last_iteration, stats.totals) != last {
+                    last = (stats.last_iteration, stats.totals);
                     let sum = metrics.update(snapshot(&stats, now_us()));
+                    tracing::debug!("{}", totals_json(&sum, metrics.model.batching));
                     tracing::debug!("{}", iteration_json(&sum, metrics.model.batching));
                 }
                 if ended {
@@ -198,5 +218,22 @@ fn snapshot(stats: &EngineStats, timestamp_us: u64) -> Snapshot {
         reused_blocks: step.kv.reused_blocks,
         iteration: step.iteration,
         timestamp_us,
+        totals: totals(&stats.totals, step.kv.evicted_blocks),
+    }
+}
+
+fn totals(totals: &EngineTotals, evicted_blocks: u64) -> Totals {
+    let unusual = totals.requests_cancelled + totals.requests_timed_out + totals.requests_failed;
+    Totals {
+        completed_requests: totals.requests_finished.saturating_sub(unusual),
+        cancelled_requests: totals.requests_cancelled,
+        timed_out_requests: totals.requests_timed_out,
+        failed_requests: totals.requests_failed,
+        prompt_tokens: totals.prompt_tokens,
+        generated_tokens: totals.generated_tokens,
+        cached_tokens: totals.cached_tokens,
+        preemptions: totals.preemptions,
+        evicted_blocks,
+        failed_checks: totals.failed_checks,
     }
 }

@@ -9,6 +9,7 @@ mod guides;
 mod inputs;
 mod instance;
 mod interface;
+mod logits;
 mod metrics;
 mod open;
 mod request;
@@ -148,6 +149,7 @@ impl LlmModel {
                 tenant_weights: parameters.tenant_weights.value.clone(),
                 default_priority_level: whole(&self.config["dynamic_batching"]["default_priority_level"]),
             },
+            logits: logits::declared_type(&self.config),
             declared_outputs: outputs.filter_map(|output| output["name"].as_str().map(str::to_owned)).collect(),
             interface: self.interface.clone(),
         }

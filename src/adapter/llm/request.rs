@@ -16,7 +16,7 @@ use crate::engine;
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::TokenId;
 use crate::text::{StopStrings, Tokenizer, encode_words, unpack_words};
-use crate::triton::Input;
+use crate::triton::{DataType, Input};
 
 /// Most tokens that `num_top_log_probs` may ask for.
 const MAX_TOP_LOG_PROBS: u32 = 1024;
@@ -45,6 +45,8 @@ pub struct Rules {
     pub text: Option<TextRules>,
     /// Names of the outputs that the model's configuration declares.
     pub declared_outputs: Vec<String>,
+    /// The declared type of logits, FP32 or FP16; or why there are none.
+    pub logits: Result<DataType>,
     /// Most sequences that the engine runs as one request.
     pub max_sequences: usize,
     pub terms: TermRules,
@@ -78,7 +80,7 @@ pub struct Generate {
 }
 
 /// How all responses of a request are made.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     pub streaming: bool,
     pub batched: bool,
@@ -87,6 +89,16 @@ pub struct Plan {
     pub skip_special_tokens: bool,
     /// Whether the text that ended a sequence is left out of it.
     pub drop_stop_text: bool,
+    /// FP32 or FP16.
+    pub logits: DataType,
+}
+
+impl Plan {
+    /// The shape of an output, with the batch dimension if the model has one.
+    pub fn shape(&self, shape: &[i64]) -> Vec<i64> {
+        let batch: &[i64] = if self.batched { &[1] } else { &[] };
+        [batch, shape].concat()
+    }
 }
 
 /// A prompt and its sequences.
@@ -154,7 +166,7 @@ impl Call {
         inputs.refuse_unsupported()?;
         // Static batches end together, so their streams would have nothing to stream.
         let streaming = streaming && rules.batching == BatchingType::Inflight;
-        let reader = Reader { rules, inputs: &inputs, streaming };
+        let reader = Reader { rules, inputs: &inputs, requested, streaming };
         let mut items = Vec::with_capacity(batch);
         for row in 0..batch {
             let item = reader.items(row);
@@ -162,9 +174,17 @@ impl Call {
         }
         let several = items.len() > batch || items.iter().any(|item| item.request.num_sequences > 1);
         let wanted = Wanted::new(rules, &inputs, requested, batch > 1, several)?;
+        let logits = if wanted.logits() { rules.logits.clone()? } else { DataType::Fp32 };
         let skip_special_tokens = rules.text.as_ref().is_none_or(|text| text.skip_special_tokens);
         Ok(Self::Generate(Generate {
-            plan: Plan { streaming, batched: rules.batched, wanted, skip_special_tokens, drop_stop_text: false },
+            plan: Plan {
+                streaming,
+                batched: rules.batched,
+                wanted,
+                skip_special_tokens,
+                drop_stop_text: false,
+                logits,
+            },
             items,
             form: None,
         }))
@@ -175,6 +195,8 @@ impl Call {
 struct Reader<'a> {
     rules: &'a Rules,
     inputs: &'a Inputs<'a>,
+    /// Names of the outputs that the client lists.
+    requested: &'a [&'a str],
     streaming: bool,
 }
 
@@ -195,7 +217,7 @@ impl Reader<'_> {
         cache::refuse_adapter(self.inputs, row)?;
         let extra_ids = cache::extra_ids(self.inputs, row, prompt.len())?;
         let retention = cache::retention(self.inputs, row)?;
-        let prompt_log_probs = self.inputs.flag_of("return_prompt_log_probs", row)?.unwrap_or(false);
+        let outputs = self.output_options(row)?;
         let seed = sampling.seed;
         let item = |first: usize| Item {
             request: engine::Request {
@@ -204,7 +226,7 @@ impl Reader<'_> {
                 stop: stop.clone(),
                 extra_ids: extra_ids.clone(),
                 retention: retention.clone(),
-                outputs: engine::OutputOptions { prompt_log_probs, ..Default::default() },
+                outputs,
                 num_sequences: (sequences - first).min(self.rules.max_sequences),
                 ..engine::Request::default()
             },
@@ -434,6 +456,19 @@ impl Reader<'_> {
             Some(count) if count > most => Err(out_of_range("num_top_log_probs", count, &format!("0 to {most}"))),
             count => Ok(count.unwrap_or(0)),
         }
+    }
+
+    /// Logits are computed where the client can see them.
+    fn output_options(&self, row: usize) -> Result<engine::OutputOptions> {
+        let wants = |flag, output| {
+            let asked = self.inputs.flag_of(flag, row)?.unwrap_or(false);
+            Ok::<_, Error>(asked && self.requested.contains(&output))
+        };
+        Ok(engine::OutputOptions {
+            context_logits: wants("return_context_logits", "context_logits")?,
+            generation_logits: wants("return_generation_logits", "generation_logits")?,
+            prompt_log_probs: self.inputs.flag_of("return_prompt_log_probs", row)?.unwrap_or(false),
+        })
     }
 
     fn return_sequences(&self, row: usize) -> Result<i32> {

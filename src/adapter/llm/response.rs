@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::logits::Logits;
 use super::request::{Item, LogProbs, Plan};
 use crate::engine::{Delta, FinishReason, RequestStats};
 use crate::error::Error;
@@ -27,6 +28,7 @@ pub struct Row {
     /// Of the prompt; gone once they were sent.
     prompt_log_probs: Vec<f32>,
     cum_log_prob: f64,
+    logits: Logits,
     text: Option<RowText>,
     ended: bool,
 }
@@ -80,6 +82,7 @@ impl Row {
             top_count: item.request.sampling.top_log_probs as usize,
             prompt_log_probs: Vec::new(),
             cum_log_prob: 0.0,
+            logits: Logits::default(),
             text,
             ended: false,
         }
@@ -100,10 +103,12 @@ impl Row {
             self.ended = true;
             return Step::Failed(error);
         }
+        let before = self.tokens.len();
+        let stopped = self.take(&delta);
         if let Some(logits) = &delta.logits {
             self.prompt_log_probs.extend(&logits.prompt_log_probs);
+            self.logits.push(plan.logits, logits, self.tokens.len() - before);
         }
-        let stopped = self.take(&delta);
         let last = stopped || delta.finish.is_some();
         if let Some(text) = self.text.as_mut().filter(|_| last) {
             text.finish(stopped);
@@ -155,6 +160,7 @@ impl Row {
         let length = tokens.len() as i32;
         out.ints("output_ids", &[1, i64::from(length)], &tokens);
         out.ints("sequence_length", &[1], &[length]);
+        out.tensors.extend(self.logits.tensors(plan));
         let log_probs = &self.token_log_probs;
         out.floats("output_log_probs", &[1, log_probs.len() as i64], log_probs);
         out.floats("cum_log_probs", &[1], &[self.cum_log_prob as f32]);
@@ -246,14 +252,14 @@ struct Outputs<'a> {
 impl Outputs<'_> {
     fn ints(&mut self, name: &'static str, shape: &[i64], values: &[i32]) {
         if self.plan.wanted.has(name) {
-            let shape = self.shape(shape);
+            let shape = self.plan.shape(shape);
             self.tensors.push(OutputTensor::int32(name, &shape, values));
         }
     }
 
     fn floats(&mut self, name: &'static str, shape: &[i64], values: &[f32]) {
         if self.plan.wanted.has(name) {
-            let shape = self.shape(shape);
+            let shape = self.plan.shape(shape);
             self.tensors.push(OutputTensor::fp32(name, &shape, values));
         }
     }
@@ -268,14 +274,14 @@ impl Outputs<'_> {
 
     fn word64(&mut self, name: &'static str, dtype: DataType, value: u64) {
         if self.plan.wanted.has(name) {
-            let (shape, bytes) = (self.shape(&[1]), value.to_le_bytes().to_vec());
+            let (shape, bytes) = (self.plan.shape(&[1]), value.to_le_bytes().to_vec());
             self.tensors.push(OutputTensor { name: name.into(), dtype, shape, bytes });
         }
     }
 
     fn strings(&mut self, name: &'static str, value: &str) {
         if self.plan.wanted.has(name) {
-            let shape = self.shape(&[1]);
+            let shape = self.plan.shape(&[1]);
             self.tensors.push(OutputTensor::strings(name, &shape, &[value]));
         }
     }
@@ -284,13 +290,8 @@ impl Outputs<'_> {
     fn text(&mut self, name: &'static str, text: &str) {
         if self.plan.wanted.has(name) {
             let place = if self.plan.wanted.tokens() { self.tensors.len() } else { 0 };
-            let shape = self.shape(&[1]);
+            let shape = self.plan.shape(&[1]);
             self.tensors.insert(place, OutputTensor::strings(name, &shape, &[text]));
         }
-    }
-
-    fn shape(&self, shape: &[i64]) -> Vec<i64> {
-        let batch: &[i64] = if self.plan.batched { &[1] } else { &[] };
-        [batch, shape].concat()
     }
 }

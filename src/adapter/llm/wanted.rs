@@ -9,6 +9,10 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted(u64);
 
+/// Outputs of logits and the flags that ask for them.
+const LOGITS: [(&str, &str); 2] =
+    [("context_logits", "return_context_logits"), ("generation_logits", "return_generation_logits")];
+
 const PERF: [&str; 10] = [
     "kv_cache_alloc_new_blocks",
     "kv_cache_reused_blocks",
@@ -48,6 +52,9 @@ impl Wanted {
         let mut wanted = Self::default();
         wanted.add("output_ids", tokens && lists("output_ids"));
         wanted.add("sequence_length", tokens && lists("sequence_length"));
+        for (name, flag) in LOGITS {
+            wanted.add(name, inputs.flag(flag) && lists(name));
+        }
         wanted.add("output_log_probs", log_probs && lists("output_log_probs"));
         wanted.add("cum_log_probs", log_probs && lists("cum_log_probs"));
         wanted.add("batch_index", batch && lists("batch_index"));
@@ -77,6 +84,11 @@ impl Wanted {
     /// Whether every response has something for a client even without new text.
     pub fn tokens(self) -> bool {
         self.has("output_ids")
+    }
+
+    /// Whether there are logits.
+    pub fn logits(self) -> bool {
+        LOGITS.iter().any(|(name, _)| self.has(name))
     }
 
     fn add(&mut self, name: &str, condition: bool) {
