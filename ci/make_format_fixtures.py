@@ -26,6 +26,8 @@ RNG = np.random.default_rng(7)
 BLOCKS = 6
 QUANTISED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"]
 ALIGNMENT = 32
+# Fixture, ranks, pipeline stages, options.
+EXPERT_MODELS = [("mixtral", 2, 1, {}), ("mixtral", 2, 2, {"expert_groups": 2}), ("mixtral", 4, 1, {"expert_groups": 2})]
 # Fixture, architecture of the file.
 GGUF_MODELS = {
     "llama-gqa": "llama",
@@ -111,7 +113,14 @@ def main():
     parser.add_argument("--models", type=Path, default=Path("tests/fixtures/models"))
     parser.add_argument("--out", type=Path, default=Path("tests/fixtures/formats"))
     parser.add_argument("--gguf", nargs="*", help="only these GGUF models, beside what is there")
+    parser.add_argument("--experts", action="store_true", help="only TensorRT-LLM checkpoints with experts")
     args = parser.parse_args()
+    if args.experts:
+        for name, tp, pp, options in EXPERT_MODELS:
+            folder = args.out / "trtllm" / f"{name}-tp{tp}-pp{pp}"
+            shutil.rmtree(folder, ignore_errors=True)
+            write_trtllm(args.models / name, folder, tp, pp, **options)
+        return
     if args.gguf:
         for name, architecture in GGUF_MODELS.items():
             if name in args.gguf:
@@ -127,6 +136,7 @@ def main():
         ("qwen2-tied", 2, 1, {}),
         ("qwen3", 1, 2, {}),
         ("mistral-window", 2, 1, {}),
+        *EXPERT_MODELS,
     ]:
         write_trtllm(args.models / name, args.out / "trtllm" / f"{name}-tp{tp}-pp{pp}", tp, pp, **options)
     for name, architecture in GGUF_MODELS.items():
@@ -138,9 +148,13 @@ def main():
 # TensorRT-LLM
 
 
-def write_trtllm(source, folder, tp, pp, parallel_embedding=None):
+def write_trtllm(source, folder, tp, pp, parallel_embedding=None, expert_groups=1):
     config = json.loads((source / "config.json").read_text())
-    weights = {name: value for name, value in load_file(source / "model.safetensors").items()}
+    if config["torch_dtype"] == "bfloat16":
+        weights = {name: widened(*value) for name, value in read_safetensors(source / "model.safetensors").items()}
+        config["torch_dtype"] = "float32"
+    else:
+        weights = load_file(source / "model.safetensors")
     layers = config["num_hidden_layers"]
     tied = "lm_head.weight" not in weights
     folder.mkdir(parents=True)
@@ -157,18 +171,26 @@ def write_trtllm(source, folder, tp, pp, parallel_embedding=None):
         "num_key_value_heads": config["num_key_value_heads"],
         "hidden_act": "silu" if architecture.startswith("Qwen") else "swiglu",
         "intermediate_size": config["intermediate_size"],
-        "norm_epsilon": config["rms_norm_eps"],
+        "norm_epsilon": config.get("rms_norm_eps", 1e-5),
         "position_embedding_type": "rope_gpt_neox",
         "max_position_embeddings": config["max_position_embeddings"],
-        "rotary_base": config["rope_theta"],
+        "rotary_base": config.get("rope_theta", 1e6),
         "rotary_scaling": config.get("rope_scaling"),
         "use_parallel_embedding": parallel_embedding is not None,
         "embedding_sharding_dim": parallel_embedding or 0,
         "share_embedding_table": tied,
-        "mapping": {"world_size": tp * pp, "tp_size": tp, "pp_size": pp},
+        "mapping": {
+            "world_size": tp * pp,
+            "tp_size": tp,
+            "pp_size": pp,
+            "moe_tp_size": tp // expert_groups,
+            "moe_ep_size": expert_groups,
+        },
         "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
         "producer": {"name": "make_format_fixtures.py"},
     }
+    if "num_local_experts" in config:
+        written["moe"] = {"num_experts": config["num_local_experts"], "top_k": 2, "normalization_mode": 1}
     if "head_dim" in config:
         written["head_size"] = config["head_dim"]
     if "sliding_window" in config and not architecture.startswith("Qwen"):
@@ -179,6 +201,8 @@ def write_trtllm(source, folder, tp, pp, parallel_embedding=None):
         count = layers // pp + (1 if stage < layers % pp else 0)
         for rank in range(tp):
             tensors = stage_tensors(weights, config, range(first, first + count), rank, tp)
+            if "num_local_experts" in config:
+                tensors |= expert_tensors(weights, config, range(first, first + count), (rank, tp, expert_groups))
             if stage == 0:
                 tensors["transformer.vocab_embedding.weight"] = embedding(weights, rank, tp, parallel_embedding)
             if stage == pp - 1:
@@ -219,6 +243,24 @@ def stage_tensors(weights, config, layers, rank, tp):
         ]:
             if f"{name}.weight" in here:
                 tensors[f"{out}{target}.weight"] = here[f"{name}.weight"]
+    return tensors
+
+
+def expert_tensors(weights, config, layers, ranks):
+    """Up above gate of some experts, and down; a router of float32."""
+    rank, tp, groups = ranks
+    count = config["num_local_experts"] // groups
+    first, part, parts = rank % groups * count, rank // groups, tp // groups
+    tensors = {}
+    for local, layer in enumerate(layers):
+        at = f"model.layers.{layer}.block_sparse_moe."
+        of = lambda expert, name: weights[f"{at}experts.{expert}.{name}.weight"]
+        mine = range(first, first + count)
+        fc = [np.concatenate([chunk(of(e, "w3"), part, parts, 0), chunk(of(e, "w1"), part, parts, 0)]) for e in mine]
+        out = f"transformer.layers.{local}.mlp."
+        tensors[f"{out}fc.weight"] = np.stack(fc)
+        tensors[f"{out}proj.weight"] = np.stack([chunk(of(e, "w2"), part, parts, 1) for e in mine])
+        tensors[f"{out}router.weight"] = weights[f"{at}gate.weight"].astype(np.float32)
     return tensors
 
 

@@ -62,7 +62,7 @@ fn assert_names(error: &Error, parts: &[&str]) {
 
 #[test]
 fn tensorrt_llm_checkpoints_of_any_parallelism_equal_the_reference() {
-    folders("trtllm", 7).iter().for_each(|folder| check_folder(folder));
+    folders("trtllm", 10).iter().for_each(|folder| check_folder(folder));
 }
 
 #[test]
@@ -275,7 +275,11 @@ fn tensorrt_llm_checkpoints_that_are_not_served_are_named() {
         ("architecture", json!("WhatForCausalLM"), &["WhatForCausalLM is not supported", "Qwen3ForCausalLM"]),
         ("quantization", json!({"quant_algo": "W4A16_AWQ"}), &["quant_algo is W4A16_AWQ"]),
         ("position_embedding_type", json!("alibi"), &["position_embedding_type alibi is not supported"]),
-        ("moe", json!({"num_experts": 8}), &["moe is {\"num_experts\":8}"]),
+        (
+            "moe",
+            json!({"num_experts": 8, "top_k": 2, "normalization_mode": 2}),
+            &["moe: normalization_mode 2 is not supported"],
+        ),
     ];
     for (key, value, parts) in cases {
         let root = copies(&[("model", formats("trtllm").join("llama-gqa-tp2-pp1"))]);

@@ -1,5 +1,6 @@
 //! The `config.json` of a TensorRT-LLM checkpoint in the words of a Hugging Face folder.
 
+use super::layout::num_experts;
 use crate::error::{Error, Result};
 use crate::model::Section;
 use serde_json::{Value, json};
@@ -11,6 +12,8 @@ pub(super) struct Traits {
     pub has_mlp_bias: bool,
 }
 
+/// Mode of the weights of experts.
+const RENORMALIZE: usize = 1;
 /// Ways of encoding positions that the rotary table covers.
 const ROTARY: [&str; 4] = ["rope_gpt_neox", "long_rope", "yarn", "deferred"];
 
@@ -39,9 +42,10 @@ pub(super) fn folder_config(config: &Section, architecture: &str, traits: &Trait
             ROTARY.join(", ")
         )));
     }
-    if let Some((key, value)) = config.first(&["moe", "moe_num_experts"]).filter(|(_, value)| has_experts(value)) {
+    let experts = num_experts(config)?;
+    if experts > 0 && architecture != "MixtralForCausalLM" {
         return Err(Error::unsupported(format!(
-            "{}: {key} is {value}; experts are not read from TensorRT-LLM checkpoints yet",
+            "{}: {experts} experts; they are read from TensorRT-LLM checkpoints of Mixtral only",
             config.origin()
         )));
     }
@@ -67,6 +71,10 @@ pub(super) fn folder_config(config: &Section, architecture: &str, traits: &Trait
         "partial_rotary_factor": config.positive(&["rotary_pct", "partial_rotary_factor", "rotary_fraction"])?,
         "original_max_position_embeddings": config.positive(&["original_max_position_embeddings"])?,
     });
+    if experts > 0 {
+        folder["num_local_experts"] = json!(experts);
+        folder["num_experts_per_tok"] = json!(experts_per_token(config)?);
+    }
     for key in ["sliding_window", "layer_types", "eos_token_id", "bos_token_id"] {
         if let Some((_, value)) = config.first(&[key]) {
             folder[key] = value.clone();
@@ -75,9 +83,20 @@ pub(super) fn folder_config(config: &Section, architecture: &str, traits: &Trait
     Section::from_value(config.origin(), folder)
 }
 
-fn has_experts(value: &Value) -> bool {
-    let count = value.get("num_experts").unwrap_or(value);
-    count.as_u64().is_some_and(|count| count > 0)
+/// # Errors
+/// Unsupported: weights of experts that are not divided by their sum.
+fn experts_per_token(config: &Section) -> Result<Option<usize>> {
+    let (moe, count, mode) = match config.section("moe")? {
+        Some(moe) => (moe, "top_k", "normalization_mode"),
+        None => (config.clone(), "moe_top_k", "moe_normalization_mode"),
+    };
+    match moe.index(&[mode])? {
+        None | Some(RENORMALIZE) => moe.count(&[count], 1 << 16),
+        Some(other) => {
+            let origin = moe.origin();
+            Err(Error::unsupported(format!("{origin}: {mode} {other} is not supported; {RENORMALIZE} is")))
+        }
+    }
 }
 
 /// The gated forms have names of their own.

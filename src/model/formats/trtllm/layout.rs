@@ -34,6 +34,8 @@ pub struct Layout {
     pub hugging_face: &'static str,
     /// Behind `model.layers.N.` and `transformer.layers.N.`.
     pub layer: &'static [Rule],
+    /// The experts' name in the folder, and those of up, gate and down of each.
+    pub experts: Option<(&'static str, [&'static str; 3])>,
 }
 
 /// Outside of the layers.
@@ -57,24 +59,58 @@ const GATED: &[Rule] = &[
     ("mlp.down_proj", "mlp.proj", Split::Columns),
 ];
 
+const WITH_EXPERTS: &[Rule] = &[
+    ("input_layernorm", "input_layernorm", Split::Replicated),
+    ("self_attn.q_proj", "attention.qkv", Split::Query),
+    ("self_attn.k_proj", "attention.qkv", Split::Key),
+    ("self_attn.v_proj", "attention.qkv", Split::Value),
+    ("self_attn.o_proj", "attention.dense", Split::Columns),
+    ("post_attention_layernorm", "post_layernorm", Split::Replicated),
+    ("block_sparse_moe.gate", "mlp.router", Split::Replicated),
+];
+
+/// Converters named it both ways.
+const MIXTRAL: Layout = Layout {
+    names: &[("MixtralForCausalLM", None)],
+    hugging_face: "MixtralForCausalLM",
+    layer: WITH_EXPERTS,
+    experts: Some(("block_sparse_moe.experts", ["w3", "w1", "w2"])),
+};
+
 const LAYOUTS: &[Layout] = &[
+    MIXTRAL,
     Layout {
         names: &[("LlamaForCausalLM", None), ("LLaMAForCausalLM", None), ("SkyworkForCausalLM", None)],
         hugging_face: "LlamaForCausalLM",
         layer: GATED,
+        experts: None,
     },
-    Layout { names: &[("MistralForCausalLM", None)], hugging_face: "MistralForCausalLM", layer: GATED },
+    Layout { names: &[("MistralForCausalLM", None)], hugging_face: "MistralForCausalLM", layer: GATED, experts: None },
     Layout {
         names: &[("Qwen2ForCausalLM", None), ("QWenForCausalLM", Some("qwen2"))],
         hugging_face: "Qwen2ForCausalLM",
         layer: GATED,
+        experts: None,
     },
     Layout {
         names: &[("Qwen3ForCausalLM", None), ("QWenForCausalLM", Some("qwen3"))],
         hugging_face: "Qwen3ForCausalLM",
         layer: GATED,
+        experts: None,
     },
 ];
+
+/// Experts of a layer, as new and old files say it; 0: none.
+///
+/// # Errors
+/// Names the key and its value.
+pub fn num_experts(config: &Section) -> Result<usize> {
+    let count = match config.section("moe")? {
+        Some(moe) => moe.index(&["num_experts"])?,
+        None => config.index(&["moe_num_experts"])?,
+    };
+    Ok(count.unwrap_or(0))
+}
 
 /// Beginnings of architectures that are no decoder-only models, and what they are.
 const OTHER_KINDS: [(&str, &str); 9] = [
@@ -98,6 +134,9 @@ impl Layout {
         let name = config.text(&["architecture"])?.ok_or_else(|| config.missing(&["architecture"]))?;
         let qwen_type = config.text(&["qwen_type"])?;
         let fits = |(known, kind): &(&str, Option<&str>)| *known == name && (kind.is_none() || *kind == qwen_type);
+        if ["LlamaForCausalLM", "LLaMAForCausalLM"].contains(&name) && num_experts(config)? > 0 {
+            return Ok(&MIXTRAL);
+        }
         if let Some(layout) = LAYOUTS.iter().find(|layout| layout.names.iter().any(fits)) {
             return Ok(layout);
         }

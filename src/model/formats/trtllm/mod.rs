@@ -16,6 +16,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
 
+/// Number of the last of an expert's matrices.
+const DOWN: usize = 2;
+/// A mode of older files.
+const EXPERT_PARALLEL: usize = 1;
 /// Ranks of one model, at most: a bound for absurd numbers.
 const MAX_RANKS: usize = 4096;
 
@@ -40,6 +44,18 @@ struct Sizes {
     vocab_size: usize,
     /// `None`: every rank has the whole embedding; else the dimension that is cut.
     embedding_split: Option<usize>,
+    num_experts: usize,
+    /// Groups of ranks that share the experts; those of a group hold parts of the same ones.
+    expert_groups: usize,
+}
+
+/// Where one matrix of an expert is.
+struct ExpertPlace {
+    name: String,
+    stage: usize,
+    expert: usize,
+    /// Up, gate or down.
+    part: usize,
 }
 
 impl TrtllmCheckpoint {
@@ -103,6 +119,42 @@ impl TrtllmCheckpoint {
         Some((*split, format!("transformer.layers.{layer}.{rank_name}.{suffix}"), stage))
     }
 
+    fn expert_place(&self, name: &str) -> Option<ExpertPlace> {
+        let (experts, parts) = self.layout.experts?;
+        let (layer, rest) = name.strip_prefix("model.layers.")?.strip_suffix(".weight")?.split_once('.')?;
+        let (expert, part) = rest.strip_prefix(experts)?.strip_prefix('.')?.split_once('.')?;
+        let part = parts.iter().position(|known| *known == part)?;
+        let (stage, layer) = self.sizes.stage_of(layer.parse().ok()?)?;
+        let expert = expert.parse().ok().filter(|&expert: &usize| expert < self.sizes.num_experts)?;
+        let stored = if part == DOWN { "proj" } else { "fc" };
+        Some(ExpertPlace { name: format!("transformer.layers.{layer}.mlp.{stored}.weight"), stage, expert, part })
+    }
+
+    /// Up and gate of an expert lie below each other in each rank's part of the first matrix.
+    fn expert(&self, place: &ExpertPlace) -> Result<Option<StoredTensor<'_>>> {
+        let Sizes { num_experts, expert_groups, .. } = self.sizes;
+        let of_group = num_experts / expert_groups;
+        let (group, local) = (place.expert / of_group, place.expert % of_group);
+        let mut parts = Vec::new();
+        for rank in self.stage(place.stage).iter().skip(group).step_by(expert_groups) {
+            let Some(all) = rank.tensor(&place.name)? else { return Ok(None) };
+            if all.shape.len() != 3 || all.shape[0] != of_group {
+                return Err(Error::invalid(format!(
+                    "{}: {} has shape {:?}; it must hold matrices of {of_group} experts",
+                    all.file.display(),
+                    place.name,
+                    all.shape
+                )));
+            }
+            let mut one = all.slice(local..local + 1)?;
+            one.shape.remove(0);
+            let half = one.shape[0] / 2;
+            parts.push(if place.part == DOWN { one } else { one.slice(place.part * half..(place.part + 1) * half)? });
+        }
+        let whole = if place.part == DOWN { StoredTensor::concat_columns(parts) } else { StoredTensor::stack(parts) };
+        whole.map(Some)
+    }
+
     /// The folder's names of all tensors; those that nobody knows keep their own.
     fn folder_names(&self) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
@@ -126,6 +178,15 @@ impl TrtllmCheckpoint {
         };
         let in_layer = stem.strip_prefix("transformer.layers.").and_then(|rest| rest.split_once('.'));
         match in_layer.and_then(|(layer, part)| Some((layer.parse::<usize>().ok()?, part))) {
+            Some((layer, part @ ("mlp.fc" | "mlp.proj"))) if self.layout.experts.is_some() => {
+                let (experts, parts) = self.layout.experts.unwrap_or_default();
+                let parts = if part == "mlp.fc" { &parts[..DOWN] } else { &parts[DOWN..] };
+                let name = |expert: usize, part: &str| {
+                    format!("model.layers.{}.{experts}.{expert}.{part}.{suffix}", first_layer.saturating_add(layer))
+                };
+                let of_expert = |expert| parts.iter().map(move |part| name(expert, part));
+                (0..self.sizes.num_experts).flat_map(of_expert).collect()
+            }
             Some((layer, part)) => {
                 all(self.layout.layer, part, &format!("model.layers.{}.", first_layer.saturating_add(layer)))
             }
@@ -194,6 +255,9 @@ impl TensorStore for TrtllmCheckpoint {
     }
 
     fn tensor(&self, name: &str) -> Result<Option<StoredTensor<'_>>> {
+        if let Some(place) = self.expert_place(name) {
+            return self.expert(&place);
+        }
         let Some((split, rank_name, stage)) = self.place(name) else { return Ok(None) };
         let mut parts = Vec::new();
         for rank in self.stage(stage) {
@@ -256,7 +320,24 @@ impl Sizes {
             false => None,
         };
         let vocab_size = config.required_count(&["vocab_size"], 1 << 26)?;
-        Ok(Self { tp, pp, num_layers, num_heads, num_kv_heads, vocab_size, embedding_split })
+        let num_experts = layout::num_experts(config)?.min(1 << 16);
+        let expert_groups = expert_groups(config, &mapping, tp)?;
+        if !tp.is_multiple_of(expert_groups) || !num_experts.is_multiple_of(expert_groups) {
+            return bad(format!(
+                "moe_ep_size is {expert_groups}; it must divide tp_size, {tp}, and the number of experts, {num_experts}"
+            ));
+        }
+        Ok(Self {
+            tp,
+            pp,
+            num_layers,
+            num_heads,
+            num_kv_heads,
+            vocab_size,
+            embedding_split,
+            num_experts,
+            expert_groups,
+        })
     }
 
     /// The first layer of a pipeline stage: the first stages have one more where layers do not divide evenly.
@@ -269,6 +350,20 @@ impl Sizes {
         let stage = (0..self.pp).rev().find(|&stage| self.first_layer(stage) <= layer)?;
         (layer < self.num_layers).then(|| (stage, layer - self.first_layer(stage)))
     }
+}
+
+/// `moe_ep_size`; before it, a mode that gave every rank experts of its own.
+fn expert_groups(config: &Section, mapping: &Section, tp: usize) -> Result<usize> {
+    // -1 is written for what is not set.
+    let written = mapping.first(&["moe_ep_size"]).filter(|(_, value)| value.as_i64() != Some(-1));
+    if written.is_some() {
+        return Ok(mapping.count(&["moe_ep_size"], MAX_RANKS)?.unwrap_or(1));
+    }
+    let mode = match config.section("moe")? {
+        Some(moe) => moe.index(&["tp_mode"])?,
+        None => config.index(&["moe_tp_mode"])?,
+    };
+    Ok(if mode == Some(EXPERT_PARALLEL) { tp } else { 1 })
 }
 
 #[cfg(test)]
