@@ -17,6 +17,10 @@ pub struct SeqId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
+/// One block of the host tier behind the KV cache, `0..host_blocks`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostBlockId(pub u32);
+
 macro_rules! display_inner {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -26,4 +30,4 @@ macro_rules! display_inner {
         }
     )*};
 }
-display_inner!(RequestId, SeqId, BlockId);
+display_inner!(RequestId, SeqId, BlockId, HostBlockId);

@@ -5,7 +5,7 @@
 
 use crate::decode::SamplingParams;
 use crate::error::{Error, Result};
-use crate::ids::{BlockId, SeqId, TokenId};
+use crate::ids::{BlockId, HostBlockId, SeqId, TokenId};
 
 /// What runs in one step. Chunks are packed in this order: decode chunks first, then prefill.
 #[derive(Clone, Debug, Default)]
@@ -71,6 +71,39 @@ pub struct BlockCopy {
     pub from: BlockId,
     pub to: BlockId,
     pub num_tokens: usize,
+}
+
+/// Copies of whole blocks between tiers, every layer's keys and values, that succeed or fail together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// Names the transfer when it lands; never reused.
+    pub id: u64,
+    /// In this order.
+    pub copies: Vec<TierCopy>,
+}
+
+/// A copy of one block between two tiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TierCopy {
+    /// To host memory. Steps that are launched later may overwrite the source.
+    Offload { from: BlockId, to: HostBlockId },
+    /// To the device. Both blocks are left alone until the transfer has landed.
+    Onboard { from: HostBlockId, to: BlockId },
+}
+
+/// The end of a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Landed {
+    pub id: u64,
+    /// Whether every copy was made; else nothing is known of the destinations.
+    pub ok: bool,
+}
+
+/// The tiers behind the KV cache of the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierLimits {
+    /// Blocks of the host tier; 0: there is none.
+    pub host_blocks: usize,
 }
 
 /// What one step produced.
@@ -159,6 +192,20 @@ pub trait Executor: Send {
 
     /// Waits for the oldest launched step.
     fn collect(&mut self) -> Result<StepOutput>;
+
+    /// What there is behind the KV cache.
+    fn tiers(&self) -> TierLimits {
+        TierLimits::default()
+    }
+
+    /// Starts copies between tiers, behind the steps and transfers before; returns at once. Failures are told by
+    /// [`Executor::landed`].
+    fn transfer(&mut self, _transfers: Vec<Transfer>) {}
+
+    /// Transfers that have ended, in the order of their start; with `wait` at least one, if one is under way.
+    fn landed(&mut self, _wait: bool) -> Vec<Landed> {
+        Vec::new()
+    }
 
     /// Bytes in use for the runtime memory gauges.
     fn memory(&self) -> ExecutorMemory {

@@ -15,5 +15,7 @@ mod memory;
 mod properties;
 #[path = "engine/scheduling.rs"]
 mod scheduling;
+#[path = "engine/tiers.rs"]
+mod tiers;
 #[path = "engine/traces.rs"]
 mod traces;

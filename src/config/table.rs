@@ -193,10 +193,10 @@ parameters! {
         "Share of the memory that is free after loading the weights and that the KV cache takes.";
     cross_kv_cache_fraction "cross_kv_cache_fraction": Option<f32> = None, "unset", FRACTION, NotYet,
         "Share of the KV cache for cross attention, encoder-decoder models only.";
-    kv_cache_host_memory_bytes "kv_cache_host_memory_bytes": Option<u64> = None, "0", ANY, NotYet,
-        "Host memory to which KV blocks are offloaded.";
-    kv_cache_onboard_blocks "kv_cache_onboard_blocks": bool = true, "true", ANY, NotYet,
-        "Whether offloaded blocks are brought back before they are used again.";
+    kv_cache_host_memory_bytes "kv_cache_host_memory_bytes": Option<u64> = None, "0", ANY, Applied,
+        "Host memory (page-locked beside a GPU) behind the KV cache. Reusable blocks that the device has no room for move there if their retention priority is 35 or more, and come back when a request needs them.";
+    kv_cache_onboard_blocks "kv_cache_onboard_blocks": bool = true, "true", ANY, Applied,
+        "Whether offloaded blocks are brought back before they are used again. They cannot be read in place: `false` beside `kv_cache_host_memory_bytes` is refused.";
     max_attention_window_size "max_attention_window_size": Option<Vec<i32>> = None, "unset = the longest sequence", ANY, NotYet,
         "Attention window, one value for each layer, repeated cyclically. The window of the model's own configuration is always honoured.";
     sink_token_length "sink_token_length": Option<i32> = None, "unset", COUNT, NotYet,

@@ -23,7 +23,7 @@ pub use features::{Elementwise, Feature};
 pub use memory::{Buffer, DType, RawBuffer, Tensor};
 pub use open::{CudaOptions, DeviceKind, DeviceOptions, open};
 pub use sampling::{MAX_TOP_TOKENS, RowMode, RowSample, RowSampling, Sample, TopTokens};
-pub use work::{Graph, Transfers};
+pub use work::{Graph, HostTier, Mark, Transfers};
 
 use crate::error::Result;
 use std::sync::Arc;
@@ -76,6 +76,12 @@ pub trait Device: Send + Sync {
     /// Copies for steps that overlap: uploads of up to `upload_bytes`, results of up to `result_bytes`, of up to `depth`
     /// steps at a time.
     fn transfers(&self, upload_bytes: usize, result_bytes: usize, depth: usize) -> Result<Box<dyn Transfers>>;
+
+    /// Host memory for `num_blocks` blocks of `block_bytes` each, all layers together.
+    ///
+    /// # Errors
+    /// Says how much was asked for.
+    fn host_tier(&self, block_bytes: usize, num_blocks: usize) -> Result<Box<dyn HostTier>>;
 
     /// Calls `work` and keeps what it enqueues instead of running it; `work` neither allocates nor waits nor copies to
     /// or from the host. `None`, and `work` was not called: this device has no graphs.
@@ -204,6 +210,23 @@ pub struct KvLayer {
     pub head_dim: usize,
     /// The keys are the values, too: `[num_blocks, 1, K, B, D]` (latent attention).
     pub keys_only: bool,
+}
+
+impl KvLayer {
+    /// Keys and values of one block.
+    pub fn block_bytes(&self) -> usize {
+        self.block_rows() * self.head_dim * self.data.dtype().size()
+    }
+
+    /// One block, contiguous.
+    pub fn block(&self, block: crate::ids::BlockId) -> Tensor {
+        self.data.row_range(block.0 as usize * self.block_rows(), self.block_rows())
+    }
+
+    fn block_rows(&self) -> usize {
+        let sides = if self.keys_only { 1 } else { 2 };
+        sides * self.kv_heads * self.block_size_tokens
+    }
 }
 
 /// Which elements of a head form a rotated pair.

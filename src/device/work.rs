@@ -1,7 +1,8 @@
 //! What a device does beside computing: copies that overlap with it, and recorded work.
 
-use super::Tensor;
+use super::{KvLayer, Tensor};
 use crate::error::Result;
+use crate::step::TierCopy;
 
 /// Copies between the host and one device, staged so that the host waits for nothing but results.
 pub trait Transfers: Send {
@@ -16,6 +17,28 @@ pub trait Transfers: Send {
 
     /// Page-locked host memory in use.
     fn pinned_bytes(&self) -> usize;
+}
+
+/// Host memory for whole blocks of the KV cache, every layer's keys and values.
+pub trait HostTier: Send {
+    /// Enqueues copies behind all that was enqueued before, to the host first. Work that is enqueued later may overwrite
+    /// what was copied to the host; what comes from the host is left alone, on both sides, until the mark is over.
+    ///
+    /// # Errors
+    /// Nothing is known of the destinations then.
+    fn copy(&mut self, layers: &[KvLayer], copies: &[TierCopy]) -> Result<Box<dyn Mark>>;
+
+    /// Page-locked host memory in use.
+    fn pinned_bytes(&self) -> usize;
+}
+
+/// A point behind enqueued copies.
+pub trait Mark: Send {
+    /// Whether they have ended.
+    fn is_over(&self) -> Result<bool>;
+
+    /// Waits until they have.
+    fn wait(&self) -> Result<()>;
 }
 
 /// Work that [`super::Device::capture`] recorded. Repeats it on the same addresses, with what they hold then.

@@ -93,7 +93,7 @@ impl EngineCore {
             ledger: Arc::default(),
             board: Arc::default(),
             events,
-            scheduler: Scheduler::new(config.clone(), &limits, writer),
+            scheduler: Scheduler::new(config.clone(), &limits, executor.tiers(), writer),
             executor,
             max_batch_size: config.max_batch_size,
             limits,
@@ -157,7 +157,8 @@ impl EngineCore {
 
     /// Whether no request is left and no step is in flight.
     pub fn is_idle(&self) -> bool {
-        self.health().is_err() || (self.scheduler.is_empty() && self.in_flight.is_empty())
+        let is_quiet = self.scheduler.is_empty() && self.in_flight.is_empty();
+        self.health().is_err() || (is_quiet && self.scheduler.kv().onboarding() == 0)
     }
 
     /// `Ok`, or why the engine does not work any more.
@@ -243,8 +244,9 @@ impl EngineCore {
     fn turn(&mut self, clock: &dyn Fn() -> u64) -> Result<Progress> {
         let now_ns = self.now_ns;
         self.end_unwanted(now_ns);
+        self.land(false);
         let launched = self.in_flight.len() < self.limits.pipeline_depth && self.launch(now_ns)?;
-        if !launched && self.in_flight.is_empty() && !self.scheduler.is_empty() {
+        if !launched && self.in_flight.is_empty() && !self.is_idle() && !self.land(true) {
             let waiting = self.scheduler.active();
             return Err(Error::internal(format!("{waiting} requests wait, none runs and none can start")));
         }
@@ -282,8 +284,22 @@ impl EngineCore {
         }
     }
 
+    /// Hears of transfers that have ended, of one at least with `wait`. False: there was none.
+    fn land(&mut self, wait: bool) -> bool {
+        if !self.scheduler.kv().awaits_transfers() {
+            return false;
+        }
+        let landed = self.executor.landed(wait);
+        landed.iter().for_each(|&landed| self.scheduler.land(landed));
+        !landed.is_empty()
+    }
+
     fn launch(&mut self, now_ns: u64) -> Result<bool> {
         let plan = self.scheduler.schedule(now_ns);
+        let transfers = self.scheduler.take_transfers();
+        if !transfers.is_empty() {
+            self.executor.transfer(transfers);
+        }
         if plan.chunks.is_empty() {
             return Ok(false);
         }
@@ -474,6 +490,7 @@ impl EngineCore {
                 cached_blocks: kv.cached_blocks(),
                 evicted_blocks: kv.evicted_blocks(),
             },
+            tiers: kv.tier_stats(),
             memory: self.executor.memory(),
         }
     }

@@ -10,7 +10,8 @@ use crate::engine::FinishReason;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, SeqId, TokenId};
 use crate::step::{
-    Chunk, Executor, ExecutorLimits, Inspection, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb,
+    Chunk, Executor, ExecutorLimits, Inspection, Landed, SampledRow, SampledToken, StepOutput, StepPlan, TierCopy,
+    TierLimits, TokenLogProb, Transfer,
 };
 
 /// The function that stands for a model.
@@ -117,6 +118,19 @@ pub struct FakeExecutor {
     sequences: HashMap<SeqId, FakeSequence>,
     outputs: VecDeque<StepOutput>,
     last_step: u64,
+    tiers: FakeTiers,
+}
+
+/// Host memory behind the fake device: copies to it are made at once, copies from it when they land.
+#[derive(Default)]
+struct FakeTiers {
+    host: Vec<Slot>,
+    /// Of 100 transfers.
+    failing: u64,
+    /// Times that somebody must ask before a transfer lands.
+    delay: usize,
+    asked: usize,
+    open: VecDeque<(Transfer, usize)>,
 }
 
 impl FakeExecutor {
@@ -129,7 +143,15 @@ impl FakeExecutor {
             sequences: HashMap::new(),
             outputs: VecDeque::new(),
             last_step: 0,
+            tiers: FakeTiers::default(),
         }
+    }
+
+    /// The executor with a host tier. `failing` of 100 transfers fail; one lands when it was asked for `delay` times.
+    pub fn with_host_blocks(mut self, host_blocks: usize, failing: u64, delay: usize) -> Self {
+        let host = vec![Slot::default(); host_blocks * self.limits.block_size_tokens];
+        self.tiers = FakeTiers { host, failing, delay, ..FakeTiers::default() };
+        self
     }
 
     /// The executor that fails once, as `fault` says.
@@ -140,6 +162,24 @@ impl FakeExecutor {
 
     pub fn model(&self) -> FakeModel {
         self.model
+    }
+
+    /// One block's slots from one tier to another; garbage if the transfer fails.
+    fn copy_tier(&mut self, copy: TierCopy, fails: bool) {
+        let size = self.limits.block_size_tokens;
+        let range = |block: u32| block as usize * size..(block as usize + 1) * size;
+        let (source, target) = match copy {
+            TierCopy::Offload { from, to } => (&self.slots[range(from.0)], &mut self.tiers.host[range(to.0)]),
+            TierCopy::Onboard { from, to } => (&self.tiers.host[range(from.0)], &mut self.slots[range(to.0)]),
+        };
+        match fails {
+            true => target.fill(Slot::default()),
+            false => target.copy_from_slice(source),
+        }
+    }
+
+    fn fails(&self, transfer: &Transfer) -> bool {
+        extend(self.model.seed, transfer.id as TokenId) % 100 < self.tiers.failing
     }
 
     fn check_plan(&self, plan: &StepPlan) -> Result<()> {
@@ -256,6 +296,38 @@ impl Executor for FakeExecutor {
         }
         self.outputs.push_back(output);
         Ok(())
+    }
+
+    fn tiers(&self) -> TierLimits {
+        TierLimits { host_blocks: self.tiers.host.len() / self.limits.block_size_tokens }
+    }
+
+    fn transfer(&mut self, transfers: Vec<Transfer>) {
+        for transfer in transfers {
+            let fails = self.fails(&transfer);
+            for &copy in transfer.copies.iter().filter(|copy| matches!(copy, TierCopy::Offload { .. })) {
+                self.copy_tier(copy, fails);
+            }
+            self.tiers.open.push_back((transfer, self.tiers.asked));
+        }
+    }
+
+    fn landed(&mut self, wait: bool) -> Vec<Landed> {
+        self.tiers.asked += 1;
+        let mut landed = Vec::new();
+        while let Some((_, since)) = self.tiers.open.front() {
+            let must = wait && landed.is_empty();
+            if !must && self.tiers.asked - since <= self.tiers.delay {
+                break;
+            }
+            let Some((transfer, _)) = self.tiers.open.pop_front() else { break };
+            let fails = self.fails(&transfer);
+            for &copy in transfer.copies.iter().filter(|copy| matches!(copy, TierCopy::Onboard { .. })) {
+                self.copy_tier(copy, fails);
+            }
+            landed.push(Landed { id: transfer.id, ok: !fails });
+        }
+        landed
     }
 
     fn collect(&mut self) -> Result<StepOutput> {

@@ -70,6 +70,11 @@ impl Forecast {
         fits
     }
 
+    /// The candidate that was let in last does not start.
+    pub fn retract(&mut self) {
+        self.step = 0;
+    }
+
     /// The probability that an output of `generated` tokens gets `more`.
     fn survival(&self, generated: usize, more: usize) -> f32 {
         let longer = |tokens: usize| self.longer.get(tokens / GRAIN_TOKENS).copied().unwrap_or(0);

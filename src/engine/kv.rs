@@ -1,5 +1,7 @@
 //! KV memory as sequences see it: blocks with content that outlives its sequence.
 
+mod tiers;
+
 use std::collections::BTreeSet;
 
 use super::blocks::{KvBlocks, Worth};
@@ -7,7 +9,8 @@ use super::events::{EventDiff, KvEventData, KvEvents, StoredBlock, UniqueToken};
 use super::prefix::{Content, PrefixCache, Space};
 use super::request::{DEFAULT_RETENTION_PRIORITY, Keep};
 use crate::ids::{BlockId, TokenId};
-use crate::step::BlockCopy;
+use crate::step::{BlockCopy, ExecutorLimits, TierLimits};
+use tiers::Tiers;
 
 /// Cached blocks at the beginning of a sequence.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +19,8 @@ pub(super) struct PrefixMatch {
     pub full: Vec<BlockId>,
     /// A block of which the first slots are used.
     pub partial: Option<PartialMatch>,
+    /// Whole blocks behind the full ones that are not on the device.
+    pub lower: Vec<BlockId>,
 }
 
 /// The first slots of a block.
@@ -83,27 +88,33 @@ pub(super) struct KvCache {
     events: Option<KvEvents>,
     /// Empty between calls.
     removed: Vec<BlockId>,
+    tiers: Tiers,
 }
 
 impl KvCache {
     /// `events`: who hears of changes.
-    pub fn new(num_blocks: usize, block_size: usize, reuse: bool, events: Option<KvEvents>) -> Self {
+    pub fn new(limits: &ExecutorLimits, tiers: TierLimits, reuse: bool, events: Option<KvEvents>) -> Self {
+        let (num_blocks, block_size) = (limits.num_blocks, limits.block_size_tokens);
+        let host_blocks = if reuse { tiers.host_blocks } else { 0 };
         if let Some(events) = &events {
-            events.push(KvEventData::Created { num_blocks_per_cache_level: vec![num_blocks] });
+            let levels = [num_blocks, host_blocks];
+            let num_blocks_per_cache_level = levels.into_iter().filter(|&blocks| blocks > 0).collect();
+            events.push(KvEventData::Created { num_blocks_per_cache_level });
         }
         Self {
             blocks: KvBlocks::new(num_blocks),
-            prefix: PrefixCache::new(num_blocks, block_size),
+            prefix: PrefixCache::new(num_blocks, host_blocks, block_size),
             block_size,
             reuse,
             reused_blocks: 0,
             evicted_blocks: 0,
             pinned: Vec::new(),
             now_ns: 0,
-            timers: vec![Timer::default(); num_blocks],
+            timers: vec![Timer::default(); num_blocks + host_blocks],
             expiring: BTreeSet::new(),
             events,
             removed: Vec::new(),
+            tiers: Tiers::new(num_blocks, host_blocks),
         }
     }
 
@@ -160,9 +171,13 @@ impl KvCache {
         while at + self.block_size <= end {
             let content = Content::of(tokens, extra_ids, at, at + self.block_size);
             let Some(block) = self.prefix.child(parent, space, &content) else { break };
-            found.full.push(block);
+            let known = if self.tiers.is_host(block) { &mut found.lower } else { &mut found.full };
+            known.push(block);
             parent = Some(block);
             at += self.block_size;
+        }
+        if !found.lower.is_empty() {
+            return found;
         }
         let rest = Content::of(tokens, extra_ids, at, end.min(at + self.block_size));
         found.partial = self.prefix.closest_child(parent, space, &rest).map(|(block, num_slots)| {
@@ -230,6 +245,9 @@ impl KvCache {
         if !self.prefix.contains(block) {
             return Some((block, true));
         }
+        if self.offload(block) {
+            return Some((block, true));
+        }
         self.end_expiry(block);
         self.evicted_blocks += 1;
         self.forget(block);
@@ -245,6 +263,12 @@ impl KvCache {
     pub fn insert(&mut self, place: Place, content: &Content<'_>, block: BlockId) -> bool {
         if !self.reuse || self.prefix.contains(block) {
             return self.reuse;
+        }
+        let known = self.prefix.child(place.parent, place.space, content);
+        if let Some(node) = known.filter(|&node| self.tiers.is_host(node)) {
+            self.supersede(node, block);
+            self.keep(block, place.keep);
+            return true;
         }
         let is_new = self.declare(place, content, block);
         if is_new {
@@ -270,14 +294,15 @@ impl KvCache {
 
     /// Forgets all content: after a change of weights it would be wrong. Blocks stay with whom they are.
     pub fn reset(&mut self) {
-        let all: Vec<_> = (0..self.num_blocks() as u32).map(BlockId).filter(|&block| self.is_cached(block)).collect();
+        let nodes = (0..self.prefix.nodes() as u32).map(BlockId);
+        let all: Vec<_> = nodes.filter(|&block| self.is_cached(block)).collect();
         let full = all.iter().filter(|&&block| self.is_full(block));
         let block_hashes: Vec<_> = full.map(|&block| self.prefix.hash(block)).collect();
         let mut removed = Vec::with_capacity(all.len());
         for block in all {
             self.end_expiry(block);
             self.prefix.remove(block, &mut removed);
-            self.blocks.revalue(block, Worth::NOTHING);
+            self.revalue(block, Worth::NOTHING);
         }
         if let Some(events) = self.events.as_ref().filter(|_| !block_hashes.is_empty()) {
             events.push(KvEventData::Removed { block_hashes });
@@ -297,28 +322,31 @@ impl KvCache {
             }
         }
         self.pinned.iter().for_each(|block| refs[block.0 as usize] += 1);
+        self.held_by_transfers().for_each(|block| refs[block.0 as usize] += 1);
         self.blocks.check(&refs)?;
         self.prefix.check()?;
-        self.check_order()
+        self.check_order(self.blocks.order(), self.blocks.len())?;
+        self.check_tiers()?;
+        let timers = self.expiring.iter().filter(|(_, block)| self.worth(*block).is_some()).count();
+        if timers != self.expiring.len() {
+            return Err("a block in use has a timer".into());
+        }
+        Ok(())
     }
 
-    fn check_order(&self) -> Result<(), String> {
-        let mut is_left = vec![true; self.blocks.len()];
-        for block in self.blocks.order() {
+    fn check_order(&self, order: impl Iterator<Item = BlockId>, nodes: usize) -> Result<(), String> {
+        let mut is_left = vec![true; nodes];
+        for block in order {
             let is_cached = self.prefix.contains(block);
             let worth = if is_cached { Worth::of(self.prefix.value(block)) } else { Worth::NOTHING };
-            if self.blocks.worth(block) != Some(worth) {
-                return Err(format!("block {block} is worth {worth:?}, but listed as {:?}", self.blocks.worth(block)));
+            if self.worth(block) != Some(worth) {
+                return Err(format!("block {block} is worth {worth:?}, but listed as {:?}", self.worth(block)));
             }
             let parent = if is_cached { self.prefix.parent(block) } else { None };
             if parent.is_some_and(|parent| !is_left[parent.0 as usize]) {
                 return Err(format!("the parent of block {block} is evicted before it"));
             }
             is_left[block.0 as usize] = false;
-        }
-        let timers = self.expiring.iter().filter(|(_, block)| self.blocks.is_free(*block)).count();
-        if timers != self.expiring.len() {
-            return Err("a block in use has a timer".into());
         }
         Ok(())
     }
@@ -329,16 +357,16 @@ impl KvCache {
 
     fn retain(&mut self, block: BlockId) {
         self.end_expiry(block);
-        self.blocks.retain(block);
+        self.hold(block);
     }
 
     fn put_back(&mut self, block: BlockId) {
         if !self.prefix.contains(block) {
-            self.blocks.release(block, Worth::NOTHING);
+            self.let_go(block, Worth::NOTHING);
             return;
         }
         let value = self.prefix.value(block);
-        if !self.blocks.release(block, Worth::of(value)) {
+        if !self.let_go(block, Worth::of(value)) {
             return;
         }
         let timer = &mut self.timers[block.0 as usize];
@@ -352,6 +380,15 @@ impl KvCache {
         let expiry_ns = std::mem::take(&mut self.timers[block.0 as usize].expiry_ns);
         if expiry_ns > 0 {
             self.expiring.remove(&(expiry_ns, block));
+        }
+    }
+
+    /// Lets a timer that was started elsewhere run on.
+    fn continue_expiry(&mut self, block: BlockId, expiry_ns: u64) {
+        if expiry_ns > 0 {
+            self.end_expiry(block);
+            self.timers[block.0 as usize].expiry_ns = expiry_ns;
+            self.expiring.insert((expiry_ns, block));
         }
     }
 
@@ -373,7 +410,7 @@ impl KvCache {
         self.prefix.remove(block, &mut removed);
         for &other in removed.iter().filter(|&&other| other != block) {
             self.end_expiry(other);
-            self.blocks.revalue(other, Worth::NOTHING);
+            self.revalue(other, Worth::NOTHING);
         }
         removed.clear();
         self.removed = removed;
@@ -406,12 +443,13 @@ impl KvCache {
         let (mut at, mut before) = (block, before);
         loop {
             let value = self.prefix.value(at);
-            self.blocks.revalue(at, Worth::of(value));
+            self.revalue(at, Worth::of(value));
             let Some(parent) = self.prefix.parent(at) else { return };
             let parent_before = self.prefix.value(parent);
             self.prefix.child_changed(parent, before, value);
-            let worth = self.blocks.worth(at);
-            let must_follow = worth.is_some() && worth == self.blocks.worth(parent);
+            let worth = self.worth(at);
+            let is_same_tier = self.tiers.is_host(at) == self.tiers.is_host(parent);
+            let must_follow = is_same_tier && worth.is_some() && worth == self.worth(parent);
             if self.prefix.value(parent) == parent_before && !must_follow {
                 return;
             }
@@ -439,8 +477,11 @@ impl KvCache {
     }
 
     fn report_removed(&self, block: BlockId) {
-        if let Some(events) = self.events.as_ref().filter(|_| self.is_full(block)) {
-            events.push(KvEventData::Removed { block_hashes: vec![self.prefix.hash(block)] });
+        let Some(events) = &self.events else { return };
+        let full = self.prefix.subtree(block).into_iter().filter(|&block| self.is_full(block));
+        let block_hashes: Vec<_> = full.map(|block| self.prefix.hash(block)).collect();
+        if !block_hashes.is_empty() {
+            events.push(KvEventData::Removed { block_hashes });
         }
     }
 }

@@ -29,4 +29,4 @@ pub use request::{
     DEFAULT_RETENTION_PRIORITY, Delta, DeltaLogits, Finish, FinishReason, Keep, OutputOptions, Request, RequestSink,
     RequestStats, Retention, RetentionRange, Tenant,
 };
-pub use stats::{EngineStats, EngineTotals, IterationStats, KvStats};
+pub use stats::{EngineStats, EngineTotals, IterationStats, KvStats, TierStats};

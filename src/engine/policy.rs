@@ -44,6 +44,9 @@ pub(super) trait CapacityPolicy: Send {
         true
     }
 
+    /// The candidate that room was foreseen for last does not start now.
+    fn retract(&mut self) {}
+
     /// A sequence has ended after so many generated tokens.
     fn observe_end(&mut self, _generated_tokens: usize, _reason: FinishReason) {}
 
@@ -92,6 +95,10 @@ impl CapacityPolicy for Balanced {
 
     fn foresees_room(&mut self, candidate: &Candidate<'_>, running: &mut dyn Iterator<Item = &Sequence>) -> bool {
         self.0.foresees_room(candidate, running)
+    }
+
+    fn retract(&mut self) {
+        self.0.retract();
     }
 
     fn observe_end(&mut self, generated_tokens: usize, reason: FinishReason) {

@@ -86,23 +86,31 @@ const EMPTY: Node = Node {
 /// block cannot be found.
 pub(super) struct PrefixCache {
     block_size: usize,
+    /// Nodes from here on are not on the device.
+    device_blocks: usize,
     nodes: Vec<Node>,
     /// Those of block `b` from `b * block_size` on.
     tokens: Vec<TokenId>,
     extra_ids: HashMap<u32, Box<[u64]>>,
     index: HashMap<u64, u32, BuildHasherDefault<AsIs>>,
+    /// Cached blocks that are not on the device.
+    far: usize,
     /// First of the blocks without a parent.
     roots: HashMap<Space, u32>,
 }
 
 impl PrefixCache {
-    pub fn new(num_blocks: usize, block_size: usize) -> Self {
+    /// `host_blocks` more nodes, behind those of the device.
+    pub fn new(device_blocks: usize, host_blocks: usize, block_size: usize) -> Self {
+        let num_blocks = device_blocks + host_blocks;
         Self {
             block_size,
+            device_blocks,
             nodes: vec![EMPTY; num_blocks],
             tokens: vec![0; num_blocks * block_size],
             extra_ids: HashMap::new(),
             index: HashMap::with_capacity_and_hasher(num_blocks, BuildHasherDefault::default()),
+            far: 0,
             roots: HashMap::new(),
         }
     }
@@ -114,6 +122,11 @@ impl PrefixCache {
     /// Cached blocks.
     pub fn len(&self) -> usize {
         self.index.len()
+    }
+
+    /// Those of them that are not on the device.
+    pub fn far(&self) -> usize {
+        self.far
     }
 
     /// The chained hash of a cached block: its name outside of the engine.
@@ -176,7 +189,12 @@ impl PrefixCache {
         is_equal.then_some(block)
     }
 
-    /// The child of `parent` that shares most leading slots with `content`, and how many.
+    /// All that could be cached.
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The child of `parent`, on the device, that shares most leading slots with `content`, and how many.
     pub fn closest_child(
         &self,
         parent: Option<BlockId>,
@@ -188,7 +206,8 @@ impl PrefixCache {
             None => *self.roots.get(&space)?,
         };
         let shared = |block: BlockId| (block, self.content(block).shared(content));
-        let candidates = self.siblings(first).take(PARTIAL_CANDIDATES).map(shared);
+        let near = self.siblings(first).take(PARTIAL_CANDIDATES).filter(|&block| !self.is_far(block));
+        let candidates = near.map(shared);
         candidates.filter(|(_, shared)| *shared > 0).max_by_key(|(_, shared)| *shared)
     }
 
@@ -223,6 +242,41 @@ impl PrefixCache {
         true
     }
 
+    /// Gives what `from` holds, and its place in the tree, to `to`, which holds nothing.
+    pub fn rename(&mut self, from: BlockId, to: BlockId) {
+        let node = std::mem::replace(&mut self.nodes[from.0 as usize], EMPTY);
+        self.index.insert(node.key, to.0);
+        self.far = self.far + usize::from(self.is_far(to)) - usize::from(self.is_far(from));
+        let (start, target) = (from.0 as usize * self.block_size, to.0 as usize * self.block_size);
+        self.tokens.copy_within(start..start + node.len as usize, target);
+        if let Some(extra_ids) = self.extra_ids.remove(&from.0) {
+            self.extra_ids.insert(to.0, extra_ids);
+        }
+        match node.prev_sibling {
+            NONE => *self.first(to_option(node.parent), node.space) = to.0,
+            prev => self.nodes[prev as usize].next_sibling = to.0,
+        }
+        if node.next_sibling != NONE {
+            self.nodes[node.next_sibling as usize].prev_sibling = to.0;
+        }
+        let mut child = node.first_child;
+        while child != NONE {
+            self.nodes[child as usize].parent = to.0;
+            child = self.nodes[child as usize].next_sibling;
+        }
+        self.nodes[to.0 as usize] = node;
+    }
+
+    /// A block and all behind it.
+    pub fn subtree(&self, block: BlockId) -> Vec<BlockId> {
+        let (mut all, mut next) = (vec![block], 0);
+        while let Some(&block) = all.get(next) {
+            all.extend(self.siblings(self.node(block).first_child));
+            next += 1;
+        }
+        all
+    }
+
     /// Forgets a block and all behind it; names them in `removed`.
     pub fn remove(&mut self, block: BlockId, removed: &mut Vec<BlockId>) {
         if !self.contains(block) {
@@ -234,6 +288,7 @@ impl PrefixCache {
         while let Some(&block) = removed.get(next) {
             let node = std::mem::replace(&mut self.nodes[block.0 as usize], EMPTY);
             self.index.remove(&node.key);
+            self.far -= usize::from(self.is_far(block));
             self.extra_ids.remove(&block.0);
             removed.extend(self.siblings(node.first_child));
             next += 1;
@@ -264,6 +319,10 @@ impl PrefixCache {
             }
         }
         let nodes = self.nodes.iter().filter(|node| node.len > 0).count();
+        let far = self.nodes[self.device_blocks..].iter().filter(|node| node.len > 0).count();
+        if far != self.far {
+            return Err(format!("{far} cached blocks are not on the device, {} counted", self.far));
+        }
         let roots: usize = self.roots.values().map(|&first| self.siblings(first).count()).sum();
         if nodes != self.index.len() || nodes != linked + roots {
             return Err(format!(
@@ -276,6 +335,10 @@ impl PrefixCache {
 
     fn node(&self, block: BlockId) -> &Node {
         &self.nodes[block.0 as usize]
+    }
+
+    fn is_far(&self, block: BlockId) -> bool {
+        block.0 as usize >= self.device_blocks
     }
 
     fn siblings(&self, first: u32) -> impl Iterator<Item = BlockId> {

@@ -16,7 +16,7 @@ use super::request::{Request, RequestStats};
 use super::sequence::{Address, SeqDelta, SeqRef, Sequence, Slots, Status};
 use crate::error::{Error, Result};
 use crate::ids::SeqId;
-use crate::step::{ExecutorLimits, SampledRow, SampledToken, StepOutput, StepPlan};
+use crate::step::{ExecutorLimits, Landed, SampledRow, SampledToken, StepOutput, StepPlan, TierLimits, Transfer};
 
 /// Counts of one plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,12 +74,12 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    pub fn new(config: EngineConfig, limits: &ExecutorLimits, events: Option<KvEvents>) -> Self {
+    pub fn new(config: EngineConfig, limits: &ExecutorLimits, tiers: TierLimits, events: Option<KvEvents>) -> Self {
         let ageing_ns = config.priority_ageing.map(|ageing| u64::try_from(ageing.as_nanos()).unwrap_or(u64::MAX));
         Self {
             policy: capacity_policy(config.policy),
             pace: config.max_step_slowdown.map(Pace::new),
-            kv: KvCache::new(limits.num_blocks, limits.block_size_tokens, config.kv_reuse, events),
+            kv: KvCache::new(limits, tiers, config.kv_reuse, events),
             vocab_size: limits.vocab_size,
             spare_rows: limits.max_step_rows.saturating_sub(config.max_batch_size),
             config,
@@ -218,6 +218,17 @@ impl Scheduler {
         &self.kv
     }
 
+    /// Transfers between tiers to start before the plan that was made last.
+    pub fn take_transfers(&mut self) -> Vec<Transfer> {
+        self.kv.take_transfers()
+    }
+
+    /// A transfer has ended.
+    pub fn land(&mut self, landed: Landed) {
+        self.kv.land(landed);
+        self.blocked = None;
+    }
+
     /// Forgets every sequence and plan, after a failure.
     pub fn clear(&mut self) {
         let all: Vec<_> = self.slots.iter().map(|(seq, _)| seq).collect();
@@ -225,6 +236,7 @@ impl Scheduler {
             self.finish(seq);
         }
         self.flights.clear();
+        self.kv.abandon_transfers();
     }
 
     /// Forgets all reusable content. What running sequences have computed is theirs alone from now on.
@@ -307,6 +319,7 @@ impl Scheduler {
         sequence.stats.preemptions += 1;
         (sequence.num_computed, sequence.num_landed, sequence.sent_blocks) = (0, 0, 0);
         (sequence.cached_blocks, sequence.reserved_blocks) = (0, 0);
+        sequence.fetches = 0;
         self.enqueue(seq);
         self.preemptions += 1;
         self.paused += 1;

@@ -107,6 +107,10 @@ pub(super) struct Sequence {
     pub leader: Option<SeqRef>,
     /// Whom the sequence waits for before it starts.
     pub forerunner: Option<Forerunner>,
+    /// The transfer that brings blocks for the sequence to the device; 0: none yet.
+    pub fetch: u64,
+    /// Transfers that the sequence has waited for in this life.
+    pub fetches: u8,
     /// False once a block's content turned out to be cached in another block.
     pub cacheable: bool,
     /// Whether the runner knows the sequence.
@@ -125,6 +129,8 @@ impl Sequence {
             rank: 0,
             leader: None,
             forerunner: None,
+            fetch: 0,
+            fetches: 0,
             status: Status::Waiting,
             in_flight_tokens: 0,
             num_computed: 0,

@@ -19,6 +19,23 @@ pub struct KvStats {
     pub evicted_blocks: u64,
 }
 
+/// The tiers behind the device's blocks: sizes now, traffic since start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierStats {
+    /// Blocks of the host tier.
+    pub host_blocks: usize,
+    /// Blocks of the host tier with reusable content.
+    pub host_cached_blocks: usize,
+    /// Blocks moved to the host instead of being given up.
+    pub offloaded_blocks: u64,
+    /// Blocks brought back to the device.
+    pub onboarded_blocks: u64,
+    /// Blocks of the host tier whose content was given up for other content.
+    pub host_evicted_blocks: u64,
+    /// Transfers that failed; what they carried was computed again.
+    pub failed_transfers: u64,
+}
+
 impl KvStats {
     /// `used / max`, 0 without blocks.
     pub fn used_fraction(&self) -> f64 {
@@ -54,6 +71,7 @@ pub struct IterationStats {
     /// Pipeline micro-batch: always 0, since one step is one micro-batch.
     pub micro_batch_id: usize,
     pub kv: KvStats,
+    pub tiers: TierStats,
     pub memory: ExecutorMemory,
 }
 

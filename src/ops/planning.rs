@@ -1,8 +1,8 @@
 //! A device that computes nothing: a forward pass on it shows how much memory the real one needs.
 
 use crate::device::{
-    Activation, Attention, DType, Device, DeviceInfo, EditLogits, Elementwise, ExpertLinear, Feature, Graph, KvLayer,
-    LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, SharedDevice, Tensor, TopTokens, Transfers, Weight,
+    Activation, Attention, DType, Device, DeviceInfo, EditLogits, Elementwise, ExpertLinear, Feature, Graph, HostTier,
+    KvLayer, LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, SharedDevice, Tensor, TopTokens, Transfers, Weight,
 };
 use crate::error::Result;
 use std::sync::Arc;
@@ -132,6 +132,10 @@ impl Device for PlanningDevice {
 
     fn transfers(&self, upload_bytes: usize, result_bytes: usize, depth: usize) -> Result<Box<dyn Transfers>> {
         self.real.transfers(upload_bytes, result_bytes, depth)
+    }
+
+    fn host_tier(&self, block_bytes: usize, num_blocks: usize) -> Result<Box<dyn HostTier>> {
+        self.real.host_tier(block_bytes, num_blocks)
     }
 
     fn capture(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {

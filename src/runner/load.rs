@@ -61,6 +61,8 @@ pub struct ModelOptions {
     pub kv_max_tokens: Option<usize>,
     /// `kv_cache_free_gpu_mem_fraction`.
     pub kv_free_fraction: Option<f64>,
+    /// `kv_cache_host_memory_bytes`: memory of the host behind the KV cache; 0: none.
+    pub kv_host_bytes: u64,
     /// `cuda_graph_mode`: whether decode steps are padded to few shapes and repeated from a recording; `None`: where the
     /// device works on its own.
     pub graphs: Option<bool>,
@@ -85,6 +87,7 @@ impl ModelOptions {
             block_size_tokens: 64,
             kv_max_tokens: None,
             kv_free_fraction: None,
+            kv_host_bytes: 0,
             graphs: None,
             pipeline_depth: None,
         }
@@ -141,6 +144,8 @@ pub struct LoadReport {
     pub kv_dtype: DType,
     /// Bytes of keys and values of one token, all layers.
     pub kv_bytes_per_token: usize,
+    /// Blocks of the host tier.
+    pub host_blocks: usize,
     pub limits: ExecutorLimits,
     /// Names of tensors that the model does not use.
     pub unused: Vec<String>,
@@ -165,6 +170,11 @@ impl fmt::Display for LoadReport {
             limits.block_size_tokens,
             self.kv.tokens
         )?;
+        if self.host_blocks > 0 {
+            let tokens = self.host_blocks * limits.block_size_tokens;
+            let bytes = mib(tokens * self.kv_bytes_per_token);
+            writeln!(f, "host tier  {bytes}: {} blocks = {tokens} tokens", self.host_blocks)?;
+        }
         writeln!(
             f,
             "limits     {} sequences of up to {} tokens; vocabulary of {}",
@@ -199,8 +209,8 @@ pub fn plan(options: &ModelOptions) -> Result<LoadReport> {
     let config = (checkpoint.family.configure)(&checkpoint.section)?;
     let options = &checkpoint.limited(options, &config);
     let plan = LoadPlan::new(&device, options, &checkpoint, config)?;
-    let kv = plan.kv_plan(&device, options)?;
-    Ok(plan.report(&device, &checkpoint, kv, start))
+    let (kv, host_blocks) = (plan.kv_plan(&device, options)?, plan.host_blocks(options)?);
+    Ok(LoadReport { host_blocks, ..plan.report(&device, &checkpoint, kv, start) })
 }
 
 /// [`load`] on a given device.
@@ -212,15 +222,16 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
     let options = &checkpoint.limited(options, &config);
     let plan = LoadPlan::new(device, options, &checkpoint, config)?;
     tracing::info!("{}: {} weights, {} MiB", checkpoint.name, plan.dtype, plan.weight_bytes >> 20);
-    let kv = plan.kv_plan(device, options)?;
+    let (kv, host_blocks) = (plan.kv_plan(device, options)?, plan.host_blocks(options)?);
     let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype);
     let model = Decoder::load(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
     let unused = loader.finish().context(&checkpoint.name)?;
-    let report = LoadReport { unused, ..plan.report(device, &checkpoint, kv, start) };
+    let report = LoadReport { unused, host_blocks, ..plan.report(device, &checkpoint, kv, start) };
     let limits = report.limits.clone();
     let executor = LocalExecutor::new(Parts {
         device: device.clone(),
         kv: allocate_kv(device, &plan.config, &limits, plan.kv_dtype)?,
+        host_blocks,
         workspace_bytes: plan.workspace_bytes,
         activation: device.activation_dtype(plan.dtype),
         memory: memory_in_use(&report),
@@ -334,6 +345,7 @@ impl LoadPlan {
             kv_bytes_per_token: self.config.kv_bytes_per_token(self.kv_dtype),
             limits: ExecutorLimits { num_blocks: kv.num_blocks, ..self.limits.clone() },
             kv,
+            host_blocks: 0,
             unused: Vec::new(),
             seconds: start.elapsed().as_secs_f64(),
         }
@@ -361,6 +373,21 @@ impl LoadPlan {
             default_fraction: if info.host_accessible { HOST_KV_FRACTION } else { DEVICE_KV_FRACTION },
             free_bytes,
         })
+    }
+}
+
+impl LoadPlan {
+    /// Blocks of the host tier.
+    fn host_blocks(&self, options: &ModelOptions) -> Result<usize> {
+        let block_bytes = self.limits.block_size_tokens * self.config.kv_bytes_per_token(self.kv_dtype);
+        let blocks = usize::try_from(options.kv_host_bytes).unwrap_or(usize::MAX) / block_bytes.max(1);
+        if blocks == 0 && options.kv_host_bytes > 0 {
+            return Err(Error::invalid(format!(
+                "kv_cache_host_memory_bytes is {}; one block of the KV cache has {block_bytes} bytes",
+                options.kv_host_bytes
+            )));
+        }
+        Ok(blocks.min(u32::MAX as usize / 2))
     }
 }
 

@@ -5,13 +5,17 @@ use super::host_rows::{HostSample, HostSampler, download_rows};
 use super::input::{StepInput, StepShape, UploadedStep};
 use super::sequences::Sequences;
 use super::tables::Tables;
+use super::tiers::Tiers;
 use crate::decode::rank::log_prob;
 use crate::device::{DType, EditLogits, KvLayer, RowSample, Sample, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::{SeqId, TokenId};
 use crate::model::Model;
 use crate::ops::{Arena, Forward};
-use crate::step::{Chunk, Executor, ExecutorLimits, ExecutorMemory, Inspection, SampledRow, StepOutput, StepPlan};
+use crate::step::{
+    Chunk, Executor, ExecutorLimits, ExecutorMemory, Inspection, Landed, SampledRow, StepOutput, StepPlan, TierLimits,
+    Transfer,
+};
 use std::collections::VecDeque;
 
 /// Enqueues each step when it is launched; `collect` waits for its tokens.
@@ -19,8 +23,9 @@ use std::collections::VecDeque;
 /// Sampled tokens stay on the device until they are collected: entry `s * R + r` of `sampled` holds the token of row r of
 /// the last step whose number is s modulo the pipeline's depth, and a later step takes it from there. R: the most rows.
 pub struct LocalExecutor {
-    // Before the memory that it works on.
+    // Before the memory that they work on.
     graphs: Option<Graphs>,
+    tiers: Option<Tiers>,
     device: SharedDevice,
     model: Box<dyn Model>,
     kv: Vec<KvLayer>,
@@ -50,6 +55,7 @@ pub(super) struct Parts {
     pub(super) device: SharedDevice,
     pub(super) model: Box<dyn Model>,
     pub(super) kv: Vec<KvLayer>,
+    pub(super) host_blocks: usize,
     pub(super) workspace_bytes: usize,
     pub(super) activation: DType,
     pub(super) limits: ExecutorLimits,
@@ -89,9 +95,15 @@ impl LocalExecutor {
         let result_bytes = largest.rows * RowSample::WORDS * DType::I32.size();
         let transfers = device.transfers(StepInput::bytes(largest), result_bytes, depth)?;
         let tables = Tables::new(&device, &limits)?;
-        let pinned_bytes = (transfers.pinned_bytes() + tables.pinned_bytes()) as u64;
+        let tiers = match parts.host_blocks {
+            0 => None,
+            blocks => Some(Tiers::new(&device, &parts.kv, blocks)?),
+        };
+        let tier_bytes = tiers.as_ref().map_or(0, Tiers::pinned_bytes);
+        let pinned_bytes = (transfers.pinned_bytes() + tables.pinned_bytes() + tier_bytes) as u64;
         let memory = ExecutorMemory { pinned_bytes, ..parts.memory };
         Ok(Self {
+            tiers,
             graphs: parts.graphs.then(|| Graphs::new(&limits)),
             arena: Arena::new(&device, parts.workspace_bytes)?,
             input: StepInput::new(&device, largest, limits.block_size_tokens)?,
@@ -375,6 +387,20 @@ impl Executor for LocalExecutor {
             self.land_oldest()?;
         }
         self.finished.pop_front().ok_or_else(|| Error::internal("a step has landed without an output"))
+    }
+
+    fn tiers(&self) -> TierLimits {
+        self.tiers.as_ref().map(Tiers::limits).unwrap_or_default()
+    }
+
+    fn transfer(&mut self, transfers: Vec<Transfer>) {
+        if let Some(tiers) = &mut self.tiers {
+            tiers.start(&self.kv, transfers);
+        }
+    }
+
+    fn landed(&mut self, wait: bool) -> Vec<Landed> {
+        self.tiers.as_mut().map(|tiers| tiers.landed(wait)).unwrap_or_default()
     }
 
     fn memory(&self) -> ExecutorMemory {

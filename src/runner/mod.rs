@@ -10,6 +10,7 @@ mod memory;
 mod parameters;
 mod sequences;
 mod tables;
+mod tiers;
 
 pub use input::{StepInput, StepShape};
 pub use load::{LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on, plan};

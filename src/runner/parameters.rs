@@ -37,10 +37,25 @@ impl ModelOptions {
             block_size_tokens: count(parameters.tokens_per_block.value).unwrap_or(default.block_size_tokens),
             kv_max_tokens: count(parameters.max_tokens_in_paged_kv_cache.value),
             kv_free_fraction: parameters.kv_cache_free_gpu_mem_fraction.value.map(f64::from),
+            kv_host_bytes: host_bytes(parameters)?,
             graphs: (!parameters.cuda_graph_mode.value).then_some(false),
             ..default
         })
     }
+}
+
+/// Memory of the host tier, which blocks are copied back from before they are used.
+///
+/// # Errors
+/// `InvalidArg` where they shall be used in place.
+fn host_bytes(parameters: &Parameters) -> Result<u64> {
+    let bytes = parameters.kv_cache_host_memory_bytes.value.unwrap_or(0);
+    if bytes > 0 && !parameters.kv_cache_onboard_blocks.value {
+        return Err(Error::invalid(
+            "kv_cache_onboard_blocks is false beside kv_cache_host_memory_bytes: blocks of the host tier cannot be read in place",
+        ));
+    }
+    Ok(bytes)
 }
 
 /// The GPUs of an instance: entry `instance` of `gpu_device_ids`, which is repeated cyclically.
@@ -60,6 +75,15 @@ fn gpu_ids(parameters: &Parameters, instance: usize) -> Result<Vec<usize>> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn blocks_on_the_host_are_not_read_in_place() {
+        let parameters = [("kv_cache_host_memory_bytes", "1000"), ("kv_cache_onboard_blocks", "false")];
+        let map = parameters.map(|(key, text)| (key.to_owned(), json!({ "string_value": text })));
+        let config = json!({ "parameters": serde_json::Map::from_iter(map) });
+        let parameters = Parameters::load(&config).unwrap().parameters;
+        assert!(host_bytes(&parameters).unwrap_err().message().contains("kv_cache_onboard_blocks is false"));
+    }
 
     #[test]
     fn s1_3_4_instances_take_the_gpu_lists_in_turn() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use triton_trtllm::decode::rank::log_prob;
 use triton_trtllm::decode::{SamplingParams, StopCriteria};
-use triton_trtllm::engine::fake::FakeModel;
+use triton_trtllm::engine::fake::{FakeExecutor, FakeModel};
 use triton_trtllm::engine::{
     EngineConfig, EngineCore, FinishReason, Keep, OutputOptions, Progress, Request, Retention, RetentionRange,
     SchedulerPolicy, Tenant,
@@ -14,7 +14,7 @@ use triton_trtllm::error::ErrorKind;
 use triton_trtllm::ids::{RequestId, TokenId};
 use triton_trtllm::step::ExecutorLimits;
 
-use crate::common::{Record, Rng, Tape, core, model};
+use crate::common::{Record, Rng, SEED, Tape};
 
 const OPERATIONS_PER_WORLD: usize = 1500;
 
@@ -49,6 +49,8 @@ struct Outcomes {
     cached_tokens: usize,
     siblings: usize,
     logits: usize,
+    onboarded: u64,
+    failed_transfers: u64,
 }
 
 fn random_limits(rng: &mut Rng, depth: usize) -> ExecutorLimits {
@@ -93,9 +95,15 @@ impl World {
             kv_event_buffer: if rng.chance(30) { 16 } else { 0 },
             ..EngineConfig::for_limits(&limits)
         };
+        let mut executor = FakeExecutor::new(limits.clone(), SEED ^ seed);
+        if rng.chance(60) {
+            let failing = if rng.chance(40) { 20 } else { 0 };
+            executor = executor.with_host_blocks(1 + rng.below(20), failing, rng.below(4));
+        }
+        let model = executor.model();
         Self {
-            core: core(config.clone(), &limits),
-            model: model(&limits),
+            core: EngineCore::new(config.clone(), Box::new(executor), None).unwrap(),
+            model,
             config,
             limits,
             rng,
@@ -282,6 +290,9 @@ impl World {
         }
         assert!(self.live.is_empty(), "{} requests never end", self.live.len());
         let stats = self.core.stats();
+        let tiers = stats.last_iteration.tiers;
+        self.outcomes.onboarded = tiers.onboarded_blocks;
+        self.outcomes.failed_transfers = tiers.failed_transfers;
         assert_eq!(stats.last_iteration.kv.used_blocks, 0);
         assert_eq!(stats.totals.requests_accepted, stats.totals.requests_finished);
         self.outcomes
@@ -306,6 +317,8 @@ fn storm(policy: SchedulerPolicy) -> Outcomes {
             sum.cached_tokens += outcomes.cached_tokens;
             sum.siblings += outcomes.siblings;
             sum.logits += outcomes.logits;
+            sum.onboarded += outcomes.onboarded;
+            sum.failed_transfers += outcomes.failed_transfers;
         }
     }
     assert!(
@@ -317,6 +330,7 @@ fn storm(policy: SchedulerPolicy) -> Outcomes {
             && sum.siblings > 500,
         "{sum:?}"
     );
+    assert!(sum.onboarded > 500 && sum.failed_transfers > 100, "{sum:?}");
     sum
 }
 

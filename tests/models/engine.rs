@@ -29,11 +29,16 @@ const PADDED: Steps = Steps { pipeline_depth: 1, graphs: true };
 const PADDED_AND_OVERLAPPING: Steps = Steps { pipeline_depth: 2, graphs: true };
 
 fn engine(policy: SchedulerPolicy, kv_blocks: usize, steps: Steps) -> Engine {
+    engine_with_host(policy, kv_blocks, 0, steps)
+}
+
+fn engine_with_host(policy: SchedulerPolicy, kv_blocks: usize, kv_host_bytes: u64, steps: Steps) -> Engine {
     let folder = fixtures().join("models/llama-gqa");
     let model = load(&ModelOptions {
         max_batch_size: Some(12),
         max_step_tokens: Some(32),
         kv_max_tokens: Some(kv_blocks * BLOCK_SIZE),
+        kv_host_bytes,
         pipeline_depth: Some(steps.pipeline_depth),
         graphs: Some(steps.graphs),
         ..options(&folder, 96)
@@ -101,6 +106,23 @@ fn concurrent_requests_get_what_they_get_alone() {
 #[test]
 fn concurrent_requests_get_what_they_get_alone_when_preempted() {
     each_gets_what_it_gets_alone(SchedulerPolicy::MaxUtilization, 24, true);
+}
+
+#[test]
+fn blocks_that_come_back_from_the_host_hold_what_they_held() {
+    let engine_alone = engine(SchedulerPolicy::GuaranteedNoEvict, 400, ONE_BY_ONE);
+    let alone: Vec<_> = requests().into_iter().map(|request| tokens(&submit(&engine_alone, request))).collect();
+    for steps in [ONE_BY_ONE, PADDED_AND_OVERLAPPING] {
+        let together = engine_with_host(SchedulerPolicy::MaxUtilization, 24, 4 << 20, steps);
+        for round in 0..2 {
+            let running: Vec<_> = requests().into_iter().map(|request| submit(&together, request)).collect();
+            for (index, (deltas, expected)) in running.iter().zip(&alone).enumerate() {
+                assert_eq!(&tokens(deltas), expected, "{steps:?}, round {round}: request {index}");
+            }
+        }
+        let tiers = together.stats().last_iteration.tiers;
+        assert!(tiers.onboarded_blocks > 50 && tiers.failed_transfers == 0, "{steps:?}: {tiers:?}");
+    }
 }
 
 /// Everything of a request that a client sees.

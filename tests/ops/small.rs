@@ -6,8 +6,8 @@ use crate::{devices, host_devices};
 use triton_trtllm::device::{
     Activation, DType, Feature, KvLayer, RopeKvWrite, RopeStyle, RopeTable, SharedDevice, Tensor,
 };
-use triton_trtllm::ids::BlockId;
-use triton_trtllm::step::BlockCopy;
+use triton_trtllm::ids::{BlockId, HostBlockId};
+use triton_trtllm::step::{BlockCopy, TierCopy};
 
 const WIDTHS: [usize; 6] = [8, 16, 31, 96, 257, 1030];
 
@@ -311,6 +311,48 @@ fn copy_blocks_copies_the_first_tokens_in_order() {
             }
             let case = format!("{name}, seed {}: copy_blocks {dtype}", random.seed);
             assert_close(&case, &cache.read(&device), &want, |_| 0.0);
+        }
+    }
+}
+
+#[test]
+fn the_host_tier_gives_back_what_it_got() {
+    let mut random = Random::fresh();
+    for (name, device) in devices() {
+        for dtype in FLOATS {
+            // Keys and values, and keys that are the values.
+            let shapes = [(3, 2, 16, 24), (1, 1, 16, 8)];
+            let hosts =
+                shapes.map(|(heads, sides, block, dim)| random.matrix(4 * sides * heads * block, dim).rounded(dtype));
+            let caches = [0, 1].map(|at| OnDevice::new(&device, &hosts[at], dtype, 0));
+            let layers = [0, 1].map(|at| {
+                let (kv_heads, sides, block_size_tokens, head_dim) = shapes[at];
+                KvLayer { data: caches[at].view.clone(), kv_heads, block_size_tokens, head_dim, keys_only: sides == 1 }
+            });
+            let block_bytes = layers.iter().map(KvLayer::block_bytes).sum();
+            let mut tier = device.host_tier(block_bytes, 2).unwrap();
+            let offload = |from, to| TierCopy::Offload { from: BlockId(from), to: HostBlockId(to) };
+            let onboard = |from, to| TierCopy::Onboard { from: HostBlockId(from), to: BlockId(to) };
+            tier.copy(&layers, &[offload(1, 0), offload(3, 1)]).unwrap();
+            // Later work may overwrite what was copied.
+            let overwrite = BlockCopy { from: BlockId(0), to: BlockId(3), num_tokens: 16 };
+            layers.iter().for_each(|layer| device.copy_blocks(layer, &[overwrite]).unwrap());
+            let mark = tier.copy(&layers, &[onboard(1, 2), onboard(0, 0)]).unwrap();
+            mark.wait().unwrap();
+            assert!(mark.is_over().unwrap());
+            for at in [0, 1] {
+                let (heads, sides, block, _) = shapes[at];
+                let rows = sides * heads * block;
+                let mut want = hosts[at].clone();
+                for (to, from) in [(3, 0), (2, 3), (0, 1)] {
+                    for row in 0..rows {
+                        let values = hosts[at].row(from * rows + row).to_vec();
+                        want.row_mut(to * rows + row).copy_from_slice(&values);
+                    }
+                }
+                let case = format!("{name}, seed {}: host tier {dtype}, layer {at}", random.seed);
+                assert_close(&case, &caches[at].read(&device), &want, |_| 0.0);
+            }
         }
     }
 }

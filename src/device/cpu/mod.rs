@@ -10,6 +10,7 @@ mod edits;
 mod elementwise;
 mod experts;
 mod functions;
+mod host_tier;
 mod linear;
 pub mod mapped_file;
 mod memory;
@@ -23,8 +24,8 @@ mod transfers;
 mod view;
 
 use super::{
-    Activation, Attention, DType, Device, DeviceInfo, EditLogits, Elementwise, ExpertLinear, Feature, Graph, KvLayer,
-    LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, Tensor, TopTokens, Transfers, Weight,
+    Activation, Attention, DType, Device, DeviceInfo, EditLogits, Elementwise, ExpertLinear, Feature, Graph, HostTier,
+    KvLayer, LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, Tensor, TopTokens, Transfers, Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
@@ -216,6 +217,10 @@ impl Device for CpuDevice {
 
     fn transfers(&self, _upload_bytes: usize, _result_bytes: usize, _depth: usize) -> Result<Box<dyn Transfers>> {
         Ok(Box::new(transfers::HostTransfers::default()))
+    }
+
+    fn host_tier(&self, block_bytes: usize, num_blocks: usize) -> Result<Box<dyn HostTier>> {
+        Ok(Box::new(host_tier::CpuHostTier::new(block_bytes, num_blocks)?))
     }
 
     fn capture(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {

@@ -10,6 +10,7 @@ mod driver;
 mod elementwise;
 mod experts;
 mod graph;
+mod host_tier;
 mod images;
 mod jit;
 mod kernels;
@@ -20,7 +21,7 @@ mod sampling;
 
 use super::{
     Activation, Attention, CudaOptions, DType, Device, DeviceInfo, EditLogits, Elementwise, ExpertLinear, Feature,
-    Graph, KvLayer, LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, Tensor, TopTokens, Transfers, Weight,
+    Graph, HostTier, KvLayer, LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, Tensor, TopTokens, Transfers, Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
@@ -189,6 +190,10 @@ impl Device for CudaDevice {
 
     fn transfers(&self, upload_bytes: usize, result_bytes: usize, depth: usize) -> Result<Box<dyn Transfers>> {
         Ok(Box::new(graph::CudaTransfers::new(&self.context, upload_bytes, result_bytes, depth)?))
+    }
+
+    fn host_tier(&self, block_bytes: usize, num_blocks: usize) -> Result<Box<dyn HostTier>> {
+        Ok(Box::new(host_tier::CudaHostTier::new(&self.context, block_bytes, num_blocks)?))
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {

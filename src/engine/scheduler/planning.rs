@@ -6,6 +6,9 @@ use crate::engine::policy::{Candidate, Promise};
 use crate::engine::sequence::{Forerunner, SeqRef, Sequence, Status};
 use crate::step::{Chunk, NewSequence, StepPlan};
 
+/// Transfers from lower tiers that a sequence waits for before it computes what is still missing.
+const MAX_FETCHES: u8 = 3;
+
 /// A plan under construction.
 struct Draft {
     plan: StepPlan,
@@ -91,10 +94,17 @@ impl Scheduler {
             return Start::Full;
         }
         let may_postpone = self.policy.may_postpone() && !self.slots[seq].inspects_prompt();
+        if self.kv.is_under_way(self.slots[seq].fetch) {
+            return self.set_aside();
+        }
         if may_postpone && (self.is_still_postponed(seq) || self.awaits_leader(seq, draft.plan.step)) {
             return Start::Postponed;
         }
         let mut found = self.find_beginning(seq, draft.plan.step);
+        if let Some(transfer) = self.kv.ascending(&found) {
+            self.slots[seq].fetch = transfer;
+            return self.set_aside();
+        }
         if may_postpone && let Some(forerunner) = self.forerunner(&self.slots[seq], &found) {
             self.slots[seq].forerunner = Some(forerunner);
             return Start::Postponed;
@@ -109,6 +119,10 @@ impl Scheduler {
             self.blocked = Some(Blocked { seq, available, running: self.running.len() });
             return Start::Full;
         }
+        if self.fetches(seq, &found) {
+            self.policy.retract();
+            return self.set_aside();
+        }
         let start = found.num_tokens(self.kv.block_size());
         let len = self.chunk_len(start, self.slots[seq].tokens.len() - start, draft.budget);
         let len = rows_fit(&self.slots[seq], start, len, draft.spare_rows);
@@ -117,6 +131,24 @@ impl Scheduler {
         }
         self.push_chunk(draft, seq, len);
         Start::Running
+    }
+
+    /// For a candidate that waits for a transfer: those behind it may start, unless a batch starts together.
+    fn set_aside(&self) -> Start {
+        if self.policy.may_postpone() { Start::Postponed } else { Start::Full }
+    }
+
+    /// Whether the candidate waits for blocks that another tier has. One that would miss its batch does not.
+    fn fetches(&mut self, seq: SeqRef, found: &PrefixMatch) -> bool {
+        let misses_batch = !self.policy.may_postpone() && !self.running.is_empty();
+        if found.lower.is_empty() || self.slots[seq].fetches == MAX_FETCHES || misses_batch {
+            return false;
+        }
+        let Some(transfer) = self.kv.fetch(found) else { return false };
+        let sequence = &mut self.slots[seq];
+        sequence.fetch = transfer;
+        sequence.fetches += 1;
+        true
     }
 
     /// Whether nothing has changed for the candidate since it did not fit.
@@ -164,7 +196,7 @@ impl Scheduler {
         }
         let (full, num_slots) = (shared / block_size, shared % block_size);
         let partial = (num_slots > 0).then(|| PartialMatch { block: leader.table[full], num_slots, take_over: false });
-        PrefixMatch { full: leader.table[..full].to_vec(), partial }
+        PrefixMatch { full: leader.table[..full].to_vec(), partial, lower: Vec::new() }
     }
 
     /// A running sequence that is about to compute the first block that `candidate` would have to compute.
