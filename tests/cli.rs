@@ -177,3 +177,16 @@ fn engine_arguments_of_another_backend_are_checked_with_the_memory_plan() {
     let (good, text) = check_files(&files("{\"tensor_parallel_size\": 2}".into()), &[]);
     assert!(!good && text.contains("tensor_parallel_size is 2, this version supports 1 only"), "{text}");
 }
+
+#[test]
+fn the_scheduler_is_measured_without_a_model() {
+    let args = ["bench", "scheduler", "--sequences", "4", "--steps", "3", "--prompt", "1000", "--json"];
+    let rows: serde_json::Value = serde_json::from_slice(&trtllm(&args).stdout).unwrap();
+    let what: Vec<_> = rows.as_array().unwrap().iter().map(|row| row["what"].as_str().unwrap()).collect();
+    assert_eq!(what.len(), 7);
+    assert!(what.contains(&"balanced, 4 sequences generate") && what.contains(&"prefix match of 1000 tokens"));
+    assert!(rows[0]["microseconds"]["p50"].as_f64().unwrap() > 0.0);
+    let none = trtllm(&["bench", "scheduler", "--sequences", "0"]);
+    let error = String::from_utf8(none.stderr).unwrap();
+    assert!(!none.status.success() && error.contains("--sequences is 0; it must be at least 1"), "{error}");
+}

@@ -1,6 +1,7 @@
 //! Composition root: tensors to requests, outputs to tensors, config to an engine.
 
 pub mod errors;
+mod events;
 pub mod llm;
 pub mod roles;
 pub mod tensor;

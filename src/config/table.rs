@@ -178,7 +178,11 @@ parameters! {
     fatal_action "fatal_action": FatalAction = FatalAction::NotReady, "`not_ready`", Range::Words(FatalAction::WORDS), Applied,
         "What follows when the engine has failed for good and everybody was answered. `not_ready`: the model is not ready any more. `exit`: the server's process ends with code 1, so that whoever runs it starts it anew.";
     kv_event_buffer_max_size "kv_event_buffer_max_size": i32 = 0, "0", COUNT, Applied,
-        "Latest changes of the prefix cache that are kept for a reader.";
+        "Latest changes of the prefix cache that are kept for a reader. With `kv_event_sink` the default is 65536.";
+    kv_event_sink "kv_event_sink": Option<String> = None, "unset = nowhere", ANY, Applied,
+        "Where changes of the prefix cache are published, one or several with commas between them. `file:PATH`: JSON lines appended to a file. `unix:PATH`: JSON lines to everybody who connects to this socket. `zmq:tcp://ADDRESS:PORT`: as vLLM publishes them, for routers; `*` is every address. A further instance of the model has the file or socket name with its number, or the next port.";
+    kv_event_topic "kv_event_topic": Option<String> = None, "empty", ANY, Applied,
+        "Topic of the messages that `zmq:` publishes, as `kv@POD@MODEL`.";
     exclude_input_in_output "exclude_input_in_output": bool = false, "false", ANY, Applied,
         "Default of the request tensor of this name. Affects non-streaming replies only.";
     normalize_log_probs "normalize_log_probs": bool = true, "true", ANY, Applied,

@@ -11,10 +11,12 @@ use super::fatal::FatalExit;
 use super::guides::GuideStore;
 use super::interface::Asked;
 use super::metrics::{InstanceMetrics, Updater, idle_snapshot};
+use super::open::Opened;
 use super::request::{Call, Generate, Rules};
 use super::responder::{OpenCall, Responder, RowSink};
 use super::response::Row;
 use super::terms::Terms;
+use crate::adapter::events::EventPublisher;
 use crate::config::FatalAction;
 use crate::engine::{Engine, RequestSink};
 use crate::error::{Error, ErrorKind, Result};
@@ -37,6 +39,7 @@ pub struct LlmInstance {
 /// Dropped in this order: the gauges see the engine's last state.
 struct Threads {
     _updater: Option<Updater>,
+    _events: Option<EventPublisher>,
     responder: Responder,
 }
 
@@ -51,17 +54,18 @@ impl LlmInstance {
     pub fn start(
         rules: Arc<Rules>,
         guides: Option<GuideStore>,
-        engine: Engine,
+        opened: Opened,
         metrics: InstanceMetrics,
         period: StatsPeriod,
         fatal: FatalAction,
     ) -> Result<Self> {
+        let Opened { engine, events, .. } = opened;
         let active = Arc::new(Active::default());
         let exit = (fatal == FatalAction::Exit).then(|| FatalExit::new(engine.health_probe()));
         let responder = Responder::start(active.clone(), metrics.clone(), exit)?;
         metrics.update(idle_snapshot(&engine));
         let updater = period.map(|period| Updater::start(metrics, engine.clone(), period)).transpose()?;
-        let threads = Mutex::new(Some(Threads { _updater: updater, responder }));
+        let threads = Mutex::new(Some(Threads { _updater: updater, _events: events, responder }));
         Ok(Self { rules, guides, engine, active, next_call: AtomicU64::new(0), threads })
     }
 

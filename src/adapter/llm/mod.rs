@@ -166,14 +166,14 @@ impl ModelHandler for LlmModel {
     fn instance(self: Arc<Self>, instance: Instance) -> Result<Arc<dyn InstanceHandler>> {
         let number = self.instances.fetch_add(1, Ordering::Relaxed);
         let executor = (self.source)(&self.parameters, &self.model_dir, number)?;
-        let opened = Opened::start(executor, &self.parameters, self.batching, self.max_queue_requests())?;
+        let opened = Opened::start(executor, &self.parameters, self.batching, self.max_queue_requests(), number)?;
         let rules = Arc::new(self.rules(&opened));
         let guides = self.guided.clone().ok().map(|tokenizer| GuideStore::new(tokenizer, opened.vocab_size));
         let period_ms = self.parameters.stats_check_period_ms.value.max(1) as u64;
         let period = (self.parameters.iter_stats_max_iterations.value > 0).then(|| Duration::from_millis(period_ms));
         tracing::info!("{}: instance {} is ready", self.name, instance.name());
         let fatal = self.parameters.fatal_action.value;
-        Ok(Arc::new(LlmInstance::start(rules, guides, opened.engine, self.metrics.instance(), period, fatal)?))
+        Ok(Arc::new(LlmInstance::start(rules, guides, opened, self.metrics.instance(), period, fatal)?))
     }
 }
 

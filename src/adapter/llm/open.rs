@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::adapter::events::{self, EventPublisher};
 use crate::config::{BatchSchedulerPolicy, BatchingType, Parameters};
 use crate::engine::{Engine, EngineConfig, SchedulerPolicy};
 use crate::error::Result;
@@ -29,6 +30,8 @@ pub type ExecutorSource = Arc<dyn Fn(&Parameters, &Path, usize) -> Result<ModelE
 /// An engine that takes requests.
 pub struct Opened {
     pub engine: Engine,
+    /// Publishes what happens to the prefix cache.
+    pub events: Option<EventPublisher>,
     pub vocab_size: usize,
     /// Most sequences that run together.
     pub max_sequences: usize,
@@ -46,13 +49,16 @@ impl Opened {
         parameters: &Parameters,
         batching: BatchingType,
         max_queue_requests: Option<usize>,
+        instance: usize,
     ) -> Result<Self> {
         let limits = model.executor.limits();
         let on_gpu = model.executor.memory().gpu_bytes > 0;
+        let kv_event_buffer = events::buffer_size(parameters)?;
         let config = engine_config(parameters, batching, max_queue_requests, &limits, on_gpu, model.max_input_len);
         let max_sequences = config.max_batch_size;
-        let engine = Engine::start(config, model.executor)?;
-        Ok(Self { engine, vocab_size: limits.vocab_size, max_sequences, end_ids: model.end_ids })
+        let engine = Engine::start(EngineConfig { kv_event_buffer, ..config }, model.executor)?;
+        let events = EventPublisher::start(parameters, &engine, limits.block_size_tokens, instance)?;
+        Ok(Self { engine, events, vocab_size: limits.vocab_size, max_sequences, end_ids: model.end_ids })
     }
 }
 
@@ -86,7 +92,6 @@ fn engine_config(
         } else {
             CPU_STALL_MS
         })),
-        kv_event_buffer: parameters.kv_event_buffer_max_size.value as usize,
         kv_reuse: parameters.enable_kv_cache_reuse.value,
         max_input_len: count(parameters.max_input_len.value).or(engine_input_len).unwrap_or(default.max_input_len),
         ..default

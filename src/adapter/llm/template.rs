@@ -24,6 +24,8 @@ const TEMPLATE_PARAMETERS: &[(&str, &str)] = &[
     ("kv_cache_free_gpu_mem_fraction", "${kv_cache_free_gpu_mem_fraction}"),
     ("cross_kv_cache_fraction", "${cross_kv_cache_fraction}"),
     ("kv_cache_host_memory_bytes", "${kv_cache_host_memory_bytes}"),
+    ("kv_event_sink", "${kv_event_sink}"),
+    ("kv_event_topic", "${kv_event_topic}"),
     ("exclude_input_in_output", "${exclude_input_in_output}"),
     ("cancellation_check_period_ms", "${cancellation_check_period_ms}"),
     ("stats_check_period_ms", "${stats_check_period_ms}"),

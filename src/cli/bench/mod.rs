@@ -5,6 +5,7 @@ mod load_test;
 mod machine;
 mod ops;
 mod report;
+mod scheduler;
 mod statistics;
 
 use crate::device::bench::Limits;
@@ -25,6 +26,8 @@ pub enum Bench {
     Latency(LatencyArgs),
     /// Single operations of the device, at the shapes of an 8B model.
     Ops(OpsArgs),
+    /// The scheduler without a model: what a step costs on the CPU besides the device's work.
+    Scheduler(SchedulerArgs),
 }
 
 #[derive(Debug, Args)]
@@ -94,6 +97,22 @@ pub struct OpsArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct SchedulerArgs {
+    /// Sequences that run together.
+    #[arg(long, default_value_t = 1024)]
+    sequences: usize,
+    /// Steps that are measured; each brings every sequence one token on, which ends at 4032.
+    #[arg(long, default_value_t = 1000)]
+    steps: usize,
+    /// Tokens of the prompt that is looked up in the prefix cache.
+    #[arg(long, default_value_t = 100_000)]
+    prompt: usize,
+    /// Prints the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct ModelArgs {
     /// A Hugging Face folder.
     #[arg(long, required_unless_present = "dummy", conflicts_with = "dummy")]
@@ -135,6 +154,7 @@ impl Bench {
             Self::Throughput(args) => measure("throughput", &args.common, args.requests, args.concurrency),
             Self::Latency(args) => measure("latency", &args.common, args.requests, args.concurrency),
             Self::Ops(args) => ops::run(&args),
+            Self::Scheduler(args) => scheduler::run(&args),
         }
     }
 }

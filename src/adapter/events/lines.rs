@@ -1,0 +1,91 @@
+//! Events as JSON lines, in TensorRT-LLM's form.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use super::EventSink;
+use crate::engine::KvEventBatch;
+use crate::error::{Error, Result};
+
+/// A reader that takes nothing for this long is dropped.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+fn text(batch: &KvEventBatch) -> String {
+    batch.events.iter().map(|event| event.to_json() + "\n").collect()
+}
+
+/// Appended to a file.
+pub(super) struct FileLines {
+    file: File,
+    failed: bool,
+}
+
+impl FileLines {
+    pub fn open(path: &str) -> Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let file = file.map_err(|error| Error::unavailable(format!("kv_event_sink: cannot write {path}: {error}")))?;
+        Ok(Self { file, failed: false })
+    }
+}
+
+impl EventSink for FileLines {
+    fn publish(&mut self, batch: &KvEventBatch) {
+        if let Err(error) = self.file.write_all(text(batch).as_bytes())
+            && !std::mem::replace(&mut self.failed, true)
+        {
+            tracing::error!("KV cache events cannot be written: {error}");
+        }
+    }
+}
+
+/// Sent to everybody who has connected to a socket.
+pub(super) struct SocketLines {
+    path: String,
+    listener: UnixListener,
+    readers: Vec<UnixStream>,
+}
+
+impl SocketLines {
+    pub fn bind(path: &str) -> Result<Self> {
+        let refused = |error| Error::unavailable(format!("kv_event_sink: cannot listen on {path}: {error}"));
+        // A socket without a listener is what a server left behind that was killed.
+        if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+            && UnixStream::connect(path).is_err()
+        {
+            fs::remove_file(path).map_err(refused)?;
+        }
+        let listener = UnixListener::bind(path).map_err(refused)?;
+        listener.set_nonblocking(true).map_err(refused)?;
+        Ok(Self { path: path.to_owned(), listener, readers: Vec::new() })
+    }
+}
+
+impl EventSink for SocketLines {
+    fn tend(&mut self) {
+        loop {
+            match self.listener.accept() {
+                Ok((reader, _)) => match reader.set_write_timeout(Some(PATIENCE)) {
+                    Ok(()) => self.readers.push(reader),
+                    Err(error) => tracing::warn!("a reader of KV cache events was refused: {error}"),
+                },
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => return tracing::warn!("a reader of KV cache events was refused: {error}"),
+            }
+        }
+    }
+
+    fn publish(&mut self, batch: &KvEventBatch) {
+        let text = text(batch);
+        self.readers.retain_mut(|reader| reader.write_all(text.as_bytes()).is_ok());
+    }
+}
+
+impl Drop for SocketLines {
+    fn drop(&mut self) {
+        // Somebody else may have taken the file away.
+        let _ = fs::remove_file(&self.path);
+    }
+}
