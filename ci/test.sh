@@ -40,5 +40,5 @@ if wants e2e; then
   ensure_python e2e 'tritonclient[http,grpc]==2.73.0' 'pytest==9.2.0' 'numpy<2' 'pyzmq' 'msgpack' 'jsonschema==4.26.0'
   ensure_libpython
   say "end to end with $TRITONSERVER"
-  TRITONSERVER=$TRITONSERVER BACKENDS=$CACHE/e2e/backends "$VENV_PYTHON" -m pytest -q -p no:cacheprovider tests/e2e
+  TRITONSERVER=$TRITONSERVER BACKENDS=$CACHE/e2e/backends TRTLLM=$ROOT/target/release/trtllm "$VENV_PYTHON" -m pytest -q -p no:cacheprovider tests/e2e
 fi

@@ -13,8 +13,8 @@ mod table;
 mod value;
 
 pub use choices::{
-    BatchSchedulerPolicy, BatchingType, DecodingMode, DeviceKind, FatalAction, GptModelType, GuidedBackend, ModelRole,
-    SamplingOrder,
+    BatchSchedulerPolicy, BatchingType, DecodingMode, DeviceKind, FatalAction, GptModelType, GuidedBackend, LoadFormat,
+    ModelRole, SamplingOrder,
 };
 pub use concerns::readers;
 pub use docs::parameters_markdown;
@@ -22,7 +22,7 @@ pub use engine_arguments::{WithArguments, engine_arguments_markdown, with_engine
 pub use load::{Level, Loaded, Note};
 pub use pbtxt::parse_config;
 pub use table::{Effect, PARAMETERS, ParameterRow, Parameters, Range, Setting, Source};
-pub use value::{BraceLists, FromParameter, InstanceLists, Switch, TenantWeights, is_placeholder};
+pub use value::{BraceLists, FromParameter, GpuLists, GpuName, InstanceLists, Switch, TenantWeights, is_placeholder};
 
 /// An environment variable that is set to something.
 pub fn environment(name: &str) -> Option<String> {

@@ -190,3 +190,18 @@ fn the_scheduler_is_measured_without_a_model() {
     let error = String::from_utf8(none.stderr).unwrap();
     assert!(!none.status.success() && error.contains("--sequences is 0; it must be at least 1"), "{error}");
 }
+
+#[test]
+fn a_repository_for_measuring_passes_the_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let shape = ["--dummy", "llama-160m", "--model", "measured", "--device", "cpu", "--max-seq-len", "128"];
+    let output = trtllm(&[&["bench", "repository", path], &shape[..]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = trtllm(&["check", path]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    for expected in ["measured\n", "load_format = dummy (given)", "made-up weights", "sequences of up to 128 tokens"] {
+        assert!(text.contains(expected), "{text}");
+    }
+}

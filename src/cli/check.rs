@@ -6,7 +6,7 @@ use crate::config::{
 };
 use crate::device::DeviceKind;
 use crate::error::{Error, Result};
-use crate::runner::{ModelOptions, plan};
+use crate::runner::{ModelOptions, Placement, plan};
 use crate::text::Tokenizer;
 use clap::Args;
 use serde_json::Value;
@@ -230,7 +230,7 @@ fn check_llm(
     if role != ModelRole::Llm && config["max_batch_size"].as_i64().unwrap_or(0) != 0 {
         return Err(Error::invalid(format!("max_batch_size must be 0: the role {} takes one prompt", role.word())));
     }
-    let mut options = ModelOptions::from_parameters(parameters, &model_dir, 0)?;
+    let mut options = ModelOptions::from_parameters(parameters, &model_dir, Placement::default())?;
     let report = match plan(&options) {
         Err(error) if options.device == DeviceKind::Cuda => {
             findings.warnings.push(format!(

@@ -66,6 +66,16 @@ choice! {
 }
 
 choice! {
+    /// Where the weights come from.
+    LoadFormat {
+        /// The model's files.
+        Auto = "auto",
+        /// They are made up.
+        Dummy = "dummy",
+    }
+}
+
+choice! {
     /// How tokens are proposed and chosen.
     DecodingMode {
         TopK = "top_k",

@@ -313,9 +313,9 @@ mod tests {
 
     #[test]
     fn keys_without_effect_are_named_once() {
-        let notes = load(&[("sink_token_length", "4"), ("cuda_graph_cache_size", "7")]).notes;
+        let notes = load(&[("decoding_mode", "top_k"), ("num_nodes", "1")]).notes;
         assert_eq!(notes.len(), 1, "{notes:?}");
-        assert!(notes[0].text.contains("sink_token_length, cuda_graph_cache_size"), "{notes:?}");
+        assert!(notes[0].text.contains("num_nodes, decoding_mode"), "{notes:?}");
     }
 
     #[test]

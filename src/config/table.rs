@@ -1,9 +1,10 @@
 //! The table of parameters.
 
 use super::choices::{
-    BatchSchedulerPolicy, DecodingMode, DeviceKind, FatalAction, GptModelType, GuidedBackend, ModelRole, SamplingOrder,
+    BatchSchedulerPolicy, DecodingMode, DeviceKind, FatalAction, GptModelType, GuidedBackend, LoadFormat, ModelRole,
+    SamplingOrder,
 };
-use super::value::{BraceLists, FromParameter, InstanceLists, Switch, TenantWeights, is_placeholder};
+use super::value::{BraceLists, FromParameter, GpuLists, InstanceLists, Switch, TenantWeights, is_placeholder};
 
 /// Where the value of a parameter comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +142,8 @@ parameters! {
         "The model: a Hugging Face folder (`config.json`, `*.safetensors`), a TensorRT-LLM checkpoint (`config.json`, `rank*.safetensors`) or engine folder, a GGUF file or a folder with one. docs/checkpoints.md has the details.";
     checkpoint_dir "checkpoint_dir": Option<String> = None, "searched: docs/checkpoints.md", ANY, Applied,
         "Where the weights are if `gpt_model_path` is an engine folder: the Hugging Face folder or TensorRT-LLM checkpoint that the engine was built from.";
+    load_format "load_format": LoadFormat = LoadFormat::Auto, "`auto`", Range::Words(LoadFormat::WORDS), Applied,
+        "`dummy`: only the model's `config.json` is read and its weights are made up, to measure speed without a checkpoint. `trtllm bench repository` writes such a model.";
     encoder_model_path "encoder_model_path": Option<String> = None, "unset", ANY, NotYet,
         "Folder of the encoder of an encoder-decoder model. A folder that exists is refused: such models are not served yet.";
     tokenizer_dir "tokenizer_dir": Option<String> = None, "the model's folder, if it holds a `tokenizer.json`", ANY, Applied,
@@ -212,9 +215,11 @@ parameters! {
     enable_context_fmha_fp32_acc "enable_context_fmha_fp32_acc": bool = false, "false", ANY, Never,
         "Attention always accumulates in 32 bits.";
     cuda_graph_mode "cuda_graph_mode": bool = true, "true (the C++ backend: false)", ANY, Applied,
-        "Whether decode steps on a GPU run as CUDA graphs. They are recorded as they are needed.";
-    cuda_graph_cache_size "cuda_graph_cache_size": i32 = 0, "0", COUNT, NotYet,
-        "Number of CUDA graphs that are kept.";
+        "Whether decode steps on a GPU run as CUDA graphs, which are recorded when the model is loaded.";
+    cuda_graph_cache_size "cuda_graph_cache_size": i32 = 0, "0 = all that are of use", COUNT, Applied,
+        "Most CUDA graphs. The first are those for the longest context and few sequences, which serve any context; then those for more sequences, then finer ones. A step that no graph holds runs kernel by kernel.";
+    fault_injection_step "fault_injection_step": i32 = 0, "0 = never", COUNT, Applied,
+        "For tests of what follows a failure: before the engine's step of this number a kernel reads an address that there is not, and the GPU is lost to this process.";
     recv_poll_period_ms "recv_poll_period_ms": i32 = 0, "0", COUNT, Never,
         "The engine's threads sleep until there is work; nothing is polled.";
     iter_stats_max_iterations "iter_stats_max_iterations": i32 = 1000, "1000", COUNT, Applied,
@@ -225,8 +230,8 @@ parameters! {
         "Period in which the gauges are updated.";
     cancellation_check_period_ms "cancellation_check_period_ms": i32 = 100, "100", COUNT, Never,
         "Cancelled requests are noticed in every step of the engine.";
-    gpu_device_ids "gpu_device_ids": Option<InstanceLists> = None, "unset = GPU 0", ANY, Applied,
-        "GPUs of each model instance: instance i uses list i modulo the number of lists. A list of several GPUs is refused: such models are not served yet.";
+    gpu_device_ids "gpu_device_ids": Option<GpuLists> = None, "unset = the GPU of a `KIND_GPU` instance, else GPU 0", ANY, Applied,
+        "GPUs of each model instance, by number or UUID: instance i uses list i modulo the number of lists. Numbers count the GPUs that `CUDA_VISIBLE_DEVICES` leaves; a MIG slice is named there, and may be named here too (`MIG-…`). A list of several GPUs is refused: such models are not served yet.";
     participant_ids "participant_ids": Option<InstanceLists> = None, "unset", ANY, NotYet,
         "Ranks of each model instance.";
     num_nodes "num_nodes": i32 = 1, "1", POSITIVE, NotYet,

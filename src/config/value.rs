@@ -205,6 +205,48 @@ impl FromParameter for TenantWeights {
     }
 }
 
+/// One GPU of `gpu_device_ids`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GpuName {
+    Number(i32),
+    /// `GPU-…` or `MIG-…`.
+    Uuid(String),
+}
+
+/// The GPUs of each model instance: `0,1;2,3`, or UUIDs in place of numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GpuLists(pub Vec<Vec<GpuName>>);
+
+impl FromParameter for GpuLists {
+    const TYPE: &'static str = "lists of ints or UUIDs, separated by `;`";
+
+    fn from_parameter(text: &str) -> Option<Self> {
+        // A part that fails ends the parsing; the parts before it stay in effect.
+        let lists: Vec<_> = text.split(';').map_while(gpu_list).collect();
+        (!lists.is_empty()).then_some(Self(lists))
+    }
+
+    fn show(&self) -> String {
+        let name = |gpu: &GpuName| match gpu {
+            GpuName::Number(number) => number.to_string(),
+            GpuName::Uuid(uuid) => uuid.clone(),
+        };
+        join(self.0.iter().map(|list| join(list.iter().map(name), ",")), ";")
+    }
+}
+
+fn gpu_list(text: &str) -> Option<Vec<GpuName>> {
+    let is_uuid = |entry: &str| entry.starts_with("GPU-") || entry.starts_with("MIG-");
+    if !text.split(',').any(|entry| is_uuid(entry.trim())) {
+        return Some(int_list(text)?.into_iter().map(GpuName::Number).collect());
+    }
+    let name = |entry: &str| match entry.trim() {
+        uuid if is_uuid(uuid) => Some(GpuName::Uuid(uuid.to_owned())),
+        number => number.parse().ok().map(GpuName::Number),
+    };
+    text.split(',').map(name).collect()
+}
+
 /// A switch in Python's words, case-insensitive: `true false 1 0 t f y n yes no`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switch(pub bool);

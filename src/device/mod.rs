@@ -21,11 +21,11 @@ pub use edits::{DecayingTopP, EditLogits, RowEdits, TableList};
 pub use experts::{ExpertGroups, ExpertLinear, GroupScore, Route, RoutingRule, Score};
 pub use features::{Elementwise, Feature};
 pub use memory::{Buffer, DType, RawBuffer, Tensor};
-pub use open::{CudaOptions, DeviceKind, DeviceOptions, open};
+pub use open::{CudaOptions, DeviceKind, DeviceOptions, GpuId, open};
 pub use sampling::{MAX_TOP_TOKENS, RowMode, RowSample, RowSampling, Sample, TopTokens};
 pub use work::{Graph, HostTier, Mark, Transfers};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::sync::Arc;
 
 /// Memory of a device and how much of it is there.
@@ -86,6 +86,14 @@ pub trait Device: Send + Sync {
     /// Calls `work` and keeps what it enqueues instead of running it; `work` neither allocates nor waits nor copies to
     /// or from the host. `None`, and `work` was not called: this device has no graphs.
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>>;
+
+    /// Makes the device fail for good, as a wild access of a kernel would: to test what comes after.
+    ///
+    /// # Errors
+    /// `Unsupported` where nothing can make it fail.
+    fn inject_fault(&self) -> Result<()> {
+        Err(Error::unsupported("only a GPU can be made to fail"))
+    }
 
     /// `out[t] = table[ids[t]] * scale`. `out [T, C]`, `table [V, C]`, `ids [1, T]` I32.
     fn embed(&self, out: &Tensor, table: &Tensor, ids: &Tensor, scale: f32) -> Result<()>;

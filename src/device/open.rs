@@ -54,6 +54,15 @@ pub struct CudaOptions {
     pub cache_dir: Option<PathBuf>,
 }
 
+/// Which GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GpuId {
+    /// As the driver counts them.
+    Number(usize),
+    /// `GPU-…` or, for a slice of a GPU, `MIG-…`; the beginning is enough.
+    Uuid(String),
+}
+
 /// How each kind of device is made.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceOptions {
@@ -61,12 +70,12 @@ pub struct DeviceOptions {
     pub cuda: CudaOptions,
 }
 
-/// Opens the device of one rank. `gpu_ids` are numbers of GPUs as the driver counts them; none: the first.
+/// Opens the device of one rank. No `gpu_ids`: the first GPU.
 ///
 /// # Errors
 /// When the kind that was asked for cannot be used here. `Auto` always finds one, unless `gpu_ids` names a GPU: then
 /// that GPU is meant.
-pub fn open(kind: DeviceKind, gpu_ids: &[usize], options: &DeviceOptions) -> Result<SharedDevice> {
+pub fn open(kind: DeviceKind, gpu_ids: &[GpuId], options: &DeviceOptions) -> Result<SharedDevice> {
     if gpu_ids.len() > 1 && kind != DeviceKind::Cpu {
         return Err(Error::unsupported(format!("{} GPUs were asked for, a model runs on one", gpu_ids.len())));
     }
@@ -84,13 +93,18 @@ pub fn open(kind: DeviceKind, gpu_ids: &[usize], options: &DeviceOptions) -> Res
 }
 
 #[cfg(feature = "cuda")]
-fn open_gpu(gpu_ids: &[usize], options: &CudaOptions) -> Result<SharedDevice> {
-    let device = super::cuda::CudaDevice::open(gpu_ids.first().copied().unwrap_or(0), options)?;
+fn open_gpu(gpu_ids: &[GpuId], options: &CudaOptions) -> Result<SharedDevice> {
+    let number = match gpu_ids.first() {
+        None => 0,
+        Some(GpuId::Number(number)) => *number,
+        Some(GpuId::Uuid(uuid)) => super::cuda::find_gpu(uuid)?,
+    };
+    let device = super::cuda::CudaDevice::open(number, options)?;
     Ok(device)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_gpu(_gpu_ids: &[usize], _options: &CudaOptions) -> Result<SharedDevice> {
+fn open_gpu(_gpu_ids: &[GpuId], _options: &CudaOptions) -> Result<SharedDevice> {
     Err(Error::unsupported("this library was built without CUDA"))
 }
 
@@ -124,7 +138,9 @@ mod tests {
 
     #[test]
     fn a_gpu_that_is_not_there_is_an_error_even_with_auto() {
-        assert!(open(DeviceKind::Auto, &[1_000_000], &DeviceOptions::default()).is_err());
-        assert!(open(DeviceKind::Cuda, &[0, 1], &DeviceOptions::default()).is_err());
+        let opened = |kind, ids: &[GpuId]| open(kind, ids, &DeviceOptions::default());
+        assert!(opened(DeviceKind::Auto, &[GpuId::Number(1_000_000)]).is_err());
+        assert!(opened(DeviceKind::Auto, &[GpuId::Uuid("MIG-0".into())]).is_err());
+        assert!(opened(DeviceKind::Cuda, &[GpuId::Number(0), GpuId::Number(1)]).is_err());
     }
 }

@@ -39,6 +39,9 @@ pub struct EngineConfig {
     /// How much longer a step may take because of prompt tokens that run beside generating sequences, above 1: a long
     /// prompt is then computed in smaller chunks. `None`: prompts take all that `max_step_tokens` leaves.
     pub max_step_slowdown: Option<f32>,
+    /// How long before the expected end of a step the next one is launched, so that requests which come meanwhile are in
+    /// it. `None`: as soon as there is room for it.
+    pub launch_lead: Option<Duration>,
     /// Longest time without a completed step while there is work; then the engine is declared broken. `None`: any time.
     pub stall_timeout: Option<Duration>,
     /// Latest KV cache events that are kept for a reader; 0: none.
@@ -65,6 +68,7 @@ impl EngineConfig {
             max_queue_tokens: None,
             priority_ageing: Some(Duration::from_secs(10)),
             max_step_slowdown: None,
+            launch_lead: None,
             stall_timeout: None,
             kv_event_buffer: 0,
             kv_reuse: true,

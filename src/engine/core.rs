@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::ahead::Ahead;
 use super::clients::{Client, Clients};
 use super::config::EngineConfig;
 use super::events::{KvEventBatch, KvEvents};
@@ -34,6 +35,8 @@ pub type IterationHook = Box<dyn FnMut(&IterationStats) + Send>;
 pub enum Progress {
     /// Call again.
     Working,
+    /// Call again at this time, or when a request has been submitted or cancelled.
+    Until(u64),
     /// Nothing to do until a request is submitted.
     Idle,
 }
@@ -66,6 +69,9 @@ pub struct EngineCore {
     now_ns: u64,
     next_audit_ns: u64,
     history: VecDeque<Note>,
+    ahead: Ahead,
+    /// Whether a request has come since the last launch.
+    fresh: bool,
     /// Empty between steps.
     deltas: Vec<SeqDelta>,
 }
@@ -106,6 +112,8 @@ impl EngineCore {
             now_ns: 0,
             next_audit_ns: 0,
             history: VecDeque::with_capacity(HISTORY),
+            ahead: Ahead::new(config.launch_lead.map(|lead| lead.as_nanos() as u64)),
+            fresh: false,
             deltas: Vec::new(),
         };
         core.publish(PlanStats::default());
@@ -229,6 +237,7 @@ impl EngineCore {
             return;
         }
         self.now_ns = self.now_ns.max(arrival_ns);
+        self.fresh = true;
         self.totals.requests_accepted += 1;
         self.totals.prompt_tokens += (request.prompt.len() * request.num_sequences) as u64;
         let open = request.num_sequences;
@@ -245,6 +254,9 @@ impl EngineCore {
         let now_ns = self.now_ns;
         self.end_unwanted(now_ns);
         self.land(false);
+        if let Some(due_ns) = self.put_off(now_ns) {
+            return Ok(Progress::Until(due_ns));
+        }
         let launched = self.in_flight.len() < self.limits.pipeline_depth && self.launch(now_ns)?;
         if !launched && self.in_flight.is_empty() && !self.is_idle() && !self.land(true) {
             let waiting = self.scheduler.active();
@@ -294,7 +306,15 @@ impl EngineCore {
         !landed.is_empty()
     }
 
+    /// Until when the next launch is put off.
+    fn put_off(&self, now_ns: u64) -> Option<u64> {
+        let has_room = self.limits.pipeline_depth > 1 && self.in_flight.len() == 1;
+        let running = self.in_flight.front().filter(|_| has_room && !self.fresh)?;
+        self.ahead.due_ns(running).filter(|&due_ns| now_ns < due_ns)
+    }
+
     fn launch(&mut self, now_ns: u64) -> Result<bool> {
+        self.fresh = false;
         let plan = self.scheduler.schedule(now_ns);
         let transfers = self.scheduler.take_transfers();
         if !transfers.is_empty() {
@@ -318,6 +338,7 @@ impl EngineCore {
         let Some(plan) = self.in_flight.pop_front() else { return Ok(()) };
         let mut output = self.executor.collect()?;
         self.now_ns = clock();
+        self.ahead.collected(&plan, self.now_ns, !self.in_flight.is_empty());
         let mut deltas = std::mem::take(&mut self.deltas);
         let plan_stats = self.scheduler.update(&plan, &output, self.now_ns, &mut deltas)?;
         self.iteration += 1;

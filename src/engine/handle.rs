@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::config::EngineConfig;
-use super::core::{EngineCore, IterationHook, Submission};
+use super::core::{EngineCore, IterationHook, Progress, Submission};
 use super::events::{KvEventBatch, KvEvents};
 use super::gate::{Gate, failed_request};
 use super::request::{Request, RequestSink};
@@ -93,7 +93,8 @@ impl Engine {
         let origin = Instant::now();
         let (gate, board, ledger, events) = (core.gate(), core.board(), core.ledger(), core.events());
         let pulse = Arc::<Pulse>::default();
-        let engine_loop = EngineLoop { core, inbox, origin, pulse: pulse.clone(), idle_waiters: Vec::new() };
+        let engine_loop =
+            EngineLoop { core, inbox, origin, pulse: pulse.clone(), idle_waiters: Vec::new(), put_off_ns: None };
         let thread = thread::Builder::new()
             .name("engine".into())
             .spawn(move || engine_loop.run())
@@ -240,6 +241,8 @@ struct EngineLoop {
     origin: Instant,
     pulse: Arc<Pulse>,
     idle_waiters: Vec<Sender<()>>,
+    /// The core has nothing to do before.
+    put_off_ns: Option<u64>,
 }
 
 impl EngineLoop {
@@ -250,7 +253,11 @@ impl EngineLoop {
             let now_ns = now_ns(origin);
             self.pulse.busy_since_ns.store(now_ns, Ordering::Relaxed);
             // A failure has answered everybody and is in `health`; the loop goes on to refuse what comes.
-            let _ = self.core.step_by(&|| self::now_ns(origin));
+            let progress = self.core.step_by(&|| self::now_ns(origin));
+            self.put_off_ns = match progress {
+                Ok(Progress::Until(due_ns)) => Some(due_ns),
+                _ => None,
+            };
             self.pulse.busy_since_ns.store(0, Ordering::Relaxed);
         }
         self.core.abort(&Error::unavailable("the engine was shut down before the request ended"));
@@ -266,7 +273,8 @@ impl EngineLoop {
                 }
                 self.inbox.recv().ok()
             } else {
-                match self.inbox.try_recv() {
+                let pause_ns = self.put_off_ns.take().map_or(0, |due| due.saturating_sub(now_ns(self.origin)));
+                match self.inbox.recv_timeout(Duration::from_nanos(pause_ns)) {
                     Ok(command) => Some(command),
                     Err(_) => return true,
                 }

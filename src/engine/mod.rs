@@ -1,5 +1,6 @@
 //! The engine: which sequences run in which step, with which memory, and who is told what.
 
+mod ahead;
 pub mod bench;
 mod blocks;
 mod clients;

@@ -17,7 +17,7 @@ pub use config::{
     SpecialTokens,
 };
 pub use pieces::{Piece, View};
-pub use presets::{preset, preset_names};
+pub use presets::{preset, preset_config, preset_names};
 pub use rope::{Rope, RopeScaling};
 pub use section::Section;
 pub use weights::{VectorKind, WeightLoader, WeightSource};

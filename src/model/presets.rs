@@ -28,6 +28,14 @@ pub fn preset_names() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// Lists the names when there is no such model.
 pub fn preset(name: &str) -> Result<Section> {
+    Section::from_value(format!("dummy {name}"), preset_config(name)?)
+}
+
+/// [`preset`] as the `config.json` of a Hugging Face folder.
+///
+/// # Errors
+/// As for [`preset`].
+pub fn preset_config(name: &str) -> Result<Value> {
     let Some(&(_, architecture, sizes, tied)) = SHAPES.iter().find(|shape| shape.0 == name) else {
         let names: Vec<_> = preset_names().collect();
         return Err(Error::invalid(format!("there is no dummy model {name}; there are {}", names.join(", "))));
@@ -44,7 +52,7 @@ pub fn preset(name: &str) -> Result<Section> {
         config["rope_scaling"] = json!({"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192});
     }
-    Section::from_value(format!("dummy {name}"), Value::Object(config.as_object().cloned().unwrap_or_default()))
+    Ok(config)
 }
 
 #[cfg(test)]

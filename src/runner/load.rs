@@ -1,10 +1,11 @@
 //! From a model's folder to something that runs plans.
 
+use super::graphs;
 use super::input::StepInput;
 use super::local::{LocalExecutor, Parts, edit_workspace, largest_step};
 use super::memory::{KvLimits, KvPlan};
 use super::tables::table_bytes;
-use crate::device::{self, DType, DeviceInfo, DeviceKind, DeviceOptions, KvLayer, SharedDevice, Tensor};
+use crate::device::{self, DType, DeviceInfo, DeviceKind, DeviceOptions, GpuId, KvLayer, SharedDevice, Tensor};
 use crate::error::{Error, Result, ResultExt};
 use crate::model::families::{self, Family};
 use crate::model::formats::{self, EngineLimits, OpenedCheckpoint, WeightPlaces};
@@ -33,6 +34,8 @@ pub enum ModelSource {
     Folder(PathBuf),
     /// The shape of a well-known model with made-up weights.
     Dummy(String),
+    /// The shape that a folder's `config.json` says, with made-up weights.
+    DummyFolder(PathBuf),
 }
 
 /// What a model is loaded with.
@@ -42,8 +45,8 @@ pub struct ModelOptions {
     /// Where the weights of an engine folder may be.
     pub weight_places: WeightPlaces,
     pub device: DeviceKind,
-    /// Numbers of GPUs; none: the first.
-    pub gpu_ids: Vec<usize>,
+    /// GPUs; none: the first.
+    pub gpu_ids: Vec<GpuId>,
     pub device_options: DeviceOptions,
     /// Type of the matrices; `None`: the checkpoint's.
     pub dtype: Option<DType>,
@@ -66,6 +69,10 @@ pub struct ModelOptions {
     /// `cuda_graph_mode`: whether decode steps are padded to few shapes and repeated from a recording; `None`: where the
     /// device works on its own.
     pub graphs: Option<bool>,
+    /// `cuda_graph_cache_size`: most recorded steps; `None`: all that are of use.
+    pub max_graphs: Option<usize>,
+    /// Before the step of this number the device is made to fail for good: to test what comes after.
+    pub fault_step: Option<u64>,
     /// Steps that may be launched before the oldest is read; `None`: 2 where the device works on its own, else 1.
     pub pipeline_depth: Option<usize>,
 }
@@ -89,6 +96,8 @@ impl ModelOptions {
             kv_free_fraction: None,
             kv_host_bytes: 0,
             graphs: None,
+            max_graphs: None,
+            fault_step: None,
             pipeline_depth: None,
         }
     }
@@ -103,6 +112,7 @@ impl ModelOptions {
         at_least_one("max_num_tokens", self.max_step_tokens)?;
         at_least_one("max_tokens_in_paged_kv_cache", self.kv_max_tokens)?;
         at_least_one("pipeline_depth", self.pipeline_depth)?;
+        at_least_one("cuda_graph_cache_size", self.max_graphs)?;
         let size = self.block_size_tokens;
         if !size.is_power_of_two() || size > 1024 {
             return Err(Error::invalid(format!(
@@ -140,6 +150,9 @@ pub struct LoadReport {
     pub dtype: DType,
     pub weight_bytes: usize,
     pub workspace_bytes: usize,
+    /// Recorded steps: planned, and after the model is loaded how many there are and what they took.
+    pub graphs: usize,
+    pub graph_bytes: usize,
     pub kv: KvPlan,
     pub kv_dtype: DType,
     /// Bytes of keys and values of one token, all layers.
@@ -161,6 +174,9 @@ impl fmt::Display for LoadReport {
         writeln!(f, "device     {}", self.device.description)?;
         writeln!(f, "weights    {} ({})", mib(self.weight_bytes), self.dtype)?;
         writeln!(f, "workspace  {} (steps of up to {} tokens)", mib(self.workspace_bytes), limits.max_step_tokens)?;
+        if self.graphs > 0 {
+            writeln!(f, "graphs     {} ({} recorded steps)", mib(self.graph_bytes), self.graphs)?;
+        }
         writeln!(
             f,
             "KV cache   {} ({}): {} blocks of {} = {} tokens",
@@ -226,9 +242,9 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
     let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype);
     let model = Decoder::load(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
     let unused = loader.finish().context(&checkpoint.name)?;
-    let report = LoadReport { unused, host_blocks, ..plan.report(device, &checkpoint, kv, start) };
+    let mut report = LoadReport { unused, host_blocks, ..plan.report(device, &checkpoint, kv, start) };
     let limits = report.limits.clone();
-    let executor = LocalExecutor::new(Parts {
+    let mut executor = LocalExecutor::new(Parts {
         device: device.clone(),
         kv: allocate_kv(device, &plan.config, &limits, plan.kv_dtype)?,
         host_blocks,
@@ -236,9 +252,17 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
         activation: device.activation_dtype(plan.dtype),
         memory: memory_in_use(&report),
         model: Box::new(model),
-        graphs: options.graphs.unwrap_or(device.is_asynchronous()),
+        graphs: records(device, options),
+        max_graphs: options.max_graphs,
+        fault_step: options.fault_step,
         limits,
     })?;
+    if device.is_asynchronous() {
+        let before = device.info().free_bytes;
+        report.graphs = executor.warm_up()?;
+        report.graph_bytes = before.saturating_sub(device.info().free_bytes) as usize;
+    }
+    report.seconds = start.elapsed().as_secs_f64();
     tracing::info!("loaded\n{report}");
     let (special_tokens, max_input_len) = (checkpoint.special_tokens, checkpoint.engine.max_input_len);
     Ok(LoadedModel { executor, config: plan.config, special_tokens, max_input_len, report })
@@ -259,7 +283,10 @@ impl Checkpoint {
     fn open(options: &ModelOptions) -> Result<Self> {
         let path = match &options.source {
             ModelSource::Folder(path) => path,
-            ModelSource::Dummy(name) => return Self::dummy(name),
+            ModelSource::Dummy(name) => return Self::dummy(format!("dummy {name}"), preset(name)?),
+            ModelSource::DummyFolder(path) => {
+                return Self::dummy(format!("dummy {}", path.display()), Section::read_model(path)?);
+            }
         };
         let OpenedCheckpoint { format, path, config, special_tokens, store, limits } =
             formats::open(path, &options.weight_places)?;
@@ -274,10 +301,9 @@ impl Checkpoint {
         })
     }
 
-    fn dummy(name: &str) -> Result<Self> {
-        let section = preset(name)?;
+    fn dummy(name: String, section: Section) -> Result<Self> {
         Ok(Self {
-            name: format!("dummy {name}"),
+            name,
             format: "made-up weights".to_owned(),
             family: families::detect(&section)?,
             section,
@@ -306,6 +332,7 @@ struct LoadPlan {
     parameters: u64,
     weight_bytes: usize,
     workspace_bytes: usize,
+    graph_bytes: usize,
     /// Without the number of blocks.
     limits: ExecutorLimits,
 }
@@ -328,7 +355,9 @@ impl LoadPlan {
         let limits = step_limits(device, options, &checkpoint.engine, &config, max_seq_len);
         let kv_dtype = device.kv_dtype(dtype);
         let workspace_bytes = workspace_bytes(&planning, &model, &limits, dtype)?;
-        Ok(Self { config, dtype, kv_dtype, parameters, weight_bytes, workspace_bytes, limits })
+        let graphs = if device.is_asynchronous() && records(device, options) { options.max_graphs } else { Some(0) };
+        let graph_bytes = graphs::planned_bytes(&limits, graphs);
+        Ok(Self { config, dtype, kv_dtype, parameters, weight_bytes, workspace_bytes, graph_bytes, limits })
     }
 
     fn report(&self, device: &SharedDevice, checkpoint: &Checkpoint, kv: KvPlan, start: Instant) -> LoadReport {
@@ -341,6 +370,8 @@ impl LoadPlan {
             dtype: self.dtype,
             weight_bytes: self.weight_bytes,
             workspace_bytes: self.workspace_bytes,
+            graphs: 0,
+            graph_bytes: self.graph_bytes,
             kv_dtype: self.kv_dtype,
             kv_bytes_per_token: self.config.kv_bytes_per_token(self.kv_dtype),
             limits: ExecutorLimits { num_blocks: kv.num_blocks, ..self.limits.clone() },
@@ -353,12 +384,13 @@ impl LoadPlan {
 
     fn kv_plan(&self, device: &SharedDevice, options: &ModelOptions) -> Result<KvPlan> {
         let info = device.info();
-        let taken = (self.weight_bytes + self.workspace_bytes + table_bytes(&self.limits)) as u64;
+        let taken = self.weight_bytes + self.workspace_bytes + self.graph_bytes + table_bytes(&self.limits);
+        let taken = taken as u64;
         let free_bytes = info.free_bytes.checked_sub(taken).ok_or_else(|| {
             Error::unavailable(format!(
-                "the model needs {} MiB for weights and {} MiB for its workspace; {} has {} MiB free",
+                "the model needs {} MiB for weights and {} MiB for its workspace and recorded steps; {} has {} MiB free",
                 self.weight_bytes >> 20,
-                self.workspace_bytes >> 20,
+                (self.workspace_bytes + self.graph_bytes) >> 20,
                 info.description,
                 info.free_bytes >> 20
             ))
@@ -389,6 +421,11 @@ impl LoadPlan {
         }
         Ok(blocks.min(u32::MAX as usize / 2))
     }
+}
+
+/// Whether decode steps are padded, and recorded where the device can.
+fn records(device: &SharedDevice, options: &ModelOptions) -> bool {
+    options.graphs.unwrap_or(device.is_asynchronous())
 }
 
 fn batch_size(options: &ModelOptions) -> usize {
@@ -466,7 +503,7 @@ fn allocate_kv(
 }
 
 fn memory_in_use(report: &LoadReport) -> ExecutorMemory {
-    let bytes = (report.weight_bytes + report.workspace_bytes + report.kv.bytes) as u64;
+    let bytes = (report.weight_bytes + report.workspace_bytes + report.graph_bytes + report.kv.bytes) as u64;
     match report.device.host_accessible {
         true => ExecutorMemory { cpu_bytes: bytes, ..Default::default() },
         false => ExecutorMemory { gpu_bytes: bytes, ..Default::default() },

@@ -48,6 +48,7 @@ pub struct LocalExecutor {
     fetched: Vec<u8>,
     /// Rows of the last step and its logits.
     last_logits: Option<(usize, Tensor)>,
+    fault_step: Option<u64>,
 }
 
 /// What a [`LocalExecutor`] is made of.
@@ -62,6 +63,10 @@ pub(super) struct Parts {
     pub(super) memory: ExecutorMemory,
     /// Whether decode steps are padded and recorded.
     pub(super) graphs: bool,
+    /// Most recordings; `None`: all that are of use.
+    pub(super) max_graphs: Option<usize>,
+    /// Before the step of this number the device is made to fail.
+    pub(super) fault_step: Option<u64>,
 }
 
 /// A step whose tokens were not collected.
@@ -104,7 +109,8 @@ impl LocalExecutor {
         let memory = ExecutorMemory { pinned_bytes, ..parts.memory };
         Ok(Self {
             tiers,
-            graphs: parts.graphs.then(|| Graphs::new(&limits)),
+            graphs: parts.graphs.then(|| Graphs::new(&limits, parts.max_graphs)),
+            fault_step: parts.fault_step,
             arena: Arena::new(&device, parts.workspace_bytes)?,
             input: StepInput::new(&device, largest, limits.block_size_tokens)?,
             transfers,
@@ -127,6 +133,21 @@ impl LocalExecutor {
         })
     }
 
+    /// Runs what would otherwise be loaded, chosen or recorded while requests wait: the largest prompt, and every bucket
+    /// of decode steps, all of it padding. Returns how many recordings there are. For devices that work on their own.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub(super) fn warm_up(&mut self) -> Result<usize> {
+        let largest = largest_step(&self.limits);
+        self.forward(&[], 0, Some(StepShape { sequences: 1, rows: 1, edits: 0, ..largest }))?;
+        for bucket in self.graphs.as_ref().map_or(Vec::new(), |graphs| graphs.buckets().to_vec()) {
+            self.forward(&[], 0, Some(bucket))?;
+        }
+        self.device.synchronize()?;
+        Ok(self.graphs.as_ref().map_or(0, Graphs::num_recorded))
+    }
+
     /// Sequences that the runner remembers.
     pub fn num_sequences(&self) -> usize {
         self.sequences.len()
@@ -145,6 +166,9 @@ impl LocalExecutor {
 
     fn start(&mut self, plan: &StepPlan) -> Result<()> {
         self.check(plan)?;
+        if self.fault_step == Some(plan.step) {
+            self.device.inject_fault()?;
+        }
         self.tables.release_ended(plan, &mut self.sequences);
         self.sequences.apply(plan)?;
         self.tables.prepare(plan, &mut self.sequences, &self.sampled)?;
@@ -155,7 +179,7 @@ impl LocalExecutor {
         if !plan.chunks.is_empty() {
             let first_slot = self.launched % self.limits.pipeline_depth * self.limits.max_step_rows;
             self.launched += 1;
-            let logits = self.forward(plan, first_slot)?;
+            let logits = self.forward(&plan.chunks, first_slot, None)?;
             self.sample(plan, &logits, first_slot, &mut flight)?;
             flight.inspections = self.inspect(plan, &logits)?;
             self.last_logits = Some((plan.chunks.iter().map(Chunk::rows).sum(), logits));
@@ -164,13 +188,14 @@ impl LocalExecutor {
         Ok(())
     }
 
-    /// Enqueues uploads, forward pass and the sampling of rows that the device samples. Returns the logits.
-    fn forward(&mut self, plan: &StepPlan, first_slot: usize) -> Result<Tensor> {
+    /// Enqueues uploads, forward pass and the sampling of rows that the device samples. Returns the logits. `padding`: a
+    /// shape to warm up, where `chunks` are none.
+    fn forward(&mut self, chunks: &[Chunk], first_slot: usize, padding: Option<StepShape>) -> Result<Tensor> {
         let Self { graphs, device, model, kv, arena, input, transfers, tables, sampled, results, sequences, .. } = self;
         let activation = self.activation;
-        let chunks = plan.chunks.iter().map(|chunk| Ok((chunk, sequences.find(chunk.seq)?)));
+        let chunks = chunks.iter().map(|chunk| Ok((chunk, sequences.find(chunk.seq)?)));
         let chunks = chunks.collect::<Result<Vec<_>>>()?;
-        let exact = StepShape::exact(&chunks);
+        let exact = padding.unwrap_or_else(|| StepShape::exact(&chunks));
         let bucket = graphs.as_ref().and_then(|graphs| graphs.bucket(exact));
         let shape = bucket.unwrap_or(exact);
         let step = input.upload(&mut **transfers, &chunks, shape, first_slot)?;
@@ -187,7 +212,12 @@ impl LocalExecutor {
             Ok(logits)
         };
         match (graphs, bucket) {
-            (Some(graphs), Some(bucket)) => graphs.run(device, bucket, &mut run),
+            (Some(graphs), Some(bucket)) if padding.is_some() => {
+                let logits = run()?;
+                graphs.record(device, bucket, &mut run)?;
+                Ok(logits)
+            }
+            (Some(graphs), Some(bucket)) => graphs.run(bucket, &mut run),
             _ => run(),
         }
     }

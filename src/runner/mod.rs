@@ -16,3 +16,4 @@ pub use input::{StepInput, StepShape};
 pub use load::{LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on, plan};
 pub use local::LocalExecutor;
 pub use memory::{KvLimits, KvPlan};
+pub use parameters::{Placement, cuda_options};

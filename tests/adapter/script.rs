@@ -14,6 +14,7 @@ use triton_trtllm::decode::logits::{self, History, Occurrences};
 use triton_trtllm::decode::sample::{SampleScratch, sample};
 use triton_trtllm::error::{Error, Result};
 use triton_trtllm::ids::{SeqId, TokenId};
+use triton_trtllm::runner::Placement;
 use triton_trtllm::step::{
     Executor, ExecutorLimits, Inspection, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb,
 };
@@ -126,7 +127,7 @@ impl ModelLoader for ScriptLoader {
     }
 }
 
-fn script(parameters: &Parameters, _: &Path, _: usize) -> Result<ModelExecutor> {
+fn script(parameters: &Parameters, _: &Path, _: Placement) -> Result<ModelExecutor> {
     let answer = match parameters.tokenizer_dir.value.as_deref() {
         Some(dir) => Tokenizer::load(Path::new(dir))?.encode(ANSWER, false)?,
         None => Vec::new(),

@@ -1,5 +1,5 @@
 import pytest
-from server import DEMO, Server, copy_template
+from server import DEMO, DEVICE, Server, copy_template
 
 
 @pytest.fixture(scope="session")
@@ -12,7 +12,7 @@ def server(tmp_path_factory):
     copy_template(repository, "ensemble")
     copy_template(repository, "preprocessing", tokenizer_dir=demo)
     copy_template(repository, "postprocessing", tokenizer_dir=demo)
-    values = {"engine_dir": demo, "tokenizer_dir": demo, "device": "cpu"}
+    values = {"engine_dir": demo, "tokenizer_dir": demo, "device": DEVICE}
     copy_template(repository, "tensorrt_llm", **values)
     copy_template(
         repository,

@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "ci" / "demo_model" / "hf"
+DEVICE = os.environ.get("E2E_DEVICE", "cpu")
+TRTLLM = Path(os.environ.get("TRTLLM", ROOT / "target" / "debug" / "trtllm"))
 TEMPLATES = ROOT / "model_repo"
 
 

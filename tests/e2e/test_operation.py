@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from server import DEMO, ROOT, Server, copy_template, eventually, sse_events, write_model
+from server import DEMO, DEVICE, ROOT, Server, copy_template, eventually, sse_events, write_model
 
 PROMPT = "Once upon a time"
 
@@ -233,7 +233,7 @@ def broken_checkpoint(folder, name):
 def test_a_broken_checkpoint_fails_with_the_file_in_the_message(server, tmp_path, damage, says):
     model = broken_checkpoint(tmp_path, "model")
     damage(model)
-    copy_template(server.repository, "tensorrt_llm", name="broken", engine_dir=str(model), tokenizer_dir=str(model), device="cpu")
+    copy_template(server.repository, "tensorrt_llm", name="broken", engine_dir=str(model), tokenizer_dir=str(model), device=DEVICE)
     reply = server.post("/v2/repository/models/broken/load", {})
     shutil.rmtree(server.repository / "broken")
     assert reply.status != 200
@@ -258,7 +258,7 @@ def load_edited(server, old, new):
         assert old in text
         return text.replace(old, new)
 
-    copy_template(server.repository, "tensorrt_llm", name="edited", edit=edit, engine_dir=str(DEMO), tokenizer_dir=str(DEMO), device="cpu")
+    copy_template(server.repository, "tensorrt_llm", name="edited", edit=edit, engine_dir=str(DEMO), tokenizer_dir=str(DEMO), device=DEVICE)
     reply = server.post("/v2/repository/models/edited/load", {})
     server.post("/v2/repository/models/edited/unload", {})
     eventually(lambda: not server.ready("edited"), "unloaded")
@@ -271,7 +271,7 @@ def test_instance_kinds_of_existing_repositories(server, kind):
     def edit(text):
         return text.replace("kind: KIND_MODEL", f"kind: {kind}")
 
-    copy_template(server.repository, "tensorrt_llm", name="kinds", edit=edit, engine_dir=str(DEMO), tokenizer_dir=str(DEMO), device="cpu")
+    copy_template(server.repository, "tensorrt_llm", name="kinds", edit=edit, engine_dir=str(DEMO), tokenizer_dir=str(DEMO), device=DEVICE)
     assert server.post("/v2/repository/models/kinds/load", {}).status == 200, server.log[-3000:]
     assert server.text("kinds", text_input=PROMPT, max_tokens=2)
     assert server.post("/v2/repository/models/kinds/unload", {}).status == 200
@@ -300,7 +300,7 @@ def test_queue_limit_is_refused_with_the_old_text(server):
         assert "max_queue_size: 2" in text
         return text.replace("decoupled: true", "decoupled: false")
 
-    copy_template(server.repository, "tensorrt_llm", name="queue", edit=edit, engine_dir=str(DEMO), tokenizer_dir=str(DEMO), device="cpu")
+    copy_template(server.repository, "tensorrt_llm", name="queue", edit=edit, engine_dir=str(DEMO), tokenizer_dir=str(DEMO), device=DEVICE)
     assert server.post("/v2/repository/models/queue/load", {}).status == 200, server.log[-3000:]
     with ThreadPoolExecutor(100) as pool:
         replies = list(pool.map(lambda _: server.generate("queue", text_input=PROMPT, max_tokens=60), range(100)))

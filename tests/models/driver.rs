@@ -11,8 +11,13 @@ use triton_trtllm::step::{BlockCopy, Chunk, Executor, Inspect, NewSequence, Samp
 
 pub const BLOCK_SIZE: usize = 8;
 
+/// The project, or where `TRTLLM_ROOT` says that its files lie.
+pub fn root() -> PathBuf {
+    std::env::var_os("TRTLLM_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 pub fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    root().join("tests/fixtures")
 }
 
 /// The CPU, or what `MODELS_DEVICE` names.

@@ -1,6 +1,6 @@
 //! Logits and greedy tokens of every fixture.
 
-use crate::driver::{BLOCK_SIZE, Driver, device, fixtures, load, options};
+use crate::driver::{BLOCK_SIZE, Driver, device, fixtures, load, options, root};
 use serde_json::Value;
 use std::fs;
 use std::panic;
@@ -183,7 +183,7 @@ fn half_precision_weights_stay_half_and_stay_close() {
 
 #[test]
 fn the_demo_model_tells_the_same_story_as_the_reference() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("ci/demo_model/hf");
+    let folder = root().join("ci/demo_model/hf");
     let text = fs::read_to_string(fixtures().join("demo_greedy.json")).unwrap();
     let reference: Value = serde_json::from_str(&text).unwrap();
     let ids = |value: &Value| -> Vec<TokenId> {

@@ -45,8 +45,9 @@ use crate::adapter::tokenizer;
 use crate::config::{BatchingType, DecodingMode, Parameters, SamplingOrder};
 use crate::decode::PassOrder;
 use crate::error::{Error, Result, ResultExt};
+use crate::runner::Placement;
 use crate::text::Tokenizer;
-use crate::triton::{Instance, InstanceHandler, Model, ModelHandler};
+use crate::triton::{Instance, InstanceHandler, InstanceKind, Model, ModelHandler};
 
 /// A loaded model of the role `llm`. Each of its instances has an engine of its own.
 pub struct LlmModel {
@@ -164,9 +165,11 @@ impl LlmModel {
 
 impl ModelHandler for LlmModel {
     fn instance(self: Arc<Self>, instance: Instance) -> Result<Arc<dyn InstanceHandler>> {
-        let number = self.instances.fetch_add(1, Ordering::Relaxed);
-        let executor = (self.source)(&self.parameters, &self.model_dir, number)?;
-        let opened = Opened::start(executor, &self.parameters, self.batching, self.max_queue_requests(), number)?;
+        let group_gpu = (instance.kind() == InstanceKind::Gpu).then(|| instance.device_id().max(0) as usize);
+        let place = Placement { instance: self.instances.fetch_add(1, Ordering::Relaxed), group_gpu };
+        let executor = (self.source)(&self.parameters, &self.model_dir, place)?;
+        let opened =
+            Opened::start(executor, &self.parameters, self.batching, self.max_queue_requests(), place.instance)?;
         let rules = Arc::new(self.rules(&opened));
         let guides = self.guided.clone().ok().map(|tokenizer| GuideStore::new(tokenizer, opened.vocab_size));
         let period_ms = self.parameters.stats_check_period_ms.value.max(1) as u64;

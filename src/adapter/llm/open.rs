@@ -9,11 +9,15 @@ use crate::config::{BatchSchedulerPolicy, BatchingType, Parameters};
 use crate::engine::{Engine, EngineConfig, SchedulerPolicy};
 use crate::error::Result;
 use crate::ids::TokenId;
+use crate::runner::Placement;
 use crate::step::{Executor, ExecutorLimits};
 
 /// No step of a GPU takes that long; on a CPU a large one may take minutes.
 const GPU_STALL_MS: i32 = 30_000;
 const CPU_STALL_MS: i32 = 600_000;
+
+/// Several times what a launch takes the host.
+const LAUNCH_LEAD: Duration = Duration::from_millis(1);
 
 /// What runs the model of one instance.
 pub struct ModelExecutor {
@@ -24,8 +28,8 @@ pub struct ModelExecutor {
     pub max_input_len: Option<usize>,
 }
 
-/// Makes the executor of the instance with this number from the parameters and the model's folder.
-pub type ExecutorSource = Arc<dyn Fn(&Parameters, &Path, usize) -> Result<ModelExecutor> + Send + Sync>;
+/// Makes the executor of an instance from the parameters and the model's folder.
+pub type ExecutorSource = Arc<dyn Fn(&Parameters, &Path, Placement) -> Result<ModelExecutor> + Send + Sync>;
 
 /// An engine that takes requests.
 pub struct Opened {
@@ -87,6 +91,7 @@ fn engine_config(
         max_queue_tokens: count(parameters.max_queue_tokens.value),
         priority_ageing: milliseconds(parameters.priority_ageing_ms.value),
         max_step_slowdown: parameters.max_step_slowdown.value,
+        launch_lead: Some(LAUNCH_LEAD),
         stall_timeout: milliseconds(parameters.stall_timeout_ms.value.unwrap_or(if on_gpu {
             GPU_STALL_MS
         } else {

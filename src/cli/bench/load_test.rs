@@ -7,7 +7,7 @@ use crate::ids::TokenId;
 use crate::runner::{LoadedModel, LocalExecutor};
 use crate::step::Executor;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A load: equal requests, so many in flight at once.
 #[derive(Clone, Copy, Debug)]
@@ -49,17 +49,29 @@ struct TimingSink {
     done: Sender<Done>,
 }
 
+impl RequestTimes {
+    /// Notes `tokens` more tokens, `now_ms` after the submission.
+    pub(super) fn add(&mut self, now_ms: f64, tokens: usize, gaps_ms: &mut Vec<f64>) {
+        if self.tokens == 0 {
+            self.first_token_ms = now_ms;
+        } else {
+            gaps_ms.push(now_ms - self.last_token_ms);
+        }
+        self.last_token_ms = now_ms;
+        self.tokens += tokens;
+    }
+
+    /// Time per output token behind the first.
+    pub(super) fn tpot_ms(&self) -> f64 {
+        (self.last_token_ms - self.first_token_ms) / self.tokens.saturating_sub(1).max(1) as f64
+    }
+}
+
 impl RequestSink for TimingSink {
     fn delta(&mut self, delta: Delta) {
         if !delta.tokens.is_empty() {
             let now_ms = self.submitted.elapsed().as_secs_f64() * 1e3;
-            if self.times.tokens == 0 {
-                self.times.first_token_ms = now_ms;
-            } else {
-                self.gaps_ms.push(now_ms - self.times.last_token_ms);
-            }
-            self.times.last_token_ms = now_ms;
-            self.times.tokens += delta.tokens.len();
+            self.times.add(now_ms, delta.tokens.len(), &mut self.gaps_ms);
         }
         let Some(finish) = delta.finish else { return };
         let times = match (finish.reason, finish.error) {
@@ -78,7 +90,9 @@ impl RequestSink for TimingSink {
 /// When the engine refuses or fails a request.
 pub(super) fn run_load_test(model: LoadedModel<LocalExecutor>, test: &LoadTest) -> Result<Measured> {
     let vocab_size = model.config.vocab_size;
-    let engine = Engine::start(EngineConfig::for_limits(&model.executor.limits()), Box::new(model.executor))?;
+    let launch_lead = Some(Duration::from_millis(1));
+    let config = EngineConfig { launch_lead, ..EngineConfig::for_limits(&model.executor.limits()) };
+    let engine = Engine::start(config, Box::new(model.executor))?;
     run_requests(&engine, test, vocab_size, 0..test.warmup)?;
     tracing::info!("warmed up; {} requests, {} in flight", test.requests, test.concurrency);
     run_requests(&engine, test, vocab_size, test.warmup..test.warmup + test.requests)
@@ -118,15 +132,19 @@ fn run_requests(
     Ok(measured)
 }
 
-/// A request whose prompt no other shares a block with.
-fn request(test: &LoadTest, vocab_size: usize, number: usize) -> Request {
+/// A prompt that no other shares a block with.
+pub(super) fn prompt(number: usize, tokens: usize, vocab_size: usize) -> Vec<TokenId> {
     let mut state = number as u64 ^ 0x9E37_79B9_7F4A_7C15;
     let mut token = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 33) as usize % vocab_size) as TokenId
     };
+    (0..tokens).map(|_| token()).collect()
+}
+
+fn request(test: &LoadTest, vocab_size: usize, number: usize) -> Request {
     Request {
-        prompt: (0..test.isl).map(|_| token()).collect(),
+        prompt: prompt(number, test.isl, vocab_size),
         sampling: SamplingParams::default(),
         stop: StopCriteria { max_tokens: test.osl, ..Default::default() },
         priority: 0,

@@ -28,9 +28,7 @@ fn open_cpu(threads: Option<usize>) -> Result<(SharedDevice, Limits)> {
 
 #[cfg(feature = "cuda")]
 fn open_gpu() -> Result<(SharedDevice, Limits)> {
-    use crate::device::CudaOptions;
-    use crate::device::cuda::CudaDevice;
-    let device = CudaDevice::open(0, &CudaOptions::default())?;
+    let device = crate::device::cuda::CudaDevice::open(0, &crate::runner::cuda_options())?;
     let limits = device.measure_limits()?;
     let limits = Limits { read_bytes_per_s: limits.read_bytes_per_second, flops_per_s: limits.bf16_flops };
     Ok((device, limits))

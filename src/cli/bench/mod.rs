@@ -5,8 +5,11 @@ mod load_test;
 mod machine;
 mod ops;
 mod report;
+mod repository;
 mod scheduler;
+mod serve;
 mod statistics;
+mod triton_client;
 
 use crate::device::bench::Limits;
 use crate::device::{DType, DeviceKind, SharedDevice};
@@ -24,6 +27,10 @@ pub enum Bench {
     Throughput(ThroughputArgs),
     /// One request after the other: time to the first token and between tokens.
     Latency(LatencyArgs),
+    /// A running server, through its gRPC port: as `throughput` or `latency`, or at a given rate.
+    Serve(serve::ServeArgs),
+    /// Writes a model repository that serves a well-known shape with made-up weights.
+    Repository(repository::RepositoryArgs),
     /// Single operations of the device, at the shapes of an 8B model.
     Ops(OpsArgs),
     /// The scheduler without a model: what a step costs on the CPU besides the device's work.
@@ -153,6 +160,8 @@ impl Bench {
         match self {
             Self::Throughput(args) => measure("throughput", &args.common, args.requests, args.concurrency),
             Self::Latency(args) => measure("latency", &args.common, args.requests, args.concurrency),
+            Self::Serve(args) => args.run(),
+            Self::Repository(args) => args.run(),
             Self::Ops(args) => ops::run(&args),
             Self::Scheduler(args) => scheduler::run(&args),
         }

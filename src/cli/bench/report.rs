@@ -152,22 +152,17 @@ impl Performance {
             output_throughput_tok_s: rate(outputs),
             total_token_throughput_tok_s: rate(all),
             ttft_ms: LimitedStatistics::new(times(|request| request.first_token_ms), first_ms),
-            tpot_ms: LimitedStatistics::new(times(tpot_ms), token_ms),
+            tpot_ms: LimitedStatistics::new(times(RequestTimes::tpot_ms), token_ms),
             itl_ms: LimitedStatistics::new(measured.gaps_ms.clone(), token_ms),
             request_latency_ms: LimitedStatistics::new(
                 times(|request| request.last_token_ms),
                 first_ms + (test.osl - 1) as f64 * token_ms,
             ),
             output_speed_per_user_tok_s: Statistics::of(times(|request| {
-                if tpot_ms(request) > 0.0 { 1e3 / tpot_ms(request) } else { 0.0 }
+                if request.tpot_ms() > 0.0 { 1e3 / request.tpot_ms() } else { 0.0 }
             })),
         }
     }
-}
-
-/// Time per output token behind the first.
-fn tpot_ms(times: &RequestTimes) -> f64 {
-    (times.last_token_ms - times.first_token_ms) / times.tokens.saturating_sub(1).max(1) as f64
 }
 
 impl fmt::Display for Report {

@@ -125,6 +125,19 @@ pub(super) fn count_gpus() -> Result<usize> {
     Ok(count as usize)
 }
 
+/// The UUID of a GPU or of a slice of one, without its prefix. [`count_gpus`] has succeeded before.
+pub(super) fn uuid(ordinal: i32) -> Result<String> {
+    let mut device = 0;
+    // SAFETY: the driver is started and the place is valid.
+    check_plain(unsafe { sys::cuDeviceGet(&mut device, ordinal) }, &format!("GPU {ordinal}"))?;
+    let mut uuid = sys::CUuuid { bytes: [0; 16] };
+    // SAFETY: as above.
+    check_plain(unsafe { sys::cuDeviceGetUuid_v2(&mut uuid, device) }, &format!("the UUID of GPU {ordinal}"))?;
+    let hex: String = uuid.bytes.iter().map(|&byte| format!("{:02x}", byte as u8)).collect();
+    let [a, b, c, d, e] = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+    Ok(format!("{a}-{b}-{c}-{d}-{e}"))
+}
+
 impl Context {
     /// Takes GPU `ordinal` of those the driver shows. [`count_gpus`] has succeeded before.
     pub fn new(ordinal: i32) -> Result<Self> {
@@ -300,6 +313,15 @@ impl Context {
         // SAFETY: `image` is a cubin or a NUL-terminated PTX, as the compiler made it.
         self.check(unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) }, "loading kernels")?;
         Ok(module)
+    }
+
+    /// Returns what [`Context::load_module`] gave, when nothing of it runs any more.
+    pub fn unload_module(&self, module: sys::CUmodule) {
+        if self.bind().is_ok() {
+            self.log_failure(self.synchronize());
+            // SAFETY: loaded by this context; its kernels are not launched any more.
+            self.log_failure(self.check(unsafe { sys::cuModuleUnload(module) }, "unloading kernels"));
+        }
     }
 
     pub fn kernel(&self, module: sys::CUmodule, name: &str) -> Result<Kernel> {

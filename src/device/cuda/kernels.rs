@@ -8,6 +8,7 @@ use crate::device::DType;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::sync::Arc;
 
 /// A kernel for each activation type: F32, F16, BF16.
 #[derive(Clone, Copy)]
@@ -33,6 +34,8 @@ pub(super) fn type_index(dtype: DType) -> Result<i32> {
 pub(super) const HEAD_DIMS: [usize; 3] = [64, 128, 256];
 
 pub(super) struct Kernels {
+    /// Held for the kernels.
+    _modules: Modules,
     /// What the code was made for: `sm_90a`.
     pub target: String,
     /// Whether it was made for 100 KB of shared memory.
@@ -75,7 +78,7 @@ pub(super) struct Kernels {
 
 impl Kernels {
     /// Loads what is embedded for this GPU, or compiles.
-    pub fn load(context: &Context, capability: (i32, i32), options: &CudaOptions) -> Result<Self> {
+    pub fn load(context: &Arc<Context>, capability: (i32, i32), options: &CudaOptions) -> Result<Self> {
         if capability < (8, 0) {
             return Err(Error::unsupported(format!(
                 "the GPU has compute capability {}.{}, 8.0 is the least that is supported",
@@ -86,23 +89,42 @@ impl Kernels {
             Some(embedded) => embedded.map(|(target, images)| (target.to_string(), images))?,
             None => (format!("sm_{}{}", capability.0, capability.1), jit::compile(capability, options)?),
         };
-        Lookup::new(context, found)?.table(target)
+        Modules::new(context, found)?.table(target)
     }
 }
 
-struct Lookup<'a> {
-    context: &'a Context,
-    modules: HashMap<String, cudarc::driver::sys::CUmodule>,
+/// The kernels' code on the GPU. It is unloaded at the end: where other parts of the process use the GPU, its context and
+/// all that was loaded into it stays.
+struct Modules {
+    loaded: HashMap<String, cudarc::driver::sys::CUmodule>,
+    context: Arc<Context>,
 }
 
-impl<'a> Lookup<'a> {
-    fn new(context: &'a Context, images: Vec<Image>) -> Result<Self> {
-        let load = |image: Image| Ok((image.module, context.load_module(&image.code)?));
-        Ok(Self { context, modules: images.into_iter().map(load).collect::<Result<_>>()? })
+// SAFETY: modules are handles that any thread may use after making the context current.
+unsafe impl Send for Modules {}
+// SAFETY: as above; nothing changes after loading.
+unsafe impl Sync for Modules {}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        for (_, module) in self.loaded.drain() {
+            self.context.unload_module(module);
+        }
+    }
+}
+
+impl Modules {
+    fn new(context: &Arc<Context>, images: Vec<Image>) -> Result<Self> {
+        let mut modules = Self { loaded: HashMap::new(), context: context.clone() };
+        for image in images {
+            let module = context.load_module(&image.code)?;
+            modules.loaded.insert(image.module, module);
+        }
+        Ok(modules)
     }
 
     fn one(&self, module: &str, name: &str) -> Result<Kernel> {
-        let loaded = self.modules.get(module).ok_or_else(|| Error::internal(format!("no kernel module {module}")))?;
+        let loaded = self.loaded.get(module).ok_or_else(|| Error::internal(format!("no kernel module {module}")))?;
         self.context.kernel(*loaded, name)
     }
 
@@ -132,7 +154,7 @@ impl<'a> Lookup<'a> {
         Ok([[one("f16", a)?, one("f16", b)?], [one("bf16", a)?, one("bf16", b)?]])
     }
 
-    fn table(&self, target: String) -> Result<Kernels> {
+    fn table(self, target: String) -> Result<Kernels> {
         let version: String = target.chars().filter(char::is_ascii_digit).collect();
         let version: u32 = version.parse().unwrap_or(80);
         Ok(Kernels {
@@ -166,6 +188,7 @@ impl<'a> Lookup<'a> {
             top_tokens: self.one("sampling", "top_tokens")?,
             edit_dense: self.one("logits", "edit_dense")?,
             edit_sparse: self.one("logits", "edit_sparse")?,
+            _modules: self,
         })
     }
 }

@@ -41,6 +41,23 @@ pub fn count_gpus() -> Result<usize> {
     driver::count_gpus()
 }
 
+/// The number of the GPU, or of the slice of one, whose UUID begins like this.
+///
+/// # Errors
+/// A sentence that lists the UUIDs there are.
+pub fn find_gpu(uuid: &str) -> Result<usize> {
+    let shown = (0..driver::count_gpus()?).map(|number| driver::uuid(number as i32)).collect::<Result<Vec<_>>>()?;
+    let bare = |text: &str| text.trim_start_matches("GPU-").trim_start_matches("MIG-").to_ascii_lowercase();
+    let wanted = bare(uuid);
+    let found = shown.iter().position(|hex| !wanted.is_empty() && hex.starts_with(&wanted));
+    found.ok_or_else(|| {
+        Error::invalid(format!(
+            "GPU {uuid} was asked for, the driver shows {}; a slice of a GPU is shown where CUDA_VISIBLE_DEVICES names it",
+            shown.join(", ")
+        ))
+    })
+}
+
 /// Device memory of the device's own.
 struct Memory {
     addr: u64,
@@ -182,6 +199,10 @@ impl Device for CudaDevice {
 
     fn synchronize(&self) -> Result<()> {
         self.context.synchronize()
+    }
+
+    fn inject_fault(&self) -> Result<()> {
+        self.read_astray()
     }
 
     fn is_asynchronous(&self) -> bool {
