@@ -60,6 +60,7 @@ impl Bench {
                 keep_blocks: 0,
                 append_blocks: (0..blocks).map(|b| BlockId((b * batch + i) as u32)).collect(),
                 sample,
+                draft: Vec::new(),
                 inspect: Default::default(),
             });
             let chunks = chunks.collect();
@@ -76,6 +77,7 @@ impl Bench {
                 keep_blocks: blocks,
                 append_blocks: Vec::new(),
                 sample,
+                draft: Vec::new(),
                 inspect: Default::default(),
             });
             let chunks = chunks.collect();
@@ -94,8 +96,16 @@ impl Bench {
             let new = self.sequences(1, len, &SamplingParams::default());
             let seq = new[0].seq;
             let append_blocks = (0..len.div_ceil(BLOCK)).map(|b| BlockId(b as u32)).collect();
-            let chunk =
-                Chunk { seq, start: 0, len, keep_blocks: 0, append_blocks, sample: true, inspect: Default::default() };
+            let chunk = Chunk {
+                seq,
+                start: 0,
+                len,
+                keep_blocks: 0,
+                append_blocks,
+                sample: true,
+                draft: Vec::new(),
+                inspect: Default::default(),
+            };
             times.push(self.run(new, vec![chunk], Vec::new())?);
             self.run(Vec::new(), Vec::new(), vec![seq])?;
         }

@@ -31,8 +31,8 @@ pub struct NewSequence {
     pub sampling: SamplingParams,
 }
 
-/// Positions `start..start + len` of one sequence. Their tokens are known to the runner: prompt tokens, or tokens that
-/// it sampled itself in an earlier step (perhaps one whose output the engine has not read yet).
+/// Positions `start..start + len` of one sequence. Their tokens are known to the runner, but for a draft: prompt tokens, or
+/// tokens that it sampled itself in an earlier step (perhaps one whose output the engine has not read yet).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     pub seq: SeqId,
@@ -43,6 +43,10 @@ pub struct Chunk {
     pub append_blocks: Vec<BlockId>,
     /// Whether a token is sampled from the logits of the chunk's last position. The runner appends it to the sequence.
     pub sample: bool,
+    /// Guessed tokens: those of the chunk's last positions, behind all that the runner knows, none of which is in flight.
+    /// With `sample`, tokens are sampled behind what is known and behind each guess, up to the first that differs from
+    /// its guess: what was sampled is appended, so speculation changes no token. Empty without `sample`.
+    pub draft: Vec<TokenId>,
     /// What else is read of the logits of the chunk's last positions.
     pub inspect: Inspect,
 }
@@ -50,7 +54,7 @@ pub struct Chunk {
 impl Chunk {
     /// Rows of logits that the chunk computes: those of its last positions.
     pub fn rows(&self) -> usize {
-        self.inspect.positions.max(usize::from(self.sample))
+        self.inspect.positions.max(if self.sample { 1 + self.draft.len() } else { 0 })
     }
 }
 
@@ -125,11 +129,12 @@ pub struct Inspection {
     /// `[V]` for each position, when they were asked for.
     pub logits: Vec<Vec<f32>>,
     /// Natural log-probabilities of the tokens at `start + 1` and on, when they were asked for: one for each position, but
-    /// for the last one of a chunk that samples, whose next token [`SampledToken::log_prob`] speaks of.
+    /// for those that tokens are sampled at, of which [`SampledToken::log_prob`] speaks.
     pub next_log_probs: Vec<f32>,
 }
 
-/// The tokens of one sequence in one step: one, or more with speculation.
+/// The tokens of one sequence in one step: one, or up to one more than the chunk's draft, all but the last of which are
+/// those of the draft.
 #[derive(Clone, Debug)]
 pub struct SampledRow {
     pub seq: SeqId,

@@ -251,7 +251,11 @@ parameters! {
     lora_prefetch_dir "lora_prefetch_dir": Option<String> = None, "unset", ANY, NotYet,
         "Folder with one adapter per numeric sub-folder that is loaded at start.";
     decoding_mode "decoding_mode": Option<DecodingMode> = None, "auto", Range::Words(DecodingMode::WORDS), Applied,
-        "How tokens are chosen: `top_k` takes no notice of a request's top-p, `top_p` none of its top-k, `top_k_top_p` and auto take both. Beams and drafts are not served yet: requests are decoded token by token. Another word: a warning and auto.";
+        "How tokens are chosen: `top_k` takes no notice of a request's top-p, `top_p` none of its top-k, `top_k_top_p` and auto take both. Beams and the drafts of Medusa, Eagle, ReDrafter and lookahead are not served yet: requests are decoded without. Another word: a warning and auto.";
+    ngram_max_draft_len "ngram_max_draft_len": i32 = 0, "0 = off", COUNT, Applied,
+        "Most tokens that a sequence guesses from its own prompt and output (prompt lookup) and verifies in one step. No token changes; where text repeats itself, as in code edits and answers from documents, several come in the time of one.";
+    ngram_max_matching_size "ngram_max_matching_size": i32 = 3, "3", POSITIVE, Applied,
+        "Most last tokens whose earlier occurrence is looked for to guess what follows; fewer are tried where there is none.";
     medusa_choices "medusa_choices": Option<BraceLists> = None, "built-in tree", ANY, NotYet,
         "Tree of the Medusa heads.";
     eagle_choices "eagle_choices": Option<BraceLists> = None, "built-in tree", ANY, NotYet,

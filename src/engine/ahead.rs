@@ -95,6 +95,7 @@ mod tests {
             keep_blocks: 0,
             append_blocks: Vec::new(),
             sample: false,
+            draft: Vec::new(),
             inspect: Inspect::default(),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::decode::draft::NGramOptions;
 use crate::error::{Error, Result};
 use crate::step::ExecutorLimits;
 
@@ -52,12 +53,14 @@ pub struct EngineConfig {
     pub max_seq_len: usize,
     /// Longest prompt.
     pub max_input_len: usize,
+    /// Guesses that every sequence makes from its own tokens; `None`: none.
+    pub ngram_drafts: Option<NGramOptions>,
 }
 
 impl EngineConfig {
     /// The largest configuration that `limits` allows: balanced, chunked, reuse on, no queue limit, ageing by
     /// one priority in 10 s, no bound on slowdown, no stall timeout, no
-    /// events.
+    /// events, no guesses.
     pub fn for_limits(limits: &ExecutorLimits) -> Self {
         Self {
             policy: SchedulerPolicy::default(),
@@ -74,6 +77,7 @@ impl EngineConfig {
             kv_reuse: true,
             max_seq_len: limits.max_seq_len_tokens,
             max_input_len: limits.max_seq_len_tokens.saturating_sub(1),
+            ngram_drafts: None,
         }
     }
 
@@ -106,6 +110,10 @@ impl EngineConfig {
             return Err(Error::invalid(format!(
                 "max_step_slowdown is {slowdown}, expected more than 1, and chunked context"
             )));
+        }
+        if let Some(NGramOptions { max_draft_len, max_matching_ngram_size }) = self.ngram_drafts {
+            within("ngram_max_draft_len", max_draft_len, 1, limits.max_seq_len_tokens)?;
+            within("ngram_max_matching_size", max_matching_ngram_size, 1, limits.max_seq_len_tokens)?;
         }
         if self.chunked_context && self.max_step_tokens < block {
             return Err(Error::invalid(format!(

@@ -231,8 +231,12 @@ impl FakeExecutor {
         expect(chunk.keep_blocks <= sequence.table.len(), || format!("keeps more blocks than it has: {chunk:?}"))?;
         sequence.table.truncate(chunk.keep_blocks);
         sequence.table.extend(&chunk.append_blocks);
-        expect(chunk.len > 0 && end <= sequence.tokens.len(), || format!("tokens that do not exist: {chunk:?}"))?;
-        expect(sequence.table.len() == end.div_ceil(size), || format!("a table of another length: {chunk:?}"))?;
+        let known = sequence.tokens.len();
+        sequence.tokens.extend(&chunk.draft);
+        expect(chunk.len > chunk.draft.len() && end <= sequence.tokens.len(), || {
+            format!("tokens that do not exist: {chunk:?}")
+        })?;
+        expect(sequence.table.len() >= end.div_ceil(size), || format!("a table that is too short: {chunk:?}"))?;
         let at = |position: usize| sequence.table[position / size].0 as usize * size + position % size;
         expect(chunk.inspect.positions <= chunk.len, || format!("inspects more than it computes: {chunk:?}"))?;
         let mut inspection = Inspection {
@@ -242,9 +246,13 @@ impl FakeExecutor {
             next_log_probs: Vec::new(),
         };
         let mut chain = 0;
+        let mut chains = Vec::with_capacity(1 + chunk.draft.len());
         for position in 0..end {
             let token = sequence.tokens[position];
             chain = extend(chain, token);
+            if position + 1 >= known {
+                chains.push(chain);
+            }
             let slot = Slot { written: true, token, position, chain };
             if position >= chunk.start {
                 self.slots[at(position)] = slot;
@@ -263,14 +271,21 @@ impl FakeExecutor {
             output.inspections.push(inspection);
         }
         expect(chunk.sample == (end == sequence.tokens.len()), || format!("samples at the wrong place: {chunk:?}"))?;
+        sequence.tokens.truncate(known);
         if !chunk.sample {
-            return Ok(());
+            return expect(chunk.draft.is_empty(), || format!("guesses without sampling: {chunk:?}"));
         }
-        let id = self.model.pick(chain, end - sequence.prompt_len, &sequence.sampling);
-        sequence.tokens.push(id);
-        let value = -((chain % 1000) as f32) / 100.0;
-        let log_prob = sequence.sampling.log_probs.then_some(TokenLogProb { full: value, candidates: value });
-        let tokens = vec![SampledToken { id, log_prob }];
+        let mut tokens = Vec::with_capacity(chains.len());
+        for (guesses, chain) in chains.into_iter().enumerate() {
+            let id = self.model.pick(chain, known + guesses - sequence.prompt_len, &sequence.sampling);
+            sequence.tokens.push(id);
+            let value = -((chain % 1000) as f32) / 100.0;
+            let log_prob = sequence.sampling.log_probs.then_some(TokenLogProb { full: value, candidates: value });
+            tokens.push(SampledToken { id, log_prob });
+            if chunk.draft.get(guesses) != Some(&id) {
+                break;
+            }
+        }
         output.rows.push(SampledRow { seq: chunk.seq, tokens, top: Vec::new(), error: None });
         Ok(())
     }

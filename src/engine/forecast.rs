@@ -30,7 +30,7 @@ pub(super) struct Forecast {
     is_counted: bool,
     outlook: Outlook,
     /// The plan that the outlook is for.
-    step: u64,
+    plan: u64,
 }
 
 impl Forecast {
@@ -49,8 +49,8 @@ impl Forecast {
     /// remembered outputs that went on for so long after they had got as far.
     /// The outlook of the running ones is made once for each plan; candidates that are let in are added to it.
     pub fn foresees_room(&mut self, candidate: &Candidate<'_>, running: &mut dyn Iterator<Item = &Sequence>) -> bool {
-        if self.step != candidate.step {
-            self.step = candidate.step;
+        if self.plan != candidate.plan {
+            self.plan = candidate.plan;
             self.count();
             let mut outlook = Outlook::default();
             for sequence in running {
@@ -72,7 +72,7 @@ impl Forecast {
 
     /// The candidate that was let in last does not start.
     pub fn retract(&mut self) {
-        self.step = 0;
+        self.plan = 0;
     }
 
     /// The probability that an output of `generated` tokens gets `more`.

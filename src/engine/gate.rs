@@ -133,6 +133,12 @@ impl Gate {
                 vocab - 1
             )));
         }
+        if let Some(token) = request.draft.iter().find(|&token| !in_vocab(token)) {
+            return Err(Error::invalid(format!(
+                "draft token {token} is outside the vocabulary, expected 0 to {}",
+                vocab - 1
+            )));
+        }
         if let Some(token) = request.stop.end_ids.iter().find(|&token| !in_vocab(token)) {
             let reason = format!("end id {token} is outside the vocabulary, expected 0 to {}", vocab - 1);
             return Err(Error::invalid(failed_request(id, &reason)));

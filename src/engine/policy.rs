@@ -19,8 +19,8 @@ pub(super) enum Promise {
 
 /// Who asks to start, and into what.
 pub(super) struct Candidate<'a> {
-    /// The plan that is being made.
-    pub step: u64,
+    /// Counts the plans that were begun: those without work have no number of a step.
+    pub plan: u64,
     pub sequence: &'a Sequence,
     /// Free blocks that it takes at once.
     pub cost_blocks: usize,

@@ -32,6 +32,9 @@ pub struct Request {
     pub tenant: Tenant,
     /// What is reported besides tokens.
     pub outputs: OutputOptions,
+    /// Tokens that the client expects behind the prompt: they are verified together instead of one a step, and change
+    /// nothing but the speed.
+    pub draft: Vec<TokenId>,
 }
 
 /// What a request is told besides its tokens; nothing unless it asks. [`SamplingParams::log_probs`] is the option for
@@ -76,6 +79,7 @@ impl Default for Request {
             num_sequences: 1,
             tenant: Tenant::default(),
             outputs: OutputOptions::default(),
+            draft: Vec::new(),
         }
     }
 }
@@ -209,4 +213,8 @@ pub struct RequestStats {
     /// Of the allocated blocks, those that took no reusable content away.
     pub new_blocks: usize,
     pub preemptions: usize,
+    /// Tokens that were guessed and verified.
+    pub draft_tokens: usize,
+    /// Of them, those that became output.
+    pub accepted_draft_tokens: usize,
 }

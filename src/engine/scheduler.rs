@@ -14,9 +14,12 @@ use super::policy::{CapacityPolicy, capacity_policy};
 use super::queue::{Cursor, Key, WaitingQueue};
 use super::request::{Request, RequestStats};
 use super::sequence::{Address, SeqDelta, SeqRef, Sequence, Slots, Status};
+use crate::decode::draft::Drafter;
 use crate::error::{Error, Result};
 use crate::ids::SeqId;
-use crate::step::{ExecutorLimits, Landed, SampledRow, SampledToken, StepOutput, StepPlan, TierLimits, Transfer};
+use crate::step::{
+    Chunk, ExecutorLimits, Landed, SampledRow, SampledToken, StepOutput, StepPlan, TierLimits, Transfer,
+};
 
 /// Counts of one plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +72,8 @@ pub(super) struct Scheduler {
     next_seq: u64,
     next_step: u64,
     next_rank: u64,
+    /// Plans that were begun, those without work included.
+    plans: u64,
     preemptions: u64,
     paused: usize,
 }
@@ -97,6 +102,7 @@ impl Scheduler {
             next_seq: 1,
             next_step: 1,
             next_rank: 0,
+            plans: 0,
             preemptions: 0,
             paused: 0,
         }
@@ -112,6 +118,7 @@ impl Scheduler {
             let id = SeqId(self.next_seq);
             self.next_seq += 1;
             let mut sequence = Sequence::new(id, Arc::clone(&request), Address { client, index }, arrival_ns);
+            sequence.drafter = Drafter::new(&request.draft, self.config.ngram_drafts);
             sequence.leader = seqs.first().copied();
             sequence.tenant = self.queue.join(request.tenant);
             let seq = self.slots.insert(sequence);
@@ -178,12 +185,12 @@ impl Scheduler {
             let inspection = if chunk.inspect.positions > 0 { inspections.next() } else { None };
             let Some(sequence) = self.slots.find_mut(seq) else { continue };
             if sequence.life == life {
-                sequence.num_landed = chunk.start + chunk.len;
+                sequence.land(chunk, row.map(|(_, row)| row));
             }
-            let mut delta = row.map(|(number, row)| sequence.accept(number, row, now_ns));
+            let mut delta = row.map(|(number, row)| sequence.accept(number, row, chunk.draft.len(), now_ns));
             if let Some((number, inspection)) = inspection {
                 let delta = delta.get_or_insert_with(|| sequence.nothing_new());
-                delta.inspected = Some(sequence.inspected(number, inspection, delta.accepted));
+                delta.inspected = Some(sequence.inspected(number, inspection, chunk.draft.len(), delta.accepted));
             }
             self.cache_full_blocks(seq);
             let Some(mut delta) = delta else { continue };
@@ -360,11 +367,18 @@ impl Scheduler {
             return Err(Error::internal(format!("step {} has other inspections than were asked for", plan.step)));
         }
         let in_vocab = |token: &SampledToken| usize::try_from(token.id).is_ok_and(|id| id < self.vocab_size);
-        let is_whole = |row: &SampledRow| row.error.is_some() || row.tokens.len() == 1;
-        match output.rows.iter().find(|row| !is_whole(row) || !row.tokens.iter().all(in_vocab)) {
-            Some(row) => Err(Error::internal(format!(
-                "sequence {} sampled {:?}, expected 1 token of 0 to {}",
-                row.seq,
+        let is_whole = |chunk: &Chunk, row: &SampledRow| {
+            let guessed = row.tokens.len().wrapping_sub(1);
+            let ids = || row.tokens.iter().map(|token| token.id);
+            row.error.is_some()
+                || chunk.draft.get(..guessed).is_some_and(|draft| ids().take(guessed).eq(draft.to_vec()))
+        };
+        let chunks = plan.chunks.iter().filter(|chunk| chunk.sample);
+        let is_wrong = |(chunk, row): &(&Chunk, &SampledRow)| !is_whole(chunk, row) || !row.tokens.iter().all(in_vocab);
+        match chunks.zip(&output.rows).find(is_wrong) {
+            Some((chunk, row)) => Err(Error::internal(format!(
+                "sequence {} sampled {:?}, expected 1 token of 0 to {} behind those of the draft that came true",
+                chunk.seq,
                 row.tokens,
                 self.vocab_size - 1
             ))),

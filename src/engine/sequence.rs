@@ -6,9 +6,10 @@ use std::sync::Arc;
 use super::gate::kv_slots;
 use super::prefix::{Content, Space};
 use super::request::{Finish, FinishReason, Keep, Request, RequestStats};
+use crate::decode::draft::Drafter;
 use crate::decode::{SamplingParams, StopVerdict};
 use crate::ids::{BlockId, SeqId, TokenId};
-use crate::step::{Inspect, Inspection, SampledRow};
+use crate::step::{Chunk, Inspect, Inspection, SampledRow};
 
 /// Where a sequence is kept: found without a search, and known to be the one that was meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +96,8 @@ pub(super) struct Sequence {
     pub life: usize,
     /// Prompt positions whose logits were read, or are read by a step in flight.
     pub num_inspected: usize,
+    /// Guesses the next tokens. Who has one runs one step at a time: how far a step got must be known before the next.
+    pub drafter: Option<Drafter>,
     /// The plan with the latest chunk, and where that chunk starts.
     pub last_chunk: (u64, usize),
     pub stats: RequestStats,
@@ -144,6 +147,7 @@ impl Sequence {
             found_blocks: 0,
             life: 0,
             num_inspected: 0,
+            drafter: None,
             last_chunk: (0, 0),
             introduced: false,
             stats,
@@ -215,13 +219,14 @@ impl Sequence {
         self.num_inspected < self.inspected_prompt()
     }
 
-    /// What is read of a chunk that computes up to `end`.
-    pub fn inspect(&self, start: usize, end: usize, sample: bool) -> Inspect {
+    /// What is read of a chunk that computes up to `end`, and so many guesses behind it.
+    pub fn inspect(&self, start: usize, end: usize, sample: bool, guesses: usize) -> Inspect {
         let outputs = self.request.outputs;
         let from = start.max(self.num_inspected);
         let positions = match from < end.min(self.inspected_prompt()) {
-            true => end - from,
-            false => usize::from(sample && outputs.generation_logits),
+            true => end - from + guesses,
+            false if sample && outputs.generation_logits => 1 + guesses,
+            false => 0,
         };
         let next_log_probs = outputs.prompt_log_probs && from + 1 < self.prompt_len();
         match positions {
@@ -230,12 +235,13 @@ impl Sequence {
         }
     }
 
-    /// Who gets which rows of an inspection; `accepted` tokens were chosen from the last of them.
-    pub fn inspected(&self, number: usize, inspection: &Inspection, accepted: usize) -> Inspected {
+    /// Who gets which rows of an inspection; the last of them are those of the first token and so many guesses.
+    pub fn inspected(&self, number: usize, inspection: &Inspection, guesses: usize, accepted: usize) -> Inspected {
         let (outputs, prompt_len) = (self.request.outputs, self.prompt_len());
         let of_prompt = |end: usize| end.saturating_sub(inspection.start);
         let rows = inspection.logits.len();
-        let generation = if outputs.generation_logits { rows - accepted.min(rows)..rows } else { 0..0 };
+        let first = rows.saturating_sub(1 + guesses);
+        let generation = if outputs.generation_logits { first..first + accepted } else { 0..0 };
         Inspected {
             number,
             context: if outputs.context_logits { of_prompt(prompt_len).min(rows) } else { 0 },
@@ -255,8 +261,28 @@ impl Sequence {
         SeqDelta { address: self.address, row: None, accepted: 0, inspected: None, stats: self.stats, finish: None }
     }
 
-    /// Appends the tokens of a row, up to the one that ends the sequence.
-    pub fn accept(&mut self, number: usize, row: &SampledRow, now_ns: u64) -> SeqDelta {
+    /// A chunk has landed that belongs to this life.
+    pub fn land(&mut self, chunk: &Chunk, row: Option<&SampledRow>) {
+        let confirmed = row.map_or(0, |row| row.tokens.len().saturating_sub(1));
+        self.num_landed = chunk.start + chunk.len - chunk.draft.len() + confirmed;
+        if !chunk.draft.is_empty() {
+            self.num_computed = self.num_landed;
+        }
+    }
+
+    /// Up to `most` tokens to be verified with the next one.
+    pub fn guess(&mut self, most: usize) -> Vec<TokenId> {
+        let most = most.min(self.open_tokens().saturating_sub(1));
+        match &mut self.drafter {
+            Some(drafter) if most > 0 && self.in_flight_tokens == 0 => {
+                drafter.propose(&self.tokens, self.request.prompt.len(), most)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Appends the tokens of a row, up to the one that ends the sequence; so many had been guessed.
+    pub fn accept(&mut self, number: usize, row: &SampledRow, guesses: usize, now_ns: u64) -> SeqDelta {
         self.in_flight_tokens -= 1;
         let (mut accepted, mut finish) = (0, None);
         for token in &row.tokens {
@@ -283,6 +309,11 @@ impl Sequence {
         }
         if let Some(error) = &row.error {
             finish = Some(Finish { reason: FinishReason::Error, error: Some(error.clone()) });
+        }
+        self.stats.draft_tokens += guesses;
+        self.stats.accepted_draft_tokens += accepted.min(row.tokens.len().saturating_sub(1));
+        if self.drafter.as_ref().is_some_and(|drafter| drafter.is_exhausted(self.generated())) {
+            self.drafter = None;
         }
         SeqDelta { address: self.address, row: Some(number), accepted, inspected: None, stats: self.stats, finish }
     }

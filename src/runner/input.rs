@@ -2,9 +2,9 @@
 
 use super::sequences::RunnerSequence;
 use crate::decode::PassOrder;
-use crate::decode::logits::Occurrences;
 use crate::device::{AttentionBatch, Buffer, DType, RowEdits, RowSampling, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result};
+use crate::ids::TokenId;
 use crate::ops::StepTensors;
 use crate::step::Chunk;
 use std::ops::Range;
@@ -177,7 +177,7 @@ impl StepInput {
                 *entry = block.0 as i32;
             }
             for position in chunk.start..chunk.start + chunk.len {
-                self.staging[sections.tokens.start + token] = sequence.tokens[position];
+                self.staging[sections.tokens.start + token] = token_at(chunk, sequence, position);
                 self.staging[sections.positions.start + token] = position as i32;
                 self.staging[sections.slots.start + token] = self.slot(sequence, position)?;
                 token += 1;
@@ -185,13 +185,13 @@ impl StepInput {
             for behind in (1..=chunk.rows()).rev() {
                 self.staging[sections.sample_rows.start + row] = (token - behind) as i32;
                 let words = sections.sampling.start + row * RowSampling::WORDS;
-                let sampled = chunk.sample && behind == 1;
-                let sampling = match sampled {
-                    true => sampling_of(sequence, first_slot + row),
-                    false => RowSampling { slot: (first_slot + row) as u32, ..RowSampling::SKIP },
+                let guesses = (1 + chunk.draft.len()).checked_sub(behind).filter(|_| chunk.sample);
+                let sampling = match guesses {
+                    Some(guesses) => sampling_of(sequence, &chunk.draft[..guesses], first_slot + row),
+                    None => RowSampling { slot: (first_slot + row) as u32, ..RowSampling::SKIP },
                 };
                 self.staging[words..words + RowSampling::WORDS].copy_from_slice(&sampling.encode());
-                if let Some(places) = sequence.places.as_ref().filter(|_| sampled) {
+                if let Some(places) = sequence.places.as_ref().filter(|_| guesses == Some(0)) {
                     let edits = places.row(sequence, sequence.tokens.len(), token - 1).encode();
                     let words = sections.edits.start + row * RowEdits::WORDS;
                     self.staging[words..words + RowEdits::WORDS].copy_from_slice(&edits);
@@ -216,13 +216,19 @@ impl StepInput {
     }
 }
 
-fn sampling_of(sequence: &RunnerSequence, slot: usize) -> RowSampling {
+fn token_at(chunk: &Chunk, sequence: &RunnerSequence, position: usize) -> i32 {
+    match position.checked_sub(sequence.tokens.len()) {
+        Some(guess) => chunk.draft[guess],
+        None => sequence.tokens[position],
+    }
+}
+
+fn sampling_of(sequence: &RunnerSequence, draft: &[TokenId], slot: usize) -> RowSampling {
     match sequence.is_sampled_by_host() {
         true => RowSampling { slot: slot as u32, ..RowSampling::SKIP },
         false => {
-            // Of the tokens so far, only their number counts here.
-            let sampling = sequence.sampling.for_next(&sequence.history(&Occurrences::default()));
-            let row = RowSampling::new(&sampling, sequence.tokens.len(), slot);
+            let sampling = sequence.sampling_behind(draft);
+            let row = RowSampling::new(&sampling, sequence.tokens.len() + draft.len(), slot);
             let scaled = sequence.sampling.order == PassOrder::TemperatureFirst;
             if sequence.places.is_some() { row.of_edited(scaled) } else { row }
         }
@@ -258,6 +264,7 @@ mod tests {
             keep_blocks: 0,
             append_blocks: Vec::new(),
             sample,
+            draft: Vec::new(),
             inspect: Inspect::default(),
         }
     }

@@ -80,17 +80,18 @@ struct Flight {
 
 struct FlightRow {
     seq: SeqId,
-    /// Row of the step's logits.
+    /// Row of the step's logits that the first token is sampled from.
     row: usize,
+    draft: Vec<TokenId>,
     /// Of the sampled token.
     position: usize,
     log_probs: bool,
-    /// Known at once, when the host has sampled it.
-    sampled: Option<RowSample>,
+    /// Known at once, when the host has sampled; else empty.
+    sampled: Vec<RowSample>,
     /// Why the sequence cannot go on whatever was sampled.
     error: Option<Error>,
-    /// The most likely tokens, where they were asked for.
-    top: Vec<(TokenId, f32)>,
+    /// The most likely tokens of each row, where they were asked for.
+    top: Vec<Vec<(TokenId, f32)>>,
 }
 
 impl LocalExecutor {
@@ -231,21 +232,23 @@ impl LocalExecutor {
             if !chunk.sample {
                 continue;
             }
-            let row = end - 1;
+            let draft = chunk.draft.clone();
+            let row = end - 1 - draft.len();
             let sequence = self.sequences.find_mut(chunk.seq)?;
             let (position, log_probs) = (sequence.tokens.len(), sequence.sampling.log_probs);
             flight.rows.push(FlightRow {
                 seq: chunk.seq,
                 row,
+                draft,
                 position,
                 log_probs,
-                sampled: None,
+                sampled: Vec::new(),
                 error: None,
                 top: Vec::new(),
             });
             if sequence.is_sampled_by_host() {
                 by_host.push(flight.rows.len() - 1);
-            } else {
+            } else if chunk.draft.is_empty() {
                 sequence.push_in_flight(first_slot + row);
             }
         }
@@ -262,9 +265,16 @@ impl LocalExecutor {
         for index in by_host {
             let row = &mut flight.rows[index];
             let sequence = self.sequences.find_mut(row.seq)?;
-            let HostSample { sample, error, top } =
-                self.host_sampler.sample(&self.device, logits, row.row, sequence)?;
-            (row.sampled, row.error, row.top) = (Some(sample), error, top);
+            for guesses in 0..=row.draft.len() {
+                let HostSample { sample, error, top } =
+                    self.host_sampler.sample(&self.device, logits, row.row + guesses, sequence)?;
+                row.sampled.push(sample);
+                row.error = error;
+                row.top.extend(Some(top).filter(|top| !top.is_empty()));
+                if row.error.is_some() || !comes_true(&row.draft, guesses, &sample) {
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -301,32 +311,48 @@ impl LocalExecutor {
         }
         let rows = Vec::with_capacity(flight.rows.len());
         let mut output = StepOutput { step: flight.step, rows, inspections: flight.inspections };
-        let row_bytes = RowSample::WORDS * DType::I32.size();
         for row in flight.rows {
-            let fetched = self.fetched.get(row.row * row_bytes..(row.row + 1) * row_bytes);
-            let sample = match (row.sampled, fetched) {
-                (Some(sample), _) => sample,
-                (None, Some(fetched)) => {
-                    let sample = RowSample::decode(&integers(fetched), row.log_probs)?;
-                    self.sequences.land(row.seq, row.position, sample.token());
-                    sample
-                }
-                (None, None) => return Err(Error::internal("a step has fewer results than rows")),
+            let samples = match row.sampled.is_empty() {
+                true => self.land(&row)?,
+                false => row.sampled,
             };
-            let outcome = match row.error {
-                Some(error) => Err(error),
-                None => sample.0.map_err(|fault| fault.into_error(self.limits.vocab_size)),
-            };
-            output.rows.push(match outcome {
-                Ok(token) => {
-                    let top = if row.top.is_empty() { Vec::new() } else { vec![row.top] };
-                    SampledRow { seq: row.seq, tokens: vec![token], top, error: None }
+            let tokens = Vec::with_capacity(samples.len());
+            let mut sampled = SampledRow { seq: row.seq, tokens, top: row.top, error: row.error };
+            for sample in samples {
+                match sample.0 {
+                    Ok(token) => sampled.tokens.push(token),
+                    Err(fault) => sampled.error = Some(fault.into_error(self.limits.vocab_size)),
                 }
-                Err(error) => SampledRow { seq: row.seq, tokens: Vec::new(), top: Vec::new(), error: Some(error) },
-            });
+            }
+            if sampled.error.is_some() {
+                sampled.tokens.clear();
+                sampled.top.clear();
+            }
+            output.rows.push(sampled);
         }
         self.finished.push_back(output);
         Ok(())
+    }
+
+    /// Tokens of a row that the device has sampled, up to the first that was not guessed.
+    fn land(&mut self, row: &FlightRow) -> Result<Vec<RowSample>> {
+        let bytes = RowSample::WORDS * DType::I32.size();
+        let mut samples = Vec::with_capacity(1 + row.draft.len());
+        for (guesses, at) in (row.row..=row.row + row.draft.len()).enumerate() {
+            let Some(fetched) = self.fetched.get(at * bytes..(at + 1) * bytes) else {
+                return Err(Error::internal("a step has fewer results than rows"));
+            };
+            let sample = RowSample::decode(&integers(fetched), row.log_probs)?;
+            match row.draft.is_empty() {
+                true => self.sequences.land(row.seq, row.position, sample.token()),
+                false => self.sequences.push(row.seq, sample.token()),
+            }
+            samples.push(sample);
+            if !comes_true(&row.draft, guesses, &sample) {
+                break;
+            }
+        }
+        Ok(samples)
     }
 
     /// Holds a plan against the limits that the memory was planned for.
@@ -445,6 +471,11 @@ impl Drop for LocalExecutor {
             tracing::error!("{error}");
         }
     }
+}
+
+/// Whether what was sampled behind so many guesses is the next guess.
+fn comes_true(draft: &[TokenId], guesses: usize, sample: &RowSample) -> bool {
+    sample.0.is_ok_and(|token| draft.get(guesses) == Some(&token.id))
 }
 
 fn integers(bytes: &[u8]) -> Vec<i32> {

@@ -7,6 +7,7 @@ use crate::decode::logits::{History, Occurrences};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, SeqId, TokenId};
 use crate::step::{Chunk, NewSequence, StepPlan};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Tokens, memory and sampling state of one sequence.
@@ -68,6 +69,19 @@ impl RunnerSequence {
         Occurrences::of(&self.tokens, self.prompt_len, &self.sampling)
     }
 
+    /// The parameters of the token behind all that are known and these further ones, of which only the number counts: who
+    /// looks at the tokens is edited.
+    pub(super) fn sampling_behind(&self, draft: &[TokenId]) -> Cow<'_, SamplingParams> {
+        let none = Occurrences::default();
+        if draft.is_empty() || self.sampling.top_p_decay == 1.0 {
+            let history = History { tokens: &self.tokens, prompt_len: self.prompt_len, occurrences: &none };
+            return self.sampling.for_next(&history);
+        }
+        let tokens = [&self.tokens, draft].concat();
+        let history = History { tokens: &tokens, prompt_len: self.prompt_len, occurrences: &none };
+        Cow::Owned(self.sampling.for_next(&history).into_owned())
+    }
+
     pub(super) fn history<'a>(&'a self, occurrences: &'a Occurrences) -> History<'a> {
         History { tokens: &self.tokens, prompt_len: self.prompt_len, occurrences }
     }
@@ -102,8 +116,14 @@ impl Sequences {
 
     fn apply_chunk(&mut self, chunk: &Chunk) -> Result<()> {
         let sequence = self.by_id.get_mut(&chunk.seq).ok_or_else(|| unknown(chunk.seq))?;
-        let (end, known) = (chunk.start + chunk.len, sequence.tokens.len());
-        if chunk.len == 0 || chunk.inspect.positions > chunk.len || end > known || (chunk.sample && end != known) {
+        let (end, known) = (chunk.start + chunk.len, sequence.tokens.len() + chunk.draft.len());
+        let guesses_too_early = !chunk.draft.is_empty() && (!chunk.sample || sequence.tokens.last() < Some(&0));
+        if chunk.rows() > chunk.len
+            || guesses_too_early
+            || end > known
+            || (chunk.sample && end != known)
+            || chunk.len == 0
+        {
             return Err(Error::internal(format!(
                 "a chunk of sequence {} computes tokens {}..{end} of {known}{}",
                 chunk.seq,
@@ -130,6 +150,13 @@ impl Sequences {
 
     pub(super) fn find_mut(&mut self, seq: SeqId) -> Result<&mut RunnerSequence> {
         self.by_id.get_mut(&seq).ok_or_else(|| unknown(seq))
+    }
+
+    /// Appends a sampled token, unless the sequence is gone.
+    pub(super) fn push(&mut self, seq: SeqId, token: TokenId) {
+        if let Some(sequence) = self.by_id.get_mut(&seq) {
+            sequence.push(token);
+        }
     }
 
     /// Replaces the token in flight at `position`, unless the sequence is gone.

@@ -127,7 +127,8 @@ impl Tables {
     pub(super) fn prepare(&mut self, plan: &StepPlan, sequences: &mut Sequences, sampled: &Tensor) -> Result<()> {
         for chunk in plan.chunks.iter().filter(|chunk| chunk.sample) {
             let sequence = sequences.find_mut(chunk.seq)?;
-            if !sequence.needs_edits() || sequence.sampling.is_for_host_only() {
+            // What edits a guessed row depends on the guesses before it: those are the host's.
+            if !sequence.needs_edits() || sequence.sampling.is_for_host_only() || !chunk.draft.is_empty() {
                 self.release(sequence);
             } else if !self.is_ready(sequence) && !self.place(sequence, sampled)? {
                 tracing::debug!("sequence {} is sampled by the host: no room for its tables", chunk.seq);

@@ -318,3 +318,32 @@ fn a_full_queue_refuses_all_or_nothing() {
     assert!(text.contains("Maximum queue size of 1 has been reached, please try again later"), "{text}");
     assert_eq!(tokens(&model.infer(with_id(request(&PROMPT, 2), "x")))[0].1, [5, 6, 7, 20, 21]);
 }
+
+#[test]
+fn drafts_change_no_token_and_are_counted() {
+    let server = start();
+    let model = server.load(model("llm", false, &[])).unwrap();
+    let plain = tokens(&model.infer(request(&PROMPT, 5)));
+    let half_right = Tensor::int32("draft_input_ids", &[1, 3], &[20, 21, 99]);
+    let replies = model.infer(request(&PROMPT, 5).input(half_right).input(flag("return_perf_metrics")));
+    assert_eq!(tokens(&replies), plain);
+    let number = |name: &str| replies[0].output(name).unwrap().to_int32()[0];
+    assert_eq!((number("total_accepted_draft_tokens"), number("total_draft_tokens")), (2, 3));
+    let rate = replies[0].output("acceptance_rate").unwrap().to_fp32()[0];
+    assert!((rate - 2.0 / 3.0).abs() < 1e-6, "{rate}");
+    let outside = request(&PROMPT, 5).input(Tensor::int32("draft_input_ids", &[1, 1], &[VOCAB as i32]));
+    let (code, message) = error(&model.infer(outside));
+    assert_eq!(code, INVALID_ARG);
+    assert!(message.contains("draft_input_ids"), "{message}");
+}
+
+#[test]
+fn a_sequence_that_counts_on_guesses_from_its_own_words() {
+    let server = start();
+    let model = server.load(model("llm", false, &[("ngram_max_draft_len", "4")])).unwrap();
+    let chain: Vec<i32> = std::iter::successors(Some(110), |token| Some(100 + (token + 1) % 150)).take(14).collect();
+    let repeated = [&chain[..], &chain[..8]].concat();
+    let replies = model.infer(request(&repeated, 6).input(flag("return_perf_metrics")));
+    assert_eq!(tokens(&replies)[0].1[repeated.len()..], chain[8..]);
+    assert!(replies[0].output("total_accepted_draft_tokens").unwrap().to_int32()[0] >= 2);
+}

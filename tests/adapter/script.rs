@@ -200,6 +200,22 @@ impl ScriptExecutor {
     }
 }
 
+impl ScriptExecutor {
+    /// Appends the token behind the first `end` of a sequence.
+    fn sample(&mut self, seq: SeqId, end: usize) -> Result<SampledToken> {
+        let sequence = &self.sequences[&seq];
+        let mut id = self.next(sequence, end)?;
+        if sequence.sampling.changes_logits(end - sequence.prompt_len) {
+            id = sequence.passes(id, self.limits.vocab_size)?;
+        }
+        let log_prob = sequence.sampling.log_probs.then_some(TokenLogProb { full: -0.5, candidates: -0.25 });
+        let sequence = self.sequences.get_mut(&seq).unwrap();
+        sequence.tokens.truncate(end);
+        sequence.tokens.push(id);
+        Ok(SampledToken { id, log_prob })
+    }
+}
+
 impl Executor for ScriptExecutor {
     fn limits(&self) -> ExecutorLimits {
         self.limits.clone()
@@ -221,17 +237,15 @@ impl Executor for ScriptExecutor {
             }
         }
         for chunk in plan.chunks.iter().filter(|chunk| chunk.sample) {
-            let sequence = &self.sequences[&chunk.seq];
-            let end = chunk.start + chunk.len;
-            let mut id = self.next(sequence, end)?;
-            if sequence.sampling.changes_logits(end - sequence.prompt_len) {
-                id = sequence.passes(id, self.limits.vocab_size)?;
+            let known = chunk.start + chunk.len - chunk.draft.len();
+            let mut tokens = Vec::new();
+            for guesses in 0..=chunk.draft.len() {
+                let token = self.sample(chunk.seq, known + guesses)?;
+                tokens.push(token);
+                if chunk.draft.get(guesses) != Some(&token.id) {
+                    break;
+                }
             }
-            let log_prob = sequence.sampling.log_probs.then_some(TokenLogProb { full: -0.5, candidates: -0.25 });
-            let sequence = self.sequences.get_mut(&chunk.seq).unwrap();
-            sequence.tokens.truncate(end);
-            sequence.tokens.push(id);
-            let tokens = vec![SampledToken { id, log_prob }];
             rows.push(SampledRow { seq: chunk.seq, tokens, top: Vec::new(), error: None });
         }
         plan.retired.iter().for_each(|seq| drop(self.sequences.remove(seq)));

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use triton_trtllm::decode::draft::NGramOptions;
 use triton_trtllm::decode::rank::log_prob;
 use triton_trtllm::decode::{SamplingParams, StopCriteria};
 use triton_trtllm::engine::fake::{FakeExecutor, FakeModel};
@@ -51,6 +52,8 @@ struct Outcomes {
     logits: usize,
     onboarded: u64,
     failed_transfers: u64,
+    drafts: usize,
+    accepted_drafts: usize,
 }
 
 fn random_limits(rng: &mut Rng, depth: usize) -> ExecutorLimits {
@@ -92,6 +95,9 @@ impl World {
             max_queue_tokens: rng.chance(10).then_some(40),
             priority_ageing: rng.chance(70).then_some(Duration::from_nanos(5)),
             max_step_slowdown: (chunked && rng.chance(30)).then_some(1.5),
+            ngram_drafts: rng
+                .chance(40)
+                .then(|| NGramOptions { max_draft_len: 1 + rng.below(6), max_matching_ngram_size: 1 + rng.below(4) }),
             kv_event_buffer: if rng.chance(30) { 16 } else { 0 },
             ..EngineConfig::for_limits(&limits)
         };
@@ -202,6 +208,7 @@ impl World {
                 generation_logits: rng.chance(10),
                 prompt_log_probs: rng.chance(10),
             },
+            draft: if rng.chance(20) { (0..rng.below(12)).map(|_| rng.below(2) as TokenId).collect() } else { vec![] },
             tenant: Tenant { id: rng.below(3) as u64, weight: 1 + rng.below(3) as u32 },
         }
     }
@@ -265,6 +272,9 @@ impl World {
         assert_eq!(record.log_probs, if live.request.sampling.log_probs { record.tokens.len() } else { 0 });
         assert!(record.stats.preemptions <= 3, "preempted {} times", record.stats.preemptions);
         assert!(record.stats.cached_tokens < live.request.prompt.len(), "the last prompt token is always computed");
+        assert!(record.stats.accepted_draft_tokens <= record.stats.draft_tokens.min(record.tokens.len()));
+        self.outcomes.drafts += record.stats.draft_tokens;
+        self.outcomes.accepted_drafts += record.stats.accepted_draft_tokens;
         self.outcomes.preemptions += record.stats.preemptions;
         self.outcomes.cached_tokens += record.stats.cached_tokens;
         self.outcomes.siblings += usize::from(index > 0);
@@ -319,6 +329,8 @@ fn storm(policy: SchedulerPolicy) -> Outcomes {
             sum.logits += outcomes.logits;
             sum.onboarded += outcomes.onboarded;
             sum.failed_transfers += outcomes.failed_transfers;
+            sum.drafts += outcomes.drafts;
+            sum.accepted_drafts += outcomes.accepted_drafts;
         }
     }
     assert!(

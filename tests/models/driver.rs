@@ -128,6 +128,7 @@ impl Driver {
                 keep_blocks,
                 append_blocks,
                 sample,
+                draft: Vec::new(),
                 inspect: Inspect::default(),
             });
         }

@@ -2,8 +2,11 @@
 
 use crate::driver::{BLOCK_SIZE, fixtures, load, options};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use triton_trtllm::decode::draft::NGramOptions;
 use triton_trtllm::decode::{SamplingParams, StopCriteria};
-use triton_trtllm::engine::{Delta, Engine, EngineConfig, FinishReason, Request, RequestSink, SchedulerPolicy};
+use triton_trtllm::engine::{
+    Delta, Engine, EngineConfig, FinishReason, Request, RequestSink, RequestStats, SchedulerPolicy,
+};
 use triton_trtllm::ids::TokenId;
 use triton_trtllm::runner::ModelOptions;
 use triton_trtllm::step::Executor;
@@ -29,10 +32,16 @@ const PADDED: Steps = Steps { pipeline_depth: 1, graphs: true };
 const PADDED_AND_OVERLAPPING: Steps = Steps { pipeline_depth: 2, graphs: true };
 
 fn engine(policy: SchedulerPolicy, kv_blocks: usize, steps: Steps) -> Engine {
-    engine_with_host(policy, kv_blocks, 0, steps)
+    engine_with(policy, kv_blocks, 0, steps, None)
 }
 
-fn engine_with_host(policy: SchedulerPolicy, kv_blocks: usize, kv_host_bytes: u64, steps: Steps) -> Engine {
+fn engine_with(
+    policy: SchedulerPolicy,
+    kv_blocks: usize,
+    kv_host_bytes: u64,
+    steps: Steps,
+    ngram_drafts: Option<NGramOptions>,
+) -> Engine {
     let folder = fixtures().join("models/llama-gqa");
     let model = load(&ModelOptions {
         max_batch_size: Some(12),
@@ -44,7 +53,7 @@ fn engine_with_host(policy: SchedulerPolicy, kv_blocks: usize, kv_host_bytes: u6
         ..options(&folder, 96)
     });
     assert_eq!(model.executor.limits().pipeline_depth, steps.pipeline_depth);
-    let config = EngineConfig { policy, ..EngineConfig::for_limits(&model.executor.limits()) };
+    let config = EngineConfig { policy, ngram_drafts, ..EngineConfig::for_limits(&model.executor.limits()) };
     Engine::start(config, Box::new(model.executor)).unwrap()
 }
 
@@ -113,7 +122,7 @@ fn blocks_that_come_back_from_the_host_hold_what_they_held() {
     let engine_alone = engine(SchedulerPolicy::GuaranteedNoEvict, 400, ONE_BY_ONE);
     let alone: Vec<_> = requests().into_iter().map(|request| tokens(&submit(&engine_alone, request))).collect();
     for steps in [ONE_BY_ONE, PADDED_AND_OVERLAPPING] {
-        let together = engine_with_host(SchedulerPolicy::MaxUtilization, 24, 4 << 20, steps);
+        let together = engine_with(SchedulerPolicy::MaxUtilization, 24, 4 << 20, steps, None);
         for round in 0..2 {
             let running: Vec<_> = requests().into_iter().map(|request| submit(&together, request)).collect();
             for (index, (deltas, expected)) in running.iter().zip(&alone).enumerate() {
@@ -132,6 +141,7 @@ struct Answer {
     log_probs: Vec<f32>,
     reason: Option<FinishReason>,
     error: bool,
+    stats: RequestStats,
 }
 
 impl Answer {
@@ -149,6 +159,7 @@ fn answer(deltas: &Receiver<Delta>) -> Answer {
     for delta in deltas {
         answer.tokens.extend(delta.tokens);
         answer.log_probs.extend(delta.log_probs.iter().map(|log_prob| log_prob.full));
+        answer.stats = delta.stats;
         if let Some(finish) = delta.finish {
             answer.reason = Some(finish.reason);
             answer.error = finish.error.is_some();
@@ -241,4 +252,46 @@ fn clients_that_leave_between_overlapping_steps_disturb_nobody() {
     }
     let cancelled = engine.stats().totals.requests_cancelled;
     assert!(cancelled > 5, "{cancelled} requests were cancelled");
+}
+
+/// Requests that repeat themselves, so that there is something to guess: greedy, drawn, with penalties and log-probs.
+fn repeating_requests() -> Vec<Request> {
+    let mut requests = eventful_requests();
+    for (index, request) in requests.iter_mut().enumerate() {
+        let beginning: Vec<_> = request.prompt.iter().copied().take(5).collect();
+        request.prompt = beginning.iter().copied().cycle().take(20 + index % 9).collect();
+        request.stop.max_tokens = 24;
+    }
+    requests
+}
+
+#[test]
+fn guesses_change_the_speed_and_no_token() {
+    let run = |steps, requests: Vec<Request>, ngrams| {
+        let engine = engine_with(SchedulerPolicy::MaxUtilization, 40, 0, steps, ngrams);
+        let running: Vec<_> = requests.into_iter().map(|request| submit(&engine, request)).collect();
+        running.iter().map(answer).collect::<Vec<_>>()
+    };
+    let expected = run(ONE_BY_ONE, repeating_requests(), None);
+    let ngrams = Some(NGramOptions { max_draft_len: 5, max_matching_ngram_size: 3 });
+    for steps in [ONE_BY_ONE, OVERLAPPING, PADDED_AND_OVERLAPPING] {
+        let guessed = run(steps, repeating_requests(), ngrams);
+        for (index, (got, expected)) in guessed.iter().zip(&expected).enumerate() {
+            assert!(got.equals(expected), "{steps:?}: request {index}: {got:?}, not {expected:?}");
+        }
+        let (drafts, accepted) = guessed.iter().fold((0, 0), |(drafts, accepted), answer| {
+            (drafts + answer.stats.draft_tokens, accepted + answer.stats.accepted_draft_tokens)
+        });
+        assert!(accepted > 20 && drafts > accepted, "{accepted} of {drafts} guesses came true");
+    }
+    // A client that knows half of the answer gets it in one step, and a wrong guess costs it nothing.
+    let mut given = repeating_requests();
+    for (request, expected) in given.iter_mut().zip(&expected) {
+        request.draft = expected.tokens[..expected.tokens.len() / 2].to_vec();
+        request.draft.push(3);
+    }
+    for (index, (got, expected)) in run(OVERLAPPING, given, None).iter().zip(&expected).enumerate() {
+        assert!(got.equals(expected), "request {index}: {got:?}, not {expected:?}");
+        assert!(got.stats.accepted_draft_tokens >= expected.tokens.len() / 4, "request {index}: {:?}", got.stats);
+    }
 }

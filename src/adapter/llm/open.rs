@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::adapter::events::{self, EventPublisher};
 use crate::config::{BatchSchedulerPolicy, BatchingType, Parameters};
+use crate::decode::draft::NGramOptions;
 use crate::engine::{Engine, EngineConfig, SchedulerPolicy};
 use crate::error::Result;
 use crate::ids::TokenId;
@@ -79,7 +80,12 @@ fn engine_config(
     // What an engine was built for binds where a prompt runs in one step, as it did there.
     let chunked = parameters.enable_chunked_context.value;
     let engine_input_len = built_input_len.filter(|&len| !chunked && len < default.max_input_len);
+    let ngrams = NGramOptions {
+        max_draft_len: parameters.ngram_max_draft_len.value as usize,
+        max_matching_ngram_size: parameters.ngram_max_matching_size.value as usize,
+    };
     EngineConfig {
+        ngram_drafts: Some(ngrams).filter(|ngrams| ngrams.max_draft_len > 0),
         policy: match (batching, parameters.batch_scheduler_policy.value) {
             (BatchingType::Static, _) => SchedulerPolicy::StaticBatch,
             (_, BatchSchedulerPolicy::Balanced) => SchedulerPolicy::Balanced,

@@ -218,6 +218,8 @@ impl Reader<'_> {
         let extra_ids = cache::extra_ids(self.inputs, row, prompt.len())?;
         let retention = cache::retention(self.inputs, row)?;
         let outputs = self.output_options(row)?;
+        let draft = self.inputs.ints("draft_input_ids", row)?;
+        self.check_vocab("draft_input_ids", &draft)?;
         let seed = sampling.seed;
         let item = |first: usize| Item {
             request: engine::Request {
@@ -227,6 +229,7 @@ impl Reader<'_> {
                 extra_ids: extra_ids.clone(),
                 retention: retention.clone(),
                 outputs,
+                draft: draft.clone(),
                 num_sequences: (sequences - first).min(self.rules.max_sequences),
                 ..engine::Request::default()
             },

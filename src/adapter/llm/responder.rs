@@ -42,7 +42,7 @@ enum Event {
     Open(u64, Box<OpenCall>),
     /// The sequences were refused: all or none are accepted.
     Refused(u64, Error),
-    Delta(u64, usize, Delta),
+    Delta(u64, usize, Box<Delta>),
 }
 
 /// Handle to the thread. Dropping it ends the thread after the last sequence has ended.
@@ -64,7 +64,7 @@ impl RequestSink for RowSink {
     fn delta(&mut self, delta: Delta) {
         // The thread outlives every sink; without it there is nobody to tell.
         let row = self.rows.start + delta.sequence_index;
-        let _ = self.events.send(Event::Delta(self.call, row, delta));
+        let _ = self.events.send(Event::Delta(self.call, row, Box::new(delta)));
     }
 
     fn is_cancelled(&self) -> bool {
@@ -206,7 +206,7 @@ impl Worker {
                     self.finish(state, Err(error));
                 }
             }
-            Event::Delta(id, row, delta) => self.delta(id, row, delta),
+            Event::Delta(id, row, delta) => self.delta(id, row, *delta),
         }
     }
 

@@ -173,9 +173,10 @@ impl Row {
         out.time("first_scheduled_time_ns", stats.first_scheduled_ns);
         out.time("first_token_time_ns", stats.first_token_ns);
         out.time("last_token_time_ns", stats.last_token_ns);
-        out.floats("acceptance_rate", &[1], &[0.0]);
-        out.ints("total_accepted_draft_tokens", &[1], &[0]);
-        out.ints("total_draft_tokens", &[1], &[0]);
+        let (accepted, drafts) = (stats.accepted_draft_tokens, stats.draft_tokens);
+        out.floats("acceptance_rate", &[1], &[accepted as f32 / drafts.max(1) as f32]);
+        out.ints("total_accepted_draft_tokens", &[1], &[accepted as i32]);
+        out.ints("total_draft_tokens", &[1], &[drafts as i32]);
         out.ints("num_input_tokens", &[1], &[self.prompt_len as i32]);
         out.ints("num_output_tokens", &[1], &[length]);
         let top = std::mem::take(&mut self.top);

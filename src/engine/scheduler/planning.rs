@@ -4,6 +4,7 @@ use super::{Blocked, Flight, PlanStats, Scheduler};
 use crate::engine::kv::{PartialMatch, PrefixMatch};
 use crate::engine::policy::{Candidate, Promise};
 use crate::engine::sequence::{Forerunner, SeqRef, Sequence, Status};
+use crate::ids::TokenId;
 use crate::step::{Chunk, NewSequence, StepPlan};
 
 /// Transfers from lower tiers that a sequence waits for before it computes what is still missing.
@@ -31,6 +32,7 @@ impl Scheduler {
     /// The next plan; without chunks when nothing can run before an output arrives.
     pub fn schedule(&mut self, now_ns: u64) -> StepPlan {
         self.kv.set_time(now_ns);
+        self.plans += 1;
         let is_open = self.queue.len() > 0 && self.running.iter().all(|&seq| self.policy.may_join(&self.slots[seq]));
         let places = self.running.len() + 1;
         let chunks = Vec::with_capacity(places);
@@ -53,7 +55,9 @@ impl Scheduler {
     fn schedule_decodes(&mut self, draft: &mut Draft) {
         let mut at = 0;
         while let Some(&seq) = self.running.get(at) {
-            let wants = self.slots[seq].remaining() == 1;
+            let sequence = &self.slots[seq];
+            let is_known = sequence.drafter.is_none() || sequence.in_flight_tokens == 0;
+            let wants = sequence.remaining() == 1 && is_known;
             if wants && draft.budget > 0 && self.make_room(seq, at) {
                 self.push_chunk(draft, seq, 1);
             }
@@ -285,7 +289,7 @@ impl Scheduler {
 
     fn foresees_room(&mut self, seq: SeqRef, found: &PrefixMatch, total: usize) -> bool {
         let candidate = Candidate {
-            step: self.next_step,
+            plan: self.plans,
             sequence: &self.slots[seq],
             cost_blocks: self.kv.cost(found, total),
             used_blocks: self.kv.num_blocks() - self.kv.free() + self.promised,
@@ -348,18 +352,22 @@ impl Scheduler {
             self.promised -= usize::from(sequence.table.len() < sequence.reserved_blocks);
             sequence.table.push(block);
         }
+        let sample = end == sequence.num_tokens();
+        let guesses = if sample { self.guess(draft, seq, len) } else { Vec::new() };
+        let sequence = &mut self.slots[seq];
         let keep_blocks = sequence.sent_blocks;
         let append_blocks = sequence.table[keep_blocks..].to_vec();
-        let sample = end == sequence.num_tokens();
         let context_tokens = end.min(sequence.prompt_len()).saturating_sub(start);
-        let inspect = sequence.inspect(start, end, sample);
+        let inspect = sequence.inspect(start, end, sample, guesses.len());
         sequence.num_inspected = sequence.num_inspected.max(end.min(sequence.prompt_len()));
         sequence.num_computed = end;
         sequence.last_chunk = (draft.plan.step, start);
         sequence.sent_blocks = sequence.table.len();
         sequence.in_flight_tokens += usize::from(sample);
-        draft.plan.chunks.push(Chunk { seq: seq.id, start, len, keep_blocks, append_blocks, sample, inspect });
-        draft.spare_rows -= inspect.positions.saturating_sub(1);
+        let len = len + guesses.len();
+        let chunk = Chunk { seq: seq.id, start, len, keep_blocks, append_blocks, sample, draft: guesses, inspect };
+        draft.spare_rows -= chunk.rows().saturating_sub(1);
+        draft.plan.chunks.push(chunk);
         draft.flight.chunks.push((seq, sequence.life));
         draft.budget -= len;
         self.queue.charge(sequence.tenant, len);
@@ -369,6 +377,29 @@ impl Scheduler {
         stats.generation += usize::from(context_tokens == 0);
         stats.context_tokens += context_tokens;
         stats.generation_tokens += len - context_tokens;
+    }
+
+    /// Tokens that are verified with the next one of a sequence whose chunk has `len` tokens: as many as the step has
+    /// tokens and rows for, in blocks that nobody is promised.
+    fn guess(&mut self, draft: &Draft, seq: SeqRef, len: usize) -> Vec<TokenId> {
+        let block_size = self.kv.block_size();
+        let unclaimed = self.kv.free() - self.promised;
+        let sequence = &mut self.slots[seq];
+        let blocks = sequence.table.len().max(sequence.reserved_blocks) + unclaimed;
+        let end = sequence.num_computed + len;
+        let inspected =
+            if sequence.inspects_prompt() { end - sequence.num_inspected.max(sequence.num_computed) } else { 1 };
+        let rows = (draft.spare_rows + 1).saturating_sub(inspected);
+        let most = (draft.budget - len).min(rows).min(blocks * block_size - end);
+        let guesses = sequence.guess(most);
+        while sequence.table.len() * block_size < end + guesses.len() {
+            let Some((block, _)) = self.kv.take() else {
+                unreachable!("sequence {} guesses into blocks that are not there", seq.id);
+            };
+            self.promised -= usize::from(sequence.table.len() < sequence.reserved_blocks);
+            sequence.table.push(block);
+        }
+        guesses
     }
 
     /// Numbers a plan that has work, single tokens first; one without is not launched and leaves no trace.
