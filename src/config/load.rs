@@ -313,9 +313,9 @@ mod tests {
 
     #[test]
     fn keys_without_effect_are_named_once() {
-        let notes = load(&[("decoding_mode", "top_k"), ("num_nodes", "1")]).notes;
+        let notes = load(&[("participant_ids", "0"), ("num_nodes", "1")]).notes;
         assert_eq!(notes.len(), 1, "{notes:?}");
-        assert!(notes[0].text.contains("num_nodes, decoding_mode"), "{notes:?}");
+        assert!(notes[0].text.contains("participant_ids, num_nodes"), "{notes:?}");
     }
 
     #[test]
