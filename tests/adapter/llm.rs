@@ -202,6 +202,11 @@ fn bad_requests_are_refused_and_the_next_one_is_served() {
         (request(&PROMPT, 0), INVALID_ARG, "request_output_len is 0, expected 1 or more"),
         (request(&[5, VOCAB as i32], 1), INVALID_ARG, "input_ids is 300, expected token ids of 0 to 299"),
         (request(&[-1], 1), INVALID_ARG, "input_ids is -1"),
+        (
+            base().input(int("draft_input_ids", 300)),
+            INVALID_ARG,
+            "draft_input_ids is 300, expected token ids of 0 to 299",
+        ),
         (base().input(int("end_id", 300)), INVALID_ARG, "end_id is 300, expected -1 (none) to 299"),
         (float("temperature", -0.5), INVALID_ARG, "temperature is -0.5, expected 0 or more"),
         (float("temperature", f32::NAN), INVALID_ARG, "temperature is NaN, expected a finite number"),
@@ -245,9 +250,9 @@ fn bad_requests_are_refused_and_the_next_one_is_served() {
         (base().input(int("prompt_ignore_length", -1)), INVALID_ARG, "prompt_ignore_length is -1"),
         (base().input(Tensor::uint64("lora_task_id", &[1], &[7])), NOT_FOUND, "LoRA task 7 not found in cache"),
         (
-            base().input(Tensor::int32("draft_input_ids", &[1, 1], &[1])),
+            base().input(Tensor::fp32("draft_logits", &[1, 1, 1], &[1.0])),
             UNSUPPORTED,
-            "\"draft_input_ids\" is not supported by this version: it must be absent or empty",
+            "\"draft_logits\" is not supported by this version: it must be absent or empty",
         ),
         (unlisted("output_ids"), INVALID_ARG, "output_ids must be in the list"),
         (unlisted("sequence_length"), INVALID_ARG, "sequence_length must be in the list"),
