@@ -37,7 +37,7 @@ if wants e2e; then
   ensure_tritonserver
   build_release
   install_backend "$CACHE/e2e/backends"
-  ensure_python e2e 'tritonclient[http,grpc]==2.73.0' 'pytest==9.2.0' 'numpy<2' 'pyzmq' 'msgpack' 'jsonschema==4.26.0'
+  ensure_python e2e 'tritonclient[http,grpc]==2.73.0' 'pytest==9.2.0' 'numpy<2' 'pyzmq==27.3.0' 'msgpack==1.2.4' 'jsonschema==4.26.0'
   ensure_libpython
   say "end to end with $TRITONSERVER"
   TRITONSERVER=$TRITONSERVER BACKENDS=$CACHE/e2e/backends TRTLLM=$ROOT/target/release/trtllm "$VENV_PYTHON" -m pytest -q -p no:cacheprovider tests/e2e
