@@ -11,5 +11,7 @@ fn main() {
     // Histogram functions are found with dlsym, which sees those of a test's stand-in server only where the executable
     // exports them. Nothing else defines symbols of this name.
     println!("cargo:rustc-link-arg=-Wl,--export-dynamic-symbol=TRITONSERVER_Metric*");
+    // Dependencies have C interfaces of their own (llguidance): a server that loads several backends shall not see them.
+    println!("cargo:rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
     kernels::build();
 }

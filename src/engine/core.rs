@@ -303,6 +303,8 @@ impl EngineCore {
         }
         let landed = self.executor.landed(wait);
         landed.iter().for_each(|&landed| self.scheduler.land(landed));
+        // Blocks that nobody waits for any more are free now.
+        self.unpublished |= !landed.is_empty();
         !landed.is_empty()
     }
 
