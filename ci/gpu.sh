@@ -152,8 +152,8 @@ if wants serve; then
     judge "tritonserver, 467/256 at 2 requests/s: TTFT" "$LOGS/rate2.json" ttft_ms.avg most 18 ms
     judge "tritonserver, 467/256 at 2 requests/s: ITL" "$LOGS/rate2.json" itl_ms.avg most 5 ms
     # Streams that run while a long prompt comes in.
-    client running --isl 128 --osl 400 --requests 8 --seed 200000 & RUNNING=$!
-    sleep 1; client intruder --isl 8000 --osl 2 --requests 1 --warmup 0 --seed 300000 || true
+    client running --isl 128 --osl 400 --requests 8 --warmup 0 --seed 200000 & RUNNING=$!
+    sleep 0.6; client intruder --isl 8000 --osl 2 --requests 1 --warmup 0 --seed 300000 || true
     wait "$RUNNING" || true
     judge "8 streams while 8,000 tokens come in: longest gap" "$LOGS/running.json" itl_ms.max most 400 ms
     kill "$SERVER"; if wait "$SERVER"; then row "the server ends in order" ok; else row "the server ends in order" FAILED; fi

@@ -6,14 +6,10 @@
 
 use crate::step::StepPlan;
 
-/// A step is late that took longer than expected by more than one part in this many.
-const TOLERANCE: u64 = 16;
-/// So many late steps in a row: nothing is put off for a while, in case they were launched too late.
-const LATE_STEPS: u32 = 3;
-/// Steps of that while.
-const REST_STEPS: u32 = 64;
-/// Every so many steps two are launched at once, and show how long a step takes that surely did not wait for its launch.
-const LEARN_EVERY: u32 = 64;
+/// Steps that are launched at once to learn how long one takes, after each change of their number of sequences.
+const LEARN_STEPS: u32 = 4;
+/// Then the time is known for so many steps, before it is learnt again.
+const KNOWN_STEPS: u32 = 60;
 /// Shortest step that is worth waiting for, in leads.
 const LEADS: u64 = 3;
 /// Part of a step that is left for the launch at least, one in this many.
@@ -26,13 +22,12 @@ pub(super) struct Ahead {
     lead_ns: Option<u64>,
     /// When the running step began: the one before was collected then.
     since_ns: Option<u64>,
-    /// Sequences of the last step that only generated, and the time it took.
-    last: Option<(usize, u64)>,
-    /// Late steps in a row.
-    late: u32,
+    /// Sequences of the last step, if it only generated.
+    sequences: Option<usize>,
+    /// Of such steps in a row: how many, and the time of those to learn from. Not of the others: one that was launched
+    /// too late would make the next one later.
     steps: u32,
-    /// Steps for which nothing is put off.
-    rest: u32,
+    learnt_ns: u64,
 }
 
 impl Ahead {
@@ -43,31 +38,25 @@ impl Ahead {
     /// A step has ended. `followed`: another one was launched behind it.
     pub(super) fn collected(&mut self, plan: &StepPlan, now_ns: u64, followed: bool) {
         let took = self.since_ns.map(|since| now_ns.saturating_sub(since));
-        self.steps = self.steps.wrapping_add(1);
-        self.rest = self.rest.saturating_sub(1).max(if self.steps.is_multiple_of(LEARN_EVERY) { 2 } else { 0 });
-        self.last = match (generating(plan), took) {
-            (Some(sequences), Some(took)) => Some((sequences, self.expected(sequences, took))),
-            _ => None,
-        };
-        self.since_ns = followed.then_some(now_ns);
-    }
-
-    /// Not the last time alone: one that was late would make the next one later.
-    fn expected(&mut self, sequences: usize, took: u64) -> u64 {
-        let Some((_, before)) = self.last.filter(|&(count, _)| count == sequences) else { return took };
-        self.late = if took > before + before / TOLERANCE { self.late + 1 } else { 0 };
-        if self.late == LATE_STEPS {
-            (self.rest, self.late) = (REST_STEPS, 0);
+        let sequences = generating(plan).filter(|_| took.is_some());
+        if sequences != self.sequences || self.steps == LEARN_STEPS + KNOWN_STEPS {
+            (self.sequences, self.steps, self.learnt_ns) = (sequences, 0, 0);
         }
-        took.min(before + before / 1024)
+        if self.steps < LEARN_STEPS {
+            self.learnt_ns += took.unwrap_or(0);
+        }
+        self.steps += 1;
+        self.since_ns = followed.then_some(now_ns);
     }
 
     /// Until when the step behind `running` is put off; `None`: it is launched now.
     pub(super) fn due_ns(&self, running: &StepPlan) -> Option<u64> {
         let (lead, since) = (self.lead_ns?, self.since_ns?);
-        let (sequences, took) = self.last?;
-        let known = self.rest == 0 && generating(running) == Some(sequences) && took >= LEADS * lead;
-        known.then(|| since + took - lead.max(took / MARGIN))
+        let takes = self.learnt_ns / u64::from(LEARN_STEPS);
+        let like_before = self.sequences.is_some() && generating(running) == self.sequences;
+        // The last known step is followed by one to learn from.
+        let known = (LEARN_STEPS..LEARN_STEPS + KNOWN_STEPS).contains(&self.steps);
+        (known && like_before && takes >= LEADS * lead).then(|| since + takes - lead.max(takes / MARGIN))
     }
 }
 
@@ -109,39 +98,37 @@ mod tests {
 
     #[test]
     fn a_launch_is_put_off_once_the_time_of_a_step_is_known() {
-        assert_eq!(after(1, 1000).due_ns(&plan(4, 1)), None);
-        assert_eq!(after(2, 1000).due_ns(&plan(4, 1)), Some(2000 + 1000 - 125));
-        assert_eq!(after(2, 1000).due_ns(&plan(5, 1)), None, "more sequences take another time");
-        assert_eq!(after(2, 1000).due_ns(&plan(4, 7)), None, "a prompt takes another time");
-        assert_eq!(after(2, 299).due_ns(&plan(4, 1)), None, "short steps leave no time");
-        let never = Ahead { lead_ns: None, ..after(2, 1000) };
+        // The first one has nothing before it.
+        assert_eq!(after(4, 1000).due_ns(&plan(4, 1)), None);
+        assert_eq!(after(5, 1000).due_ns(&plan(4, 1)), Some(5000 + 1000 - 125));
+        assert_eq!(after(5, 1000).due_ns(&plan(5, 1)), None, "more sequences take another time");
+        assert_eq!(after(5, 1000).due_ns(&plan(4, 7)), None, "a prompt takes another time");
+        assert_eq!(after(5, 299).due_ns(&plan(4, 1)), None, "short steps leave no time");
+        let never = Ahead { lead_ns: None, ..after(5, 1000) };
         assert_eq!(never.due_ns(&plan(4, 1)), None);
     }
 
     #[test]
     fn a_pause_is_no_long_step() {
-        let mut ahead = after(3, 1000);
-        ahead.collected(&plan(4, 1), 4000, false);
+        let mut ahead = after(5, 1000);
+        ahead.collected(&plan(4, 1), 6000, false);
         ahead.collected(&plan(4, 1), 99_000, true);
         assert_eq!(ahead.due_ns(&plan(4, 1)), None);
     }
 
     #[test]
-    fn late_steps_put_an_end_to_it_for_a_while_and_one_alone_does_not() {
-        let mut ahead = after(3, 1000);
-        ahead.collected(&plan(4, 1), 4200, true);
-        assert_eq!(ahead.due_ns(&plan(4, 1)), Some(4200 + 1000 - 125), "the late step is not what is expected");
-        ahead.collected(&plan(4, 1), 5400, true);
-        ahead.collected(&plan(4, 1), 6600, true);
-        assert_eq!(ahead.due_ns(&plan(4, 1)), None);
-        (1..=u64::from(REST_STEPS)).for_each(|step| ahead.collected(&plan(4, 1), 6600 + step * 1000, true));
-        assert!(ahead.due_ns(&plan(4, 1)).is_some());
+    fn late_steps_are_not_what_is_expected_later() {
+        let mut ahead = after(5, 1000);
+        for step in 1..=10 {
+            ahead.collected(&plan(4, 1), 5000 + step * 1500, true);
+            assert_eq!(ahead.due_ns(&plan(4, 1)), Some(5000 + step * 1500 + 1000 - 125));
+        }
     }
 
     #[test]
-    fn now_and_then_two_steps_are_launched_at_once() {
-        let waits = |steps: u32| after(u64::from(steps), 1000).due_ns(&plan(4, 1)).is_some();
-        let waiting: Vec<_> = (60..70).map(waits).collect();
-        assert_eq!(waiting, [true, true, true, true, false, false, true, true, true, true]);
+    fn now_and_then_steps_are_launched_at_once_to_learn_from() {
+        let waits = |steps: u64| after(steps, 1000).due_ns(&plan(4, 1)).is_some();
+        let waiting: Vec<_> = (62..72).map(waits).collect();
+        assert_eq!(waiting, [true, true, true, false, false, false, false, true, true, true]);
     }
 }
