@@ -2,7 +2,7 @@
 # Everything that only a machine with a GPU can show; one table last, and a failure where a row fails.
 #   ci/gpu.sh [PART...]        parts: ops models sanitizer e2e bench serve (default: all)
 #   ci/gpu.sh --pack DIR       a folder with all that it takes, to run as DIR/ci/gpu.sh on a machine that has only a driver,
-#                              CUDA's run-time libraries and, for e2e and serve, a tritonserver and Python with
+#                              CUDA's run-time libraries, xz and, for e2e and serve, a tritonserver and Python with
 #                              pytest, numpy and tritonclient[http,grpc]
 # TRITONSERVER, PYTHON, COMPUTE_SANITIZER: where these are, if not on the path. LOGS: where the logs go.
 set -euo pipefail
@@ -29,6 +29,7 @@ pack() {
   if [ "$1" -ef "$HERE" ]; then return; fi
   (cd "$HERE" && tar -cf - --exclude=__pycache__ ci/gpu.sh ci/demo_model/hf ci/fill_template.py ci/stream.py model_repo \
     tests/e2e tests/gpu tests/fixtures README.md) | tar -xf - -C "$1"
+  tar -cJf "$1/programs.tar.xz" -C "$1" bin backends && rm -r "$1/bin" "$1/backends"
   local megabytes; megabytes=$(du -sm "$1" | cut -f1)
   echo "$1: $megabytes MB"
   [ "$megabytes" -le 60 ] || { echo "error: the folder has more than 60 MB" >&2; exit 1; }
@@ -42,6 +43,8 @@ PARTS=${*:-ops models sanitizer e2e bench serve}
 wants() { [[ " $PARTS " = *" $1 "* ]]; }
 STAGE=$HERE
 if [ -e "$HERE/Cargo.toml" ]; then STAGE=$HERE/target/gpu; (build); pack "$STAGE"; fi
+
+if [ -e "$STAGE/programs.tar.xz" ] && [ ! -d "$STAGE/bin" ]; then tar -xJf "$STAGE/programs.tar.xz" -C "$STAGE"; fi
 
 BIN=$STAGE/bin LOGS=${LOGS:-$STAGE/logs} PYTHON=${PYTHON:-python3}
 SANITIZER=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)}
