@@ -16,6 +16,8 @@ cd "$ROOT"
 ensure_kernel_compiler
 ensure_python bindgen 'libclang==18.1.1'
 export LIBCLANG_PATH=$("$VENV_PYTHON" -c 'import clang, os; print(os.path.join(os.path.dirname(clang.__file__), "native"))')
+# A test run builds once: incremental compilation would only cost it time and gigabytes.
+export CARGO_INCREMENTAL=0
 export TRITON_BINDINGS=check KERNELS_STRICT=1
 
 if wants lint; then
