@@ -6,6 +6,7 @@
 use crate::decode::SamplingParams;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, HostBlockId, SeqId, TokenId};
+use std::sync::Arc;
 
 /// What runs in one step. Chunks are packed in this order: decode chunks first, then prefill.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +29,44 @@ pub struct NewSequence {
     pub seq: SeqId,
     /// Prompt tokens, at least one.
     pub prompt: Vec<TokenId>,
+    /// What the prompt's tokens behind the vocabulary stand for.
+    pub prompt_table: Option<PromptTable>,
     pub sampling: SamplingParams,
+}
+
+/// Embeddings that a request brings along (p-tuning, images): token `V + i` of its prompt has row i.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptTable {
+    width: usize,
+    values: Arc<[f32]>,
+}
+
+impl PromptTable {
+    /// `values [rows, width]`, row-major.
+    ///
+    /// # Errors
+    /// `InvalidArg` unless the values are whole rows.
+    pub fn new(width: usize, values: Vec<f32>) -> Result<Self> {
+        match values.len().is_multiple_of(width.max(1)) {
+            true => Ok(Self { width, values: values.into() }),
+            false => Err(Error::invalid(format!("{} values are no rows of {width}", values.len()))),
+        }
+    }
+
+    /// Values of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.width.max(1)
+    }
+
+    /// # Panics
+    /// When there is no such row.
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.width..(row + 1) * self.width]
+    }
 }
 
 /// Positions `start..start + len` of one sequence. Their tokens are known to the runner, but for a draft: prompt tokens, or
@@ -197,6 +235,11 @@ pub trait Executor: Send {
 
     /// Waits for the oldest launched step.
     fn collect(&mut self) -> Result<StepOutput>;
+
+    /// Values in a row of a [`PromptTable`]; `None`: prompts have no tokens behind the vocabulary.
+    fn prompt_table_width(&self) -> Option<usize> {
+        None
+    }
 
     /// What there is behind the KV cache.
     fn tiers(&self) -> TierLimits {

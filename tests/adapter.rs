@@ -12,6 +12,8 @@ mod llm;
 mod logits;
 #[path = "adapter/operation.rs"]
 mod operation;
+#[path = "adapter/prompt_tables.rs"]
+mod prompt_tables;
 #[path = "adapter/prompts.rs"]
 mod prompts;
 #[path = "adapter/scheduling.rs"]

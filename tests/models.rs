@@ -13,5 +13,7 @@ mod formats;
 mod golden;
 #[path = "models/inspect.rs"]
 mod inspect;
+#[path = "models/prompt_tables.rs"]
+mod prompt_tables;
 #[path = "models/sampling.rs"]
 mod sampling;

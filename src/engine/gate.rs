@@ -8,7 +8,7 @@ use super::config::EngineConfig;
 use super::request::Request;
 use crate::error::{Error, Result};
 use crate::ids::RequestId;
-use crate::step::ExecutorLimits;
+use crate::step::{ExecutorLimits, PromptTable};
 
 /// What a request counts in the queue.
 #[derive(Clone, Copy, Default)]
@@ -126,12 +126,17 @@ impl Gate {
             let reason = format!("Prompt length ({prompt}) exceeds maximum input length ({longest})");
             return Err(Error::invalid(failed_request(id, &reason)));
         }
-        let in_vocab = |token: &i32| usize::try_from(*token).is_ok_and(|token| token < vocab);
-        if let Some(token) = request.prompt.iter().find(|&token| !in_vocab(token)) {
+        let below = |end: usize| move |token: &i32| usize::try_from(*token).is_ok_and(|token| token < end);
+        let in_vocab = below(vocab);
+        let known = vocab + request.prompt_table.as_ref().map_or(0, PromptTable::rows);
+        if let Some(token) = request.prompt.iter().find(|token| !below(known)(token)) {
             return Err(Error::invalid(format!(
                 "prompt token {token} is outside the vocabulary, expected 0 to {}",
-                vocab - 1
+                known - 1
             )));
+        }
+        if request.outputs.prompt_log_probs && !request.prompt.iter().all(in_vocab) {
+            return Err(Error::invalid("the log-probabilities of a prompt with tokens of a prompt table do not exist"));
         }
         if let Some(token) = request.draft.iter().find(|&token| !in_vocab(token)) {
             return Err(Error::invalid(format!(

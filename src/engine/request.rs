@@ -3,14 +3,15 @@
 use crate::decode::{SamplingParams, StopCriteria};
 use crate::error::Error;
 use crate::ids::TokenId;
-use crate::step::TokenLogProb;
+use crate::step::{PromptTable, TokenLogProb};
 
 /// One generation request. Immutable once submitted; only valid ones reach the engine (the adapter checks fields, the
 /// engine checks against its limits).
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// At least one token, each in `0..V`.
+    /// At least one token, each in `0..V`, or behind it where `prompt_table` has a row for it.
     pub prompt: Vec<TokenId>,
+    pub prompt_table: Option<PromptTable>,
     pub sampling: SamplingParams,
     pub stop: StopCriteria,
     /// Larger runs earlier; equal priorities run in order of arrival. 0 is the default.
@@ -68,6 +69,7 @@ impl Default for Request {
     fn default() -> Self {
         Self {
             prompt: Vec::new(),
+            prompt_table: None,
             sampling: SamplingParams::default(),
             stop: StopCriteria::default(),
             priority: 0,

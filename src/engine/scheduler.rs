@@ -118,7 +118,9 @@ impl Scheduler {
             let id = SeqId(self.next_seq);
             self.next_seq += 1;
             let mut sequence = Sequence::new(id, Arc::clone(&request), Address { client, index }, arrival_ns);
-            sequence.drafter = Drafter::new(&request.draft, self.config.ngram_drafts);
+            // What repeats a prompt with tokens behind the vocabulary could guess one of them.
+            let ngrams = self.config.ngram_drafts.filter(|_| request.prompt_table.is_none());
+            sequence.drafter = Drafter::new(&request.draft, ngrams);
             sequence.leader = seqs.first().copied();
             sequence.tenant = self.queue.join(request.tenant);
             let seq = self.slots.insert(sequence);

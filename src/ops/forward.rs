@@ -1,6 +1,6 @@
 //! The façade of one step.
 
-use super::{Arena, Scope};
+use super::{Arena, PromptRow, PromptWindow, Scope};
 use crate::device::{
     Activation, Attention, AttentionBatch, DType, KvLayer, RopeKvWrite, RopeTable, SharedDevice, Tensor, Weight,
 };
@@ -49,6 +49,7 @@ pub struct Forward<'a> {
     step: &'a StepTensors,
     kv: &'a [KvLayer],
     activation: DType,
+    prompt_rows: Option<(&'a PromptWindow, &'a [PromptRow<'a>])>,
 }
 
 impl<'a> Forward<'a> {
@@ -60,7 +61,12 @@ impl<'a> Forward<'a> {
         kv: &'a [KvLayer],
         activation: DType,
     ) -> Self {
-        Self { device, arena, step, kv, activation }
+        Self { device, arena, step, kv, activation, prompt_rows: None }
+    }
+
+    /// With embeddings of requests for some of the step's tokens, in their order.
+    pub fn with_prompt_rows(self, window: &'a PromptWindow, rows: &'a [PromptRow<'a>]) -> Self {
+        Self { prompt_rows: (!rows.is_empty()).then_some((window, rows)), ..self }
     }
 
     /// The inputs of the step.
@@ -78,11 +84,14 @@ impl<'a> Forward<'a> {
         self.arena.allocate(rows, cols, self.activation)
     }
 
-    /// `table[tokens] * scale`: `[T, C]` from `table [V, C]`.
+    /// `table[tokens] * scale`: `[T, C]` from `table [V, C]`; a request's own embeddings take the place of its table's.
     pub fn embed(&self, table: &Tensor, scale: f32) -> Result<Tensor> {
         let out = self.activation(self.step.tokens.cols(), table.cols())?;
         if out.rows() > 0 {
             self.device.embed(&out, table, &self.step.tokens, scale)?;
+        }
+        if let Some((window, rows)) = self.prompt_rows {
+            window.write(self.device, &out, rows, scale)?;
         }
         Ok(out)
     }

@@ -4,7 +4,9 @@
 mod arena;
 mod forward;
 mod planning;
+mod prompt_rows;
 
 pub use arena::{Arena, Scope};
 pub use forward::{Forward, LayerAttention, StepTensors};
 pub use planning::PlanningDevice;
+pub use prompt_rows::{PromptRow, PromptWindow};

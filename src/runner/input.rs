@@ -5,7 +5,7 @@ use crate::decode::PassOrder;
 use crate::device::{AttentionBatch, Buffer, DType, RowEdits, RowSampling, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result};
 use crate::ids::TokenId;
-use crate::ops::StepTensors;
+use crate::ops::{PromptRow, StepTensors};
 use crate::step::Chunk;
 use std::ops::Range;
 use std::sync::Arc;
@@ -216,9 +216,26 @@ impl StepInput {
     }
 }
 
+/// The embeddings that requests bring for tokens of these chunks.
+pub(super) fn prompt_rows<'a>(chunks: &[(&Chunk, &'a RunnerSequence)]) -> Vec<PromptRow<'a>> {
+    let mut rows = Vec::new();
+    let mut first = 0;
+    for (chunk, sequence) in chunks {
+        let positions = (0..chunk.len).filter(|_| sequence.prompt_table.is_some());
+        rows.extend(positions.filter_map(|at| {
+            let values = sequence.prompt_row(chunk.start + at)?;
+            Some(PromptRow { token: first + at, values })
+        }));
+        first += chunk.len;
+    }
+    rows
+}
+
 fn token_at(chunk: &Chunk, sequence: &RunnerSequence, position: usize) -> i32 {
     match position.checked_sub(sequence.tokens.len()) {
         Some(guess) => chunk.draft[guess],
+        // Of what a request embeds itself, the token in its place does not matter.
+        None if sequence.prompt_row(position).is_some() => 0,
         None => sequence.tokens[position],
     }
 }
@@ -250,7 +267,12 @@ mod tests {
     }
 
     fn sequence(tokens: &[i32], blocks: &[u32]) -> RunnerSequence {
-        let new = NewSequence { seq: SeqId(1), prompt: tokens.to_vec(), sampling: SamplingParams::default() };
+        let new = NewSequence {
+            seq: SeqId(1),
+            prompt: tokens.to_vec(),
+            prompt_table: None,
+            sampling: SamplingParams::default(),
+        };
         let mut sequence = RunnerSequence::new(new);
         sequence.blocks = blocks.iter().map(|&id| BlockId(id)).collect();
         sequence

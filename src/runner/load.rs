@@ -10,7 +10,7 @@ use crate::error::{Error, Result, ResultExt};
 use crate::model::families::{self, Family};
 use crate::model::formats::{self, EngineLimits, OpenedCheckpoint, WeightPlaces};
 use crate::model::{Decoder, Model, ModelConfig, Section, SpecialTokens, WeightLoader, WeightSource, preset};
-use crate::ops::{Arena, Forward, PlanningDevice};
+use crate::ops::{Arena, Forward, PlanningDevice, PromptWindow};
 use crate::step::{Executor, ExecutorLimits, ExecutorMemory};
 use std::fmt;
 use std::path::PathBuf;
@@ -250,6 +250,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
         host_blocks,
         workspace_bytes: plan.workspace_bytes,
         activation: device.activation_dtype(plan.dtype),
+        embedding_size: plan.config.embedding_size(),
         memory: memory_in_use(&report),
         model: Box::new(model),
         graphs: records(device, options),
@@ -384,8 +385,9 @@ impl LoadPlan {
 
     fn kv_plan(&self, device: &SharedDevice, options: &ModelOptions) -> Result<KvPlan> {
         let info = device.info();
-        let taken = self.weight_bytes + self.workspace_bytes + self.graph_bytes + table_bytes(&self.limits);
-        let taken = taken as u64;
+        let prompt_bytes = PromptWindow::bytes(self.config.embedding_size(), device.activation_dtype(self.dtype));
+        let tables = table_bytes(&self.limits) + prompt_bytes;
+        let taken = (self.weight_bytes + self.workspace_bytes + self.graph_bytes + tables) as u64;
         let free_bytes = info.free_bytes.checked_sub(taken).ok_or_else(|| {
             Error::unavailable(format!(
                 "the model needs {} MiB for weights and {} MiB for its workspace and recorded steps; {} has {} MiB free",

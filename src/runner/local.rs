@@ -2,7 +2,7 @@
 
 use super::graphs::Graphs;
 use super::host_rows::{HostSample, HostSampler, download_rows};
-use super::input::{StepInput, StepShape, UploadedStep};
+use super::input::{StepInput, StepShape, UploadedStep, prompt_rows};
 use super::sequences::Sequences;
 use super::tables::Tables;
 use super::tiers::Tiers;
@@ -11,7 +11,7 @@ use crate::device::{DType, EditLogits, KvLayer, RowSample, Sample, SharedDevice,
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::{SeqId, TokenId};
 use crate::model::Model;
-use crate::ops::{Arena, Forward};
+use crate::ops::{Arena, Forward, PromptWindow};
 use crate::step::{
     Chunk, Executor, ExecutorLimits, ExecutorMemory, Inspection, Landed, SampledRow, StepOutput, StepPlan, TierLimits,
     Transfer,
@@ -33,6 +33,9 @@ pub struct LocalExecutor {
     input: StepInput,
     transfers: Box<dyn Transfers>,
     tables: Tables,
+    prompt_window: PromptWindow,
+    /// Values in a row of a prompt table.
+    table_width: usize,
     /// `[1, depth * max_step_rows]`.
     sampled: Tensor,
     /// `[max_step_rows, 4]`.
@@ -59,6 +62,8 @@ pub(super) struct Parts {
     pub(super) host_blocks: usize,
     pub(super) workspace_bytes: usize,
     pub(super) activation: DType,
+    /// C of the embeddings.
+    pub(super) embedding_size: usize,
     pub(super) limits: ExecutorLimits,
     pub(super) memory: ExecutorMemory,
     /// Whether decode steps are padded and recorded.
@@ -101,6 +106,7 @@ impl LocalExecutor {
         let result_bytes = largest.rows * RowSample::WORDS * DType::I32.size();
         let transfers = device.transfers(StepInput::bytes(largest), result_bytes, depth)?;
         let tables = Tables::new(&device, &limits)?;
+        let prompt_window = PromptWindow::new(&device, parts.embedding_size, parts.activation)?;
         let tiers = match parts.host_blocks {
             0 => None,
             blocks => Some(Tiers::new(&device, &parts.kv, blocks)?),
@@ -116,15 +122,17 @@ impl LocalExecutor {
             input: StepInput::new(&device, largest, limits.block_size_tokens)?,
             transfers,
             tables,
+            prompt_window,
+            table_width: parts.embedding_size,
             sampled: Tensor::zeros(&device, 1, depth * largest.rows, DType::I32, "sampled tokens")?,
             results: Tensor::zeros(&device, largest.rows, RowSample::WORDS, DType::I32, "sampled tokens")?,
             model: parts.model,
             kv: parts.kv,
             activation: parts.activation,
             device,
-            limits,
             memory,
-            sequences: Sequences::default(),
+            sequences: Sequences::new(limits.vocab_size, parts.embedding_size),
+            limits,
             host_sampler: HostSampler::default(),
             in_flight: VecDeque::new(),
             finished: VecDeque::new(),
@@ -193,18 +201,21 @@ impl LocalExecutor {
     /// shape to warm up, where `chunks` are none.
     fn forward(&mut self, chunks: &[Chunk], first_slot: usize, padding: Option<StepShape>) -> Result<Tensor> {
         let Self { graphs, device, model, kv, arena, input, transfers, tables, sampled, results, sequences, .. } = self;
-        let activation = self.activation;
+        let (activation, prompt_window) = (self.activation, &self.prompt_window);
         let chunks = chunks.iter().map(|chunk| Ok((chunk, sequences.find(chunk.seq)?)));
         let chunks = chunks.collect::<Result<Vec<_>>>()?;
         let exact = padding.unwrap_or_else(|| StepShape::exact(&chunks));
-        let bucket = graphs.as_ref().and_then(|graphs| graphs.bucket(exact));
+        let prompt_rows = prompt_rows(&chunks);
+        let graphs_of_step = graphs.as_ref().filter(|_| prompt_rows.is_empty());
+        let bucket = graphs_of_step.and_then(|graphs| graphs.bucket(exact));
         let shape = bucket.unwrap_or(exact);
         let step = input.upload(&mut **transfers, &chunks, shape, first_slot)?;
         let out = results.row_range(0, shape.rows);
         let mut run = || {
             device.resolve_tokens(&step.tensors.tokens, sampled)?;
             let _scope = arena.scope();
-            let logits = model.forward(&Forward::new(device, arena, &step.tensors, kv, activation))?;
+            let cx = Forward::new(device, arena, &step.tensors, kv, activation);
+            let logits = model.forward(&cx.with_prompt_rows(prompt_window, &prompt_rows))?;
             if shape.rows > 0 {
                 let edited = edit_logits(device, arena, &step, &logits, tables.tensor())?;
                 let edited = edited.as_ref();
@@ -443,6 +454,10 @@ impl Executor for LocalExecutor {
             self.land_oldest()?;
         }
         self.finished.pop_front().ok_or_else(|| Error::internal("a step has landed without an output"))
+    }
+
+    fn prompt_table_width(&self) -> Option<usize> {
+        Some(self.table_width)
     }
 
     fn tiers(&self) -> TierLimits {

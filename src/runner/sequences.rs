@@ -6,7 +6,7 @@ use crate::decode::SamplingParams;
 use crate::decode::logits::{History, Occurrences};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, SeqId, TokenId};
-use crate::step::{Chunk, NewSequence, StepPlan};
+use crate::step::{Chunk, NewSequence, PromptTable, StepPlan};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
@@ -20,6 +20,10 @@ pub(super) struct RunnerSequence {
     /// What edits of its logits need, on the device.
     pub(super) places: Option<Places>,
     prompt_len: usize,
+    /// What the prompt's tokens from `first_row` on stand for.
+    pub(super) prompt_table: Option<PromptTable>,
+    /// The token that is the table's first row: the size of the vocabulary.
+    first_row: TokenId,
     /// Has taken all generated tokens that are known.
     pub(super) guide: Option<GuideRow>,
 }
@@ -33,7 +37,16 @@ impl RunnerSequence {
             guide: GuideRow::start(&new.sampling),
             sampling: new.sampling,
             places: None,
+            prompt_table: new.prompt_table,
+            first_row: TokenId::MAX,
         }
+    }
+
+    /// The embedding that the request has for the token at `position`.
+    pub(super) fn prompt_row(&self, position: usize) -> Option<&[f32]> {
+        let table = self.prompt_table.as_ref()?;
+        let row = self.tokens.get(position)?.checked_sub(self.first_row).and_then(|row| usize::try_from(row).ok())?;
+        Some(table.row(row))
     }
 
     /// Appends a token that the device samples into entry `slot`.
@@ -88,12 +101,19 @@ impl RunnerSequence {
 }
 
 /// All sequences that the runner was told of and has not been told to forget.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sequences {
     by_id: HashMap<SeqId, RunnerSequence>,
+    vocab_size: usize,
+    /// Values in a row of a prompt table.
+    table_width: usize,
 }
 
 impl Sequences {
+    pub(super) fn new(vocab_size: usize, table_width: usize) -> Self {
+        Self { by_id: HashMap::new(), vocab_size, table_width }
+    }
+
     /// Takes over what a plan says: forgets, adds, and changes block tables.
     ///
     /// # Errors
@@ -103,10 +123,18 @@ impl Sequences {
             self.by_id.remove(seq);
         }
         for new in &plan.new_sequences {
-            if let Some(token) = new.prompt.iter().find(|&&token| token < 0) {
+            let rows = new.prompt_table.as_ref().map_or(0, PromptTable::rows);
+            let known = |token: TokenId| usize::try_from(token).is_ok_and(|token| token < self.vocab_size + rows);
+            if let Some(token) = new.prompt.iter().find(|&&token| !known(token)) {
                 return Err(Error::internal(format!("the prompt of sequence {} has a token {token}", new.seq)));
             }
-            self.by_id.insert(new.seq, RunnerSequence::new(new.clone()));
+            if let Some(table) = new.prompt_table.as_ref().filter(|table| table.width() != self.table_width) {
+                let (seq, width) = (new.seq, table.width());
+                let expected = self.table_width;
+                return Err(Error::internal(format!("sequence {seq} brings embeddings of {width}, not {expected}")));
+            }
+            let first_row = self.vocab_size as TokenId;
+            self.by_id.insert(new.seq, RunnerSequence { first_row, ..RunnerSequence::new(new.clone()) });
         }
         for chunk in &plan.chunks {
             self.apply_chunk(chunk)?;

@@ -128,7 +128,10 @@ impl Tables {
         for chunk in plan.chunks.iter().filter(|chunk| chunk.sample) {
             let sequence = sequences.find_mut(chunk.seq)?;
             // What edits a guessed row depends on the guesses before it: those are the host's.
-            if !sequence.needs_edits() || sequence.sampling.is_for_host_only() || !chunk.draft.is_empty() {
+            // Nor does the device know tokens behind the vocabulary.
+            let by_host =
+                sequence.sampling.is_for_host_only() || !chunk.draft.is_empty() || sequence.prompt_table.is_some();
+            if !sequence.needs_edits() || by_host {
                 self.release(sequence);
             } else if !self.is_ready(sequence) && !self.place(sequence, sampled)? {
                 tracing::debug!("sequence {} is sampled by the host: no room for its tables", chunk.seq);

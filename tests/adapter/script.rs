@@ -27,6 +27,8 @@ pub const EOS: i32 = 2;
 /// The device fails when it is to continue this token.
 pub const POISON: i32 = 66;
 pub const VOCAB: usize = 300;
+/// Values in a row of a prompt table.
+pub const TABLE_WIDTH: usize = 4;
 
 /// What the text model answers to everything, over and over.
 pub const ANSWER: &str = " the end of the story — no more. ";
@@ -219,6 +221,10 @@ impl ScriptExecutor {
 impl Executor for ScriptExecutor {
     fn limits(&self) -> ExecutorLimits {
         self.limits.clone()
+    }
+
+    fn prompt_table_width(&self) -> Option<usize> {
+        Some(TABLE_WIDTH)
     }
 
     fn launch(&mut self, plan: &StepPlan) -> Result<()> {

@@ -184,6 +184,7 @@ impl World {
         let min_tokens = if rng.chance(50) { rng.below(8) as u32 } else { 0 };
         Request {
             prompt,
+            prompt_table: None,
             sampling: SamplingParams {
                 min_tokens,
                 end_ids: end_ids.clone(),

@@ -7,7 +7,7 @@ use triton_trtllm::device::cpu::CpuOptions;
 use triton_trtllm::device::{DType, DeviceKind, DeviceOptions, SharedDevice, open};
 use triton_trtllm::ids::{BlockId, SeqId, TokenId};
 use triton_trtllm::runner::{LoadedModel, LocalExecutor, ModelOptions, ModelSource, load_on};
-use triton_trtllm::step::{BlockCopy, Chunk, Executor, Inspect, NewSequence, SampledRow, StepPlan};
+use triton_trtllm::step::{BlockCopy, Chunk, Executor, Inspect, NewSequence, PromptTable, SampledRow, StepPlan};
 
 pub const BLOCK_SIZE: usize = 8;
 
@@ -75,9 +75,16 @@ impl Driver {
     pub fn add(&mut self, prompt: &[TokenId], sampling: &SamplingParams) -> SeqId {
         let seq = SeqId(self.next_seq);
         self.next_seq += 1;
-        let announced = Some(NewSequence { seq, prompt: prompt.to_vec(), sampling: sampling.clone() });
+        let announced =
+            Some(NewSequence { seq, prompt: prompt.to_vec(), prompt_table: None, sampling: sampling.clone() });
         self.sequences.insert(seq, Tracked { announced, len: prompt.len(), ..Default::default() });
         seq
+    }
+
+    /// Gives a sequence that has not started embeddings for the tokens behind the vocabulary.
+    pub fn set_prompt_table(&mut self, seq: SeqId, table: PromptTable) {
+        let sequence = self.sequences.get_mut(&seq).unwrap();
+        sequence.announced.as_mut().unwrap().prompt_table = Some(table);
     }
 
     /// Starts a sequence with the first `blocks` blocks of another one, which must hold the same tokens.

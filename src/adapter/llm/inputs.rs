@@ -159,6 +159,21 @@ impl<'a> Inputs<'a> {
         Ok(values.get(item * per_item..(item + 1) * per_item).ok_or_else(|| wrong_size(tensor.name))?.to_vec())
     }
 
+    /// The shape of an input that has elements.
+    pub fn shape(&self, name: &str) -> Option<&'a [i64]> {
+        self.find(name).map(|tensor| tensor.shape)
+    }
+
+    /// The numbers that one batch item has in a tensor of any shape.
+    ///
+    /// # Errors
+    /// As for [`Inputs::ints`].
+    pub fn batch_floats(&self, name: &str, item: usize) -> Result<Vec<f32>> {
+        let Some(tensor) = self.find(name) else { return Ok(Vec::new()) };
+        let (values, per_item) = (NamedTensor::try_from(tensor)?.to_f32()?, tensor.element_count() / self.batch);
+        Ok(values.get(item * per_item..(item + 1) * per_item).ok_or_else(|| wrong_size(tensor.name))?.to_vec())
+    }
+
     /// The 64-bit integers of one batch item's row; empty where absent.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod interface;
 mod logits;
 mod metrics;
 mod open;
+mod prompt_table;
 mod request;
 mod responder;
 mod response;
@@ -144,6 +145,7 @@ impl LlmModel {
             mode: parameters.decoding_mode.value,
             guided: self.guided.as_ref().map(|tokenizer| end_ids(tokenizer)).map_err(Clone::clone),
             vocab_size,
+            prompt_table_width: opened.prompt_table_width,
             text,
             max_sequences: opened.max_sequences,
             terms: TermRules {

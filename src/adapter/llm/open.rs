@@ -38,6 +38,8 @@ pub struct Opened {
     /// Publishes what happens to the prefix cache.
     pub events: Option<EventPublisher>,
     pub vocab_size: usize,
+    /// Values in a row of a prompt table; none where the model takes no such tables.
+    pub prompt_table_width: Option<usize>,
     /// Most sequences that run together.
     pub max_sequences: usize,
     /// Tokens that end a text, by the model's files.
@@ -57,13 +59,21 @@ impl Opened {
         instance: usize,
     ) -> Result<Self> {
         let limits = model.executor.limits();
+        let prompt_table_width = model.executor.prompt_table_width();
         let on_gpu = model.executor.memory().gpu_bytes > 0;
         let kv_event_buffer = events::buffer_size(parameters)?;
         let config = engine_config(parameters, batching, max_queue_requests, &limits, on_gpu, model.max_input_len);
         let max_sequences = config.max_batch_size;
         let engine = Engine::start(EngineConfig { kv_event_buffer, ..config }, model.executor)?;
         let events = EventPublisher::start(parameters, &engine, limits.block_size_tokens, instance)?;
-        Ok(Self { engine, events, vocab_size: limits.vocab_size, max_sequences, end_ids: model.end_ids })
+        Ok(Self {
+            engine,
+            events,
+            vocab_size: limits.vocab_size,
+            prompt_table_width,
+            max_sequences,
+            end_ids: model.end_ids,
+        })
     }
 }
 

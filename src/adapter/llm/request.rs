@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::cache;
 use super::inputs::Inputs;
 use super::interface::{Form, Interface};
+use super::prompt_table;
 use super::terms::TermRules;
 use super::wanted::Wanted;
 use crate::adapter::tokenizer::encode_prompt;
@@ -15,6 +16,7 @@ use crate::decode::{PassOrder, SamplingParams, StopCriteria};
 use crate::engine;
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::TokenId;
+use crate::step::PromptTable;
 use crate::text::{StopStrings, Tokenizer, encode_words, unpack_words};
 use crate::triton::{DataType, Input};
 
@@ -42,6 +44,8 @@ pub struct Rules {
     pub guided: std::result::Result<Vec<TokenId>, String>,
     /// Token ids are `0..vocab_size`.
     pub vocab_size: usize,
+    /// Values in a row of `prompt_embedding_table`, where the model takes one.
+    pub prompt_table_width: Option<usize>,
     pub text: Option<TextRules>,
     /// Names of the outputs that the model's configuration declares.
     pub declared_outputs: Vec<String>,
@@ -203,7 +207,8 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// The sequences of one batch item, which share the blocks of their prompt.
     fn items(&self, row: usize) -> Result<Vec<Item>> {
-        let prompt = self.prompt(row)?;
+        let prompt_table = prompt_table::read(self.inputs, row, self.rules.prompt_table_width)?;
+        let prompt = self.prompt(row, prompt_table.as_ref().map_or(0, PromptTable::rows))?;
         let mut sampling = self.sampling(row)?;
         let guide = self.guide(row, &mut sampling)?;
         let stop = self.stop(row, &sampling)?;
@@ -215,7 +220,10 @@ impl Reader<'_> {
             || self.rules.batching == BatchingType::Static;
         let sequences = self.return_sequences(row)? as usize;
         cache::refuse_adapter(self.inputs, row)?;
-        let extra_ids = cache::extra_ids(self.inputs, row, prompt.len())?;
+        let mut extra_ids = cache::extra_ids(self.inputs, row, prompt.len())?;
+        if let Some(table) = prompt_table.as_ref().filter(|_| extra_ids.is_empty()) {
+            extra_ids = prompt_table::identities(table, &prompt, self.rules.vocab_size);
+        }
         let retention = cache::retention(self.inputs, row)?;
         let outputs = self.output_options(row)?;
         let draft = self.inputs.ints("draft_input_ids", row)?;
@@ -224,6 +232,7 @@ impl Reader<'_> {
         let item = |first: usize| Item {
             request: engine::Request {
                 prompt: prompt.clone(),
+                prompt_table: prompt_table.clone(),
                 sampling: SamplingParams { seed: seed.wrapping_add(first as u64), ..sampling.clone() },
                 stop: stop.clone(),
                 extra_ids: extra_ids.clone(),
@@ -244,7 +253,8 @@ impl Reader<'_> {
         Ok((0..sequences).step_by(self.rules.max_sequences).map(item).collect())
     }
 
-    fn prompt(&self, row: usize) -> Result<Vec<TokenId>> {
+    /// `further_ids`: tokens behind the vocabulary that the request has embeddings for.
+    fn prompt(&self, row: usize, further_ids: usize) -> Result<Vec<TokenId>> {
         if self.inputs.has("text_input") {
             return self.text_prompt(row);
         }
@@ -261,7 +271,7 @@ impl Reader<'_> {
             }
             ids.truncate(length as usize);
         }
-        self.check_vocab("input_ids", &ids)?;
+        self.check_ids("input_ids", &ids, self.rules.vocab_size + further_ids)?;
         Ok(ids)
     }
 
@@ -488,9 +498,12 @@ impl Reader<'_> {
     }
 
     fn check_vocab(&self, name: &str, ids: &[TokenId]) -> Result<()> {
-        let vocab_size = self.rules.vocab_size;
-        match ids.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= vocab_size)) {
-            Some(&id) => Err(out_of_range(name, id, &format!("token ids of 0 to {}", vocab_size - 1))),
+        self.check_ids(name, ids, self.rules.vocab_size)
+    }
+
+    fn check_ids(&self, name: &str, ids: &[TokenId], end: usize) -> Result<()> {
+        match ids.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= end)) {
+            Some(&id) => Err(out_of_range(name, id, &format!("token ids of 0 to {}", end - 1))),
             None => Ok(()),
         }
     }

@@ -158,7 +158,7 @@ pub const INPUTS: &[InputRow] = &[
     row("exclude_input_in_output", Bool, Scalar, Served, "the parameter of this name", "Whether the prompt is left out of output_ids. Non-streaming only."),
     row("stop", Bool, Scalar, Served, "false", "Makes this a command that stops the request with the same id."),
     row("streaming", Bool, Scalar, Served, "false", "One response for each step; needs the decoupled policy.").or(&["stream"]),
-    row("prompt_embedding_table", Fp16, Ragged(ANY2), OnlyEmpty, "none", "Rows for prompt tuning and multimodal models."),
+    row("prompt_embedding_table", Fp16, Ragged(ANY2), Served, "none", "Embeddings `[rows, embedding size]` that the request brings along (p-tuning, images), of any floating-point type: the prompt token with the number of the vocabulary's size takes row 0, the next number row 1. They are scaled as the model's own. Without prompt_table_extra_ids KV blocks are shared where the rows are equal."),
     row("prompt_table_extra_ids", Uint64, Ragged(ANY1), Served, "none", "One for each prompt token: KV blocks are shared only where tokens and ids are equal. 0 for ordinary tokens."),
     row("prompt_vocab_size", Int32, Scalar, Ignored, "none", "Not used by any version."),
     row("cross_attention_mask", Bool, Ragged(ANY2), Ignored, "none", "For models with cross attention."),

@@ -249,7 +249,8 @@ impl Scheduler {
             sequence.stats.allocated_blocks = usize::from(admitted.copy.is_some());
             sequence.stats.new_blocks = admitted.new_blocks;
             let (prompt, sampling) = (sequence.request.prompt.clone(), sequence.sampling());
-            draft.plan.new_sequences.push(NewSequence { seq: seq.id, prompt, sampling });
+            let prompt_table = sequence.request.prompt_table.clone();
+            draft.plan.new_sequences.push(NewSequence { seq: seq.id, prompt, prompt_table, sampling });
             self.started.push(sequence.address.client);
             sequence.rank = self.next_rank;
             self.next_rank += 1;
