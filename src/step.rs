@@ -21,6 +21,43 @@ pub struct StepPlan {
     pub block_copies: Vec<BlockCopy>,
     /// Sequences that the runner may forget; they are not part of this plan.
     pub retired: Vec<SeqId>,
+    /// Changes of the tables of window pools, for sequences of this plan.
+    pub window_blocks: Vec<WindowBlocks>,
+}
+
+/// Entries of a sequence's table of one window pool: the table is cut or extended to `start` entries, then `blocks` are
+/// appended. What lies before `start` and was never given is out of sight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WindowBlocks {
+    pub seq: SeqId,
+    /// Index of the pool in [`Executor::windows`].
+    pub pool: usize,
+    pub start: usize,
+    pub blocks: Vec<BlockId>,
+}
+
+/// A pool of KV blocks for layers that see only a part of the context: blocks that they do not see any more are given
+/// back while their sequence runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowPool {
+    pub num_blocks: usize,
+    /// A token sees itself and the `window_tokens - 1` before it.
+    pub window_tokens: usize,
+    /// The first tokens of a sequence, which are always seen.
+    pub sink_tokens: usize,
+}
+
+impl WindowPool {
+    /// The first position, sinks aside, that the token at `position` sees.
+    pub fn first_seen(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.window_tokens)
+    }
+
+    /// Blocks of which every sequence holds some part of whatever length it has, but for tokens of steps in flight.
+    pub fn sequence_blocks(&self, block_size: usize) -> usize {
+        // Both ends of the window, and the last step's, can lie within a block.
+        self.window_tokens.div_ceil(block_size) + self.sink_tokens.div_ceil(block_size) + 3
+    }
 }
 
 /// A sequence at its first appearance.
@@ -244,6 +281,12 @@ pub trait Executor: Send {
     /// What there is behind the KV cache.
     fn tiers(&self) -> TierLimits {
         TierLimits::default()
+    }
+
+    /// Pools of layers that see a window of the context. Layers that see all of it have the blocks of
+    /// [`ExecutorLimits::num_blocks`], as have all layers where there are no such pools.
+    fn windows(&self) -> Vec<WindowPool> {
+        Vec::new()
     }
 
     /// Starts copies between tiers, behind the steps and transfers before; returns at once. Failures are told by

@@ -19,3 +19,5 @@ mod scheduling;
 mod tiers;
 #[path = "engine/traces.rs"]
 mod traces;
+#[path = "engine/windows.rs"]
+mod windows;

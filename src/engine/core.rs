@@ -94,12 +94,14 @@ impl EngineCore {
         config.validate(&limits)?;
         let events = KvEvents::new(config.kv_event_buffer);
         let writer = (config.kv_event_buffer > 0).then(|| events.clone());
+        let mut scheduler = Scheduler::new(config.clone(), &limits, executor.tiers(), writer);
+        scheduler.add_windows(&executor.windows(), &limits)?;
         let mut core = Self {
             gate: Arc::new(Gate::new(config.clone(), limits.clone())),
             ledger: Arc::default(),
             board: Arc::default(),
             events,
-            scheduler: Scheduler::new(config.clone(), &limits, executor.tiers(), writer),
+            scheduler,
             executor,
             max_batch_size: config.max_batch_size,
             limits,

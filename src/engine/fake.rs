@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::ids::{BlockId, SeqId, TokenId};
 use crate::step::{
     Chunk, Executor, ExecutorLimits, Inspection, Landed, SampledRow, SampledToken, StepOutput, StepPlan, TierCopy,
-    TierLimits, TokenLogProb, Transfer,
+    TierLimits, TokenLogProb, Transfer, WindowPool,
 };
 
 /// The function that stands for a model.
@@ -106,6 +106,7 @@ struct FakeSequence {
     prompt_len: usize,
     tokens: Vec<TokenId>,
     table: Vec<BlockId>,
+    windows: Vec<Vec<BlockId>>,
     sampling: SamplingParams,
 }
 
@@ -119,6 +120,8 @@ pub struct FakeExecutor {
     outputs: VecDeque<StepOutput>,
     last_step: u64,
     tiers: FakeTiers,
+    /// The pools of windows, and their slots.
+    windows: Vec<(WindowPool, Vec<Slot>)>,
 }
 
 /// Host memory behind the fake device: copies to it are made at once, copies from it when they land.
@@ -144,7 +147,15 @@ impl FakeExecutor {
             outputs: VecDeque::new(),
             last_step: 0,
             tiers: FakeTiers::default(),
+            windows: Vec::new(),
         }
+    }
+
+    /// The executor with pools for layers that see a window of the context.
+    pub fn with_windows(mut self, pools: &[WindowPool]) -> Self {
+        let slots = |pool: &WindowPool| vec![Slot::default(); pool.num_blocks * self.limits.block_size_tokens];
+        self.windows = pools.iter().map(|pool| (*pool, slots(pool))).collect();
+        self
     }
 
     /// The executor with a host tier. `failing` of 100 transfers fail; one lands when it was asked for `delay` times.
@@ -207,10 +218,20 @@ impl FakeExecutor {
                 prompt_len: new.prompt.len(),
                 tokens: new.prompt.clone(),
                 table: Vec::new(),
+                windows: vec![Vec::new(); self.windows.len()],
                 sampling: new.sampling.clone(),
             };
             let known = self.sequences.insert(new.seq, sequence).is_some();
             expect(!known, || format!("sequence {} is new twice", new.seq))?;
+        }
+        for change in &plan.window_blocks {
+            let is_planned = plan.chunks.iter().any(|chunk| chunk.seq == change.seq);
+            let known = self.sequences.get_mut(&change.seq).and_then(|sequence| sequence.windows.get_mut(change.pool));
+            let Some(table) = known.filter(|_| is_planned) else {
+                return Err(Error::internal(format!("blocks of a window that nobody has: {change:?}")));
+            };
+            table.resize(change.start, BlockId(0));
+            table.extend(&change.blocks);
         }
         let size = self.limits.block_size_tokens;
         for copy in &plan.block_copies {
@@ -259,6 +280,20 @@ impl FakeExecutor {
             }
             let held = self.slots[at(position)];
             expect(held == slot, || format!("slot {} holds {held:?}, expected {slot:?}: {chunk:?}", at(position)))?;
+            for ((pool, slots), table) in self.windows.iter_mut().zip(&sequence.windows) {
+                let Some(block) = table.get(position / size) else {
+                    return Err(Error::internal(format!("bad plan: a window table that is too short: {chunk:?}")));
+                };
+                let at = block.0 as usize * size + position % size;
+                if position >= chunk.start {
+                    slots[at] = slot;
+                }
+                let is_seen = position < pool.sink_tokens || position >= pool.first_seen(chunk.start);
+                let held = slots[at];
+                expect(!is_seen || held == slot, || {
+                    format!("{pool:?}: slot {at} holds {held:?}, expected {slot:?}: {chunk:?}")
+                })?;
+            }
             if position >= inspection.start {
                 let logits = self.model.logits_of(chain);
                 if let Some(&next) = sequence.tokens.get(position + 1).filter(|_| chunk.inspect.next_log_probs) {
@@ -315,6 +350,10 @@ impl Executor for FakeExecutor {
 
     fn tiers(&self) -> TierLimits {
         TierLimits { host_blocks: self.tiers.host.len() / self.limits.block_size_tokens }
+    }
+
+    fn windows(&self) -> Vec<WindowPool> {
+        self.windows.iter().map(|(pool, _)| *pool).collect()
     }
 
     fn transfer(&mut self, transfers: Vec<Transfer>) {

@@ -1,6 +1,7 @@
 //! KV memory as sequences see it: blocks with content that outlives its sequence.
 
 mod tiers;
+mod windows;
 
 use std::collections::BTreeSet;
 
@@ -8,9 +9,12 @@ use super::blocks::{KvBlocks, Worth};
 use super::events::{EventDiff, KvEventData, KvEvents, StoredBlock, UniqueToken};
 use super::prefix::{Content, PrefixCache, Space};
 use super::request::{DEFAULT_RETENTION_PRIORITY, Keep};
+use crate::error::{Error, Result};
 use crate::ids::{BlockId, TokenId};
-use crate::step::{BlockCopy, ExecutorLimits, TierLimits};
+use crate::step::{BlockCopy, ExecutorLimits, TierLimits, WindowPool};
 use tiers::Tiers;
+pub(super) use windows::WindowTable;
+use windows::Windows;
 
 /// Cached blocks at the beginning of a sequence.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +25,8 @@ pub(super) struct PrefixMatch {
     pub partial: Option<PartialMatch>,
     /// Whole blocks behind the full ones that are not on the device.
     pub lower: Vec<BlockId>,
+    /// What goes with the full blocks in the pools of windows; `None`: their companions.
+    pub windows: Option<Vec<WindowTable>>,
 }
 
 /// The first slots of a block.
@@ -42,6 +48,7 @@ impl PrefixMatch {
 #[must_use]
 pub(super) struct Reservation {
     table: Vec<BlockId>,
+    windows: Vec<WindowTable>,
     copy: Option<BlockCopy>,
     new_blocks: usize,
 }
@@ -49,6 +56,7 @@ pub(super) struct Reservation {
 /// What a committed reservation gave.
 pub(super) struct Admitted {
     pub table: Vec<BlockId>,
+    pub windows: Vec<WindowTable>,
     pub copy: Option<BlockCopy>,
     pub reused_blocks: usize,
     /// Of the one block that a partial match allocates, whether it took no content away.
@@ -89,6 +97,7 @@ pub(super) struct KvCache {
     /// Empty between calls.
     removed: Vec<BlockId>,
     tiers: Tiers,
+    windows: Windows,
 }
 
 impl KvCache {
@@ -115,6 +124,23 @@ impl KvCache {
             events,
             removed: Vec::new(),
             tiers: Tiers::new(num_blocks, host_blocks),
+            windows: Windows::new(&[], num_blocks, block_size, 0),
+        }
+    }
+
+    /// Adds pools for layers that see a window of the context. Then blocks are shared as a whole only.
+    ///
+    /// # Errors
+    /// `Internal`, when one sequence would not fit, or there are other tiers.
+    pub fn add_windows(&mut self, pools: &[WindowPool], limits: &ExecutorLimits) -> Result<()> {
+        let in_flight_tokens = limits.pipeline_depth * limits.max_step_tokens;
+        self.windows = Windows::new(pools, limits.num_blocks, self.block_size, in_flight_tokens);
+        if let Some(pool) = self.windows.too_small() {
+            return Err(Error::internal(format!("a window pool cannot hold one sequence: {pool:?}")));
+        }
+        match !pools.is_empty() && self.prefix.nodes() > self.blocks.len() {
+            true => Err(Error::internal("window pools beside a host tier")),
+            false => Ok(()),
         }
     }
 
@@ -176,7 +202,10 @@ impl KvCache {
             parent = Some(block);
             at += self.block_size;
         }
-        if !found.lower.is_empty() {
+        if !self.windows.is_empty() {
+            found.full.truncate(self.windows.usable(&found.full));
+        }
+        if !found.lower.is_empty() || !self.windows.is_empty() {
             return found;
         }
         let rest = Content::of(tokens, extra_ids, at, end.min(at + self.block_size));
@@ -203,7 +232,9 @@ impl KvCache {
     /// Takes the matched blocks, and a block to copy the partial one to. `None` when there is none: nothing is taken.
     pub fn reserve(&mut self, found: &PrefixMatch) -> Option<Reservation> {
         found.full.iter().for_each(|&block| self.retain(block));
-        let mut reservation = Reservation { table: found.full.clone(), copy: None, new_blocks: 0 };
+        let windows = found.windows.clone().unwrap_or_else(|| self.windows.tables(&found.full));
+        self.windows.hold(&windows);
+        let mut reservation = Reservation { table: found.full.clone(), windows, copy: None, new_blocks: 0 };
         let Some(PartialMatch { block, num_slots, take_over }) = found.partial else { return Some(reservation) };
         self.retain(block);
         if take_over {
@@ -223,13 +254,32 @@ impl KvCache {
     }
 
     pub fn commit(&mut self, reservation: Reservation) -> Admitted {
-        let Reservation { table, copy, new_blocks } = reservation;
+        let Reservation { table, windows, copy, new_blocks } = reservation;
         self.reused_blocks += table.len() as u64;
-        Admitted { reused_blocks: table.len(), table, copy, new_blocks }
+        Admitted { reused_blocks: table.len(), table, windows, copy, new_blocks }
     }
 
     pub fn cancel(&mut self, reservation: Reservation) {
         self.release(&reservation.table);
+        self.windows.release(&reservation.windows, &self.prefix);
+    }
+
+    /// The pools of windows.
+    pub fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    pub fn windows_mut(&mut self) -> &mut Windows {
+        &mut self.windows
+    }
+
+    /// Gives back what no token from position `next` on sees.
+    pub fn shrink_windows(&mut self, tables: &mut [WindowTable], next: usize) {
+        self.windows.shrink(tables, next, &self.prefix);
+    }
+
+    pub fn release_windows(&mut self, tables: &[WindowTable]) {
+        self.windows.release(tables, &self.prefix);
     }
 
     /// Call when the plan is complete: later plans may overwrite what this one copies from.
@@ -270,6 +320,11 @@ impl KvCache {
             self.keep(block, place.keep);
             return true;
         }
+        if let Some(node) = known.filter(|&node| !self.windows.is_empty() && self.blocks.is_free(node)) {
+            self.replace(node, block);
+            self.keep(block, place.keep);
+            return true;
+        }
         let is_new = self.declare(place, content, block);
         if is_new {
             self.report_stored(block);
@@ -277,11 +332,20 @@ impl KvCache {
         is_new
     }
 
+    /// Content that could not be used, because not all of it was left in the pools of windows, has been computed again.
+    fn replace(&mut self, node: BlockId, block: BlockId) {
+        self.end_expiry(node);
+        self.prefix.rename(node, block);
+        self.timers[block.0 as usize].duration_ns = self.timers[node.0 as usize].duration_ns;
+        self.windows.forget(node);
+        self.blocks.revalue(node, Worth::NOTHING);
+    }
+
     /// Makes the first slots of a block that is about to be released reusable, unless another block has them.
     pub fn insert_tail(&mut self, place: Place, content: &Content<'_>, block: BlockId) {
         let closest = self.prefix.closest_child(place.parent, place.space, content);
         let known = closest.is_some_and(|(_, shared)| shared == content.tokens.len());
-        if self.reuse && !known && !self.blocks.is_shared(block) {
+        if self.reuse && !known && !self.blocks.is_shared(block) && self.windows.is_empty() {
             self.declare(place, content, block);
         }
     }
@@ -303,6 +367,7 @@ impl KvCache {
             self.end_expiry(block);
             self.prefix.remove(block, &mut removed);
             self.revalue(block, Worth::NOTHING);
+            self.windows.forget(block);
         }
         if let Some(events) = self.events.as_ref().filter(|_| !block_hashes.is_empty()) {
             events.push(KvEventData::Removed { block_hashes });
@@ -311,7 +376,7 @@ impl KvCache {
 
     /// References equal `tables`, the free lists equal the rest, the tree is sound, used blocks have used parents, and
     /// no block is handed out before the ones behind it.
-    pub fn check<'a>(&self, tables: impl Iterator<Item = &'a [BlockId]>) -> Result<(), String> {
+    pub fn check<'a>(&self, tables: impl Iterator<Item = &'a [BlockId]>) -> std::result::Result<(), String> {
         let mut refs = vec![0; self.blocks.len()];
         for table in tables {
             for (at, block) in table.iter().enumerate() {
@@ -334,7 +399,15 @@ impl KvCache {
         Ok(())
     }
 
-    fn check_order(&self, order: impl Iterator<Item = BlockId>, nodes: usize) -> Result<(), String> {
+    /// As [`KvCache::check`], for the tables of windows; with each the blocks of its sequence's whole length.
+    pub fn check_windows<'a>(
+        &self,
+        tables: impl Iterator<Item = (&'a [WindowTable], usize)>,
+    ) -> std::result::Result<(), String> {
+        self.windows.check(tables, &self.prefix)
+    }
+
+    fn check_order(&self, order: impl Iterator<Item = BlockId>, nodes: usize) -> std::result::Result<(), String> {
         let mut is_left = vec![true; nodes];
         for block in order {
             let is_cached = self.prefix.contains(block);
@@ -411,6 +484,9 @@ impl KvCache {
         for &other in removed.iter().filter(|&&other| other != block) {
             self.end_expiry(other);
             self.revalue(other, Worth::NOTHING);
+        }
+        if !self.windows.is_empty() {
+            removed.iter().for_each(|&other| self.windows.forget(other));
         }
         removed.clear();
         self.removed = removed;

@@ -18,7 +18,7 @@ use crate::decode::draft::Drafter;
 use crate::error::{Error, Result};
 use crate::ids::SeqId;
 use crate::step::{
-    Chunk, ExecutorLimits, Landed, SampledRow, SampledToken, StepOutput, StepPlan, TierLimits, Transfer,
+    Chunk, ExecutorLimits, Landed, SampledRow, SampledToken, StepOutput, StepPlan, TierLimits, Transfer, WindowPool,
 };
 
 /// Counts of one plan.
@@ -106,6 +106,14 @@ impl Scheduler {
             preemptions: 0,
             paused: 0,
         }
+    }
+
+    /// Adds pools for layers that see a window of the context.
+    ///
+    /// # Errors
+    /// As [`KvCache::add_windows`].
+    pub fn add_windows(&mut self, pools: &[WindowPool], limits: &ExecutorLimits) -> Result<()> {
+        self.kv.add_windows(pools, limits)
     }
 
     /// Queues the sequences of a request that the gate has admitted.
@@ -260,6 +268,9 @@ impl Scheduler {
     /// Every invariant of sequences, blocks and cache.
     pub fn check(&self) -> std::result::Result<(), String> {
         self.kv.check(self.slots.iter().map(|(_, sequence)| &sequence.table[..]))?;
+        let block_size = self.kv.block_size();
+        let running = self.running.iter().map(|&seq| &self.slots[seq]);
+        self.kv.check_windows(running.map(|sequence| (&sequence.windows[..], sequence.whole_blocks(block_size))))?;
         let places = self.running.len() + self.queue.len();
         if places != self.slots.len() || self.running.len() > self.config.max_batch_size {
             return Err(format!("{} sequences, {} running, {places} placed", self.slots.len(), self.running.len()));
@@ -348,8 +359,11 @@ impl Scheduler {
                 self.promised -= sequence.reserved_blocks.saturating_sub(sequence.table.len());
                 self.protected -= std::mem::take(&mut sequence.protected_blocks);
                 self.running.retain(|&other| other != seq);
+                let whole_blocks = sequence.whole_blocks(self.kv.block_size());
+                self.kv.windows_mut().unclaim(whole_blocks);
             }
         }
+        self.kv.release_windows(&std::mem::take(&mut sequence.windows));
         self.kv.release(&std::mem::take(&mut sequence.table));
     }
 
@@ -398,6 +412,9 @@ impl Scheduler {
             let place = place_of(sequence, at, block_size);
             let content = sequence.content(at * block_size, (at + 1) * block_size);
             let is_cached = self.kv.insert(place, &content, sequence.table[at]);
+            if is_cached {
+                self.kv.windows_mut().adopt(sequence.table[at], at, &sequence.windows);
+            }
             sequence.cacheable = is_cached;
             sequence.cached_blocks += usize::from(is_cached);
         }

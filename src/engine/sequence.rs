@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::gate::kv_slots;
+use super::kv::WindowTable;
 use super::prefix::{Content, Space};
 use super::request::{Finish, FinishReason, Keep, Request, RequestStats};
 use crate::decode::draft::Drafter;
@@ -82,6 +83,8 @@ pub(super) struct Sequence {
     /// Slots written by collected steps.
     pub num_landed: usize,
     pub table: Vec<BlockId>,
+    /// Beside it, for layers that see a window of the context.
+    pub windows: Vec<WindowTable>,
     /// Entries of the table that the runner has.
     pub sent_blocks: usize,
     /// Leading blocks of the table that are in the prefix cache.
@@ -139,6 +142,7 @@ impl Sequence {
             num_computed: 0,
             num_landed: 0,
             table: Vec::new(),
+            windows: Vec::new(),
             sent_blocks: 0,
             cached_blocks: 0,
             cacheable: true,

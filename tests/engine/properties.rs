@@ -13,7 +13,7 @@ use triton_trtllm::engine::{
 };
 use triton_trtllm::error::ErrorKind;
 use triton_trtllm::ids::{RequestId, TokenId};
-use triton_trtllm::step::ExecutorLimits;
+use triton_trtllm::step::{ExecutorLimits, WindowPool};
 
 use crate::common::{Record, Rng, SEED, Tape};
 
@@ -83,6 +83,22 @@ fn random_retention(rng: &mut Rng) -> Retention {
     Retention { ranges, decode }
 }
 
+/// One or two pools, each just large enough for one sequence or larger.
+fn random_windows(rng: &mut Rng, limits: &ExecutorLimits) -> Vec<WindowPool> {
+    let size = limits.block_size_tokens;
+    let pool = |rng: &mut Rng| {
+        let mut pool = WindowPool {
+            num_blocks: 0,
+            window_tokens: 1 + rng.below(16),
+            sink_tokens: if rng.chance(30) { rng.below(6) } else { 0 },
+        };
+        let in_flight = (limits.pipeline_depth * limits.max_step_tokens).div_ceil(size);
+        pool.num_blocks = (pool.sequence_blocks(size) + in_flight + rng.below(8)).min(limits.num_blocks);
+        pool
+    };
+    (0..1 + rng.below(2)).map(|_| pool(rng)).collect()
+}
+
 impl World {
     fn new(policy: SchedulerPolicy, chunked: bool, depth: usize, seed: u64) -> Self {
         let mut rng = Rng(seed);
@@ -102,7 +118,9 @@ impl World {
             ..EngineConfig::for_limits(&limits)
         };
         let mut executor = FakeExecutor::new(limits.clone(), SEED ^ seed);
-        if rng.chance(60) {
+        if rng.chance(35) {
+            executor = executor.with_windows(&random_windows(&mut rng, &limits));
+        } else if rng.chance(60) {
             let failing = if rng.chance(40) { 20 } else { 0 };
             executor = executor.with_host_blocks(1 + rng.below(20), failing, rng.below(4));
         }

@@ -5,7 +5,7 @@ use crate::engine::kv::{PartialMatch, PrefixMatch};
 use crate::engine::policy::{Candidate, Promise};
 use crate::engine::sequence::{Forerunner, SeqRef, Sequence, Status};
 use crate::ids::TokenId;
-use crate::step::{Chunk, NewSequence, StepPlan};
+use crate::step::{Chunk, NewSequence, StepPlan, WindowBlocks};
 
 /// Transfers from lower tiers that a sequence waits for before it computes what is still missing.
 const MAX_FETCHES: u8 = 3;
@@ -33,6 +33,7 @@ impl Scheduler {
     pub fn schedule(&mut self, now_ns: u64) -> StepPlan {
         self.kv.set_time(now_ns);
         self.plans += 1;
+        self.leave_windows();
         let is_open = self.queue.len() > 0 && self.running.iter().all(|&seq| self.policy.may_join(&self.slots[seq]));
         let places = self.running.len() + 1;
         let chunks = Vec::with_capacity(places);
@@ -50,6 +51,17 @@ impl Scheduler {
         }
         self.kv.unpin();
         self.launch_order(draft)
+    }
+
+    /// Gives back the blocks that are out of sight of every token to come. What a step in flight computes is not cached yet.
+    fn leave_windows(&mut self) {
+        if self.kv.windows().is_empty() {
+            return;
+        }
+        for &seq in &self.running {
+            let sequence = &mut self.slots[seq];
+            self.kv.shrink_windows(&mut sequence.windows, sequence.num_landed);
+        }
     }
 
     fn schedule_decodes(&mut self, draft: &mut Draft) {
@@ -117,7 +129,7 @@ impl Scheduler {
         if !self.affordable(&found, total) {
             self.kv.economize(&mut found);
         }
-        let fits = self.affordable(&found, total) && self.can_protect(seq);
+        let fits = self.affordable(&found, total) && self.can_protect(seq) && self.fits_windows(seq);
         if !fits || !self.foresees_room(seq, &found, total) {
             let available = self.kv.free() - self.promised;
             self.blocked = Some(Blocked { seq, available, running: self.running.len() });
@@ -199,8 +211,16 @@ impl Scheduler {
             return found;
         }
         let (full, num_slots) = (shared / block_size, shared % block_size);
+        if !self.kv.windows().is_empty() {
+            return match self.kv.windows().lend(&leader.windows, full) {
+                Some(windows) if full > found.full.len() => {
+                    PrefixMatch { full: leader.table[..full].to_vec(), windows: Some(windows), ..found }
+                }
+                _ => found,
+            };
+        }
         let partial = (num_slots > 0).then(|| PartialMatch { block: leader.table[full], num_slots, take_over: false });
-        PrefixMatch { full: leader.table[..full].to_vec(), partial, lower: Vec::new() }
+        PrefixMatch { full: leader.table[..full].to_vec(), partial, ..PrefixMatch::default() }
     }
 
     /// A running sequence that is about to compute the first block that `candidate` would have to compute.
@@ -261,6 +281,9 @@ impl Scheduler {
             }
         }
         sequence.table = admitted.table;
+        sequence.windows = admitted.windows;
+        let whole_blocks = sequence.whole_blocks(self.kv.block_size());
+        self.kv.windows_mut().claim(whole_blocks);
         self.promised += total.saturating_sub(sequence.table.len());
         let rank = sequence.rank;
         let at = self.running.partition_point(|&other| self.slots[other].rank < rank);
@@ -282,6 +305,10 @@ impl Scheduler {
         let sequence = &self.slots[seq];
         self.policy.promise(sequence) != Promise::Protection
             || self.protected + sequence.whole_blocks(self.kv.block_size()) <= self.kv.num_blocks()
+    }
+
+    fn fits_windows(&self, seq: SeqRef) -> bool {
+        self.kv.windows().have_room(self.slots[seq].whole_blocks(self.kv.block_size()))
     }
 
     fn affordable(&self, found: &PrefixMatch, total: usize) -> bool {
@@ -356,6 +383,11 @@ impl Scheduler {
         let sample = end == sequence.num_tokens();
         let guesses = if sample { self.guess(draft, seq, len) } else { Vec::new() };
         let sequence = &mut self.slots[seq];
+        self.kv.windows_mut().grow(&mut sequence.windows, sequence.table.len());
+        for (pool, table) in sequence.windows.iter_mut().enumerate() {
+            let changes = &mut draft.plan.window_blocks;
+            table.unsent(|start, blocks| changes.push(WindowBlocks { seq: seq.id, pool, start, blocks }));
+        }
         let keep_blocks = sequence.sent_blocks;
         let append_blocks = sequence.table[keep_blocks..].to_vec();
         let context_tokens = end.min(sequence.prompt_len()).saturating_sub(start);
