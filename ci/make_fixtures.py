@@ -253,6 +253,8 @@ FAMILIES = {
         "Olmo3ForCausalLM", "olmo3", sliding_window=16, layer_types=[SLIDING, FULL], rope_theta=5e5, rope_scaling=YARN
     ),
     "smollm3": family("SmolLM3ForCausalLM", "smollm3", num_hidden_layers=3, no_rope_layers=[1, 0, 1], rope_theta=2e6),
+    # What GGUF files of these two say nothing of is as in all releases.
+    "smollm3-default": family("SmolLM3ForCausalLM", "smollm3", num_hidden_layers=4, rope_theta=2e6),
     "cohere": family("CohereForCausalLM", "cohere", use_qk_norm=True, logit_scale=0.5),
     "cohere2": family(
         "Cohere2ForCausalLM", "cohere2", sliding_window=16, layer_types=[SLIDING, FULL], logit_scale=0.25, head_dim=8
@@ -371,6 +373,18 @@ FAMILIES = {
         rope_theta=10000.0,
         rope_scaling={**DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 0.7},
     ),
+    "deepseek-v3-yarn": family(
+        "DeepseekV3ForCausalLM",
+        "deepseek_v3",
+        **LATENT,
+        q_lora_rank=12,
+        n_group=3,
+        topk_group=1,
+        routed_scaling_factor=2.5,
+        norm_topk_prob=True,
+        rope_theta=10000.0,
+        rope_scaling={**DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
     "deepseek-v3-halves": family(
         "DeepseekV3ForCausalLM", "deepseek_v3", **LATENT, q_lora_rank=12, n_group=1, topk_group=1, rope_interleave=False
     ),
@@ -386,6 +400,25 @@ FAMILIES = {
         interleave_moe_layer_step=2,
         attention_chunk_size=16,
         floor_scale=16,
+        rope_theta=500000.0,
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "llama4-default": family(
+        "Llama4ForCausalLM",
+        "llama4_text",
+        head_dim=8,
+        num_hidden_layers=4,
+        intermediate_size=24,
+        intermediate_size_mlp=48,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=1,
         rope_theta=500000.0,
         rope_scaling={
             "rope_type": "llama3",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes tests/fixtures/formats: checkpoints of tests/fixtures/models in other formats, and blocks of every GGUF type.
 
-Needs numpy, safetensors and gguf (for the blocks: its dequantisation is the reference). The tests read only what is
+Needs numpy, safetensors, sentencepiece and gguf (for the blocks: its dequantisation is the reference). The tests read only what is
 committed, so this is run again only when a format is added:
 
     python3 ci/make_format_fixtures.py [--models tests/fixtures/models] [--out tests/fixtures/formats]
@@ -16,10 +16,12 @@ import json
 import re
 import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import gguf
 import numpy as np
+import sentencepiece
 from safetensors.numpy import load_file, save_file
 
 RNG = np.random.default_rng(7)
@@ -28,7 +30,7 @@ QUANTISED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5
 ALIGNMENT = 32
 # Fixture, ranks, pipeline stages, options.
 EXPERT_MODELS = [("mixtral", 2, 1, {}), ("mixtral", 2, 2, {"expert_groups": 2}), ("mixtral", 4, 1, {"expert_groups": 2})]
-# Fixture, architecture of the file.
+# Fixture, architecture of the file, whose folder has that name where the fixture has one already.
 GGUF_MODELS = {
     "llama-gqa": "llama",
     "llama-bias": "llama",
@@ -58,8 +60,29 @@ GGUF_MODELS = {
     "falcon-7b": "falcon",
     "falcon-40b": "falcon",
     "gpt-oss-mxfp4": "gpt-oss",
+    "deepseek-v2": "deepseek2",
+    "deepseek-v2-groups": "deepseek2",
+    "deepseek-v3-yarn": "deepseek2",
+    "glm4-moe": "glm4moe",
+    "granite-moe": "granitemoe",
+    "llama4-default": "llama4",
+    "dbrx": "dbrx",
+    "exaone4": "exaone4",
+    "olmo3": "olmo2",
+    "smollm3-default": "smollm3",
+    "qwen": "qwen",
+    "baichuan": "baichuan",
+    "chatglm": "chatglm",
+    "phi": "phi2",
+    "gpt-neox": "gptneox",
+    "gpt-neox-serial": "gptneox",
+    "bloom": "bloom",
+    "mpt": "mpt",
+    "gpt-bigcode": "starcoder",
 }
-PERMUTED = ("llama", "granite", "internlm2")
+# Files that differ from others in their name only.
+GGUF_ALIASES = {"qwen2-tied": "qwen2vl", "qwen3": "qwen3vl", "qwen3-moe": "qwen3vlmoe"}
+PERMUTED = ("llama", "granite", "internlm2", "granitemoe", "smollm3", "baichuan")
 WITH_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
 SANDWICH_NAMES = {
     "post_attention_layernorm": "post_attention_norm",
@@ -104,6 +127,88 @@ OWN_NAMES = {
         "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     },
     "qwen3moe": {"mlp.gate": "ffn_gate_inp"},
+    "qwen3vlmoe": {"mlp.gate": "ffn_gate_inp"},
+    "deepseek2": {
+        "self_attn.q_a_proj": "attn_q_a",
+        "self_attn.q_a_layernorm": "attn_q_a_norm",
+        "self_attn.q_b_proj": "attn_q_b",
+        "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+        "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+        "self_attn.kv_b_proj": "attn_kv_b",
+        "mlp.gate": "ffn_gate_inp",
+        "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_experts.up_proj": "ffn_up_shexp",
+        "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    },
+    "glm4moe": {
+        "post_attention_layernorm": "post_attention_norm",
+        "mlp.gate": "ffn_gate_inp",
+        "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_experts.up_proj": "ffn_up_shexp",
+        "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    },
+    "granitemoe": {"block_sparse_moe.router.layer": "ffn_gate_inp"},
+    "llama4": {
+        "feed_forward.router": "ffn_gate_inp",
+        "feed_forward.gate_proj": "ffn_gate",
+        "feed_forward.up_proj": "ffn_up",
+        "feed_forward.down_proj": "ffn_down",
+        "feed_forward.shared_expert.gate_proj": "ffn_gate_shexp",
+        "feed_forward.shared_expert.up_proj": "ffn_up_shexp",
+        "feed_forward.shared_expert.down_proj": "ffn_down_shexp",
+    },
+    "dbrx": {
+        "norm_attn_norm.norm_1": "attn_norm",
+        "norm_attn_norm.norm_2": "attn_output_norm",
+        "norm_attn_norm.attn.Wqkv": "attn_qkv",
+        "norm_attn_norm.attn.out_proj": "attn_output",
+        "ffn.router.layer": "ffn_gate_inp",
+    },
+    "exaone4": {key: SANDWICH_NAMES[key] for key in ("post_attention_layernorm", "post_feedforward_layernorm")},
+    "qwen": {
+        "ln_1": "attn_norm",
+        "ln_2": "ffn_norm",
+        "attn.c_attn": "attn_qkv",
+        "attn.c_proj": "attn_output",
+        "mlp.w1": "ffn_up",
+        "mlp.w2": "ffn_gate",
+        "mlp.c_proj": "ffn_down",
+    },
+    "chatglm": {
+        "self_attention.query_key_value": "attn_qkv",
+        "self_attention.dense": "attn_output",
+        "mlp.dense_h_to_4h": "ffn_up",
+        "mlp.dense_4h_to_h": "ffn_down",
+    },
+    "phi2": {"self_attn.dense": "attn_output", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down"},
+    "gptneox": {
+        "attention.query_key_value": "attn_qkv",
+        "attention.dense": "attn_output",
+        "mlp.dense_h_to_4h": "ffn_up",
+        "mlp.dense_4h_to_h": "ffn_down",
+    },
+    "bloom": {
+        "self_attention.query_key_value": "attn_qkv",
+        "self_attention.dense": "attn_output",
+        "mlp.dense_h_to_4h": "ffn_up",
+        "mlp.dense_4h_to_h": "ffn_down",
+    },
+    "mpt": {
+        "norm_1": "attn_norm",
+        "norm_2": "ffn_norm",
+        "attn.Wqkv": "attn_qkv",
+        "attn.out_proj": "attn_output",
+        "ffn.up_proj": "ffn_up",
+        "ffn.down_proj": "ffn_down",
+    },
+    "starcoder": {
+        "ln_1": "attn_norm",
+        "attn.c_attn": "attn_qkv",
+        "attn.c_proj": "attn_output",
+        "ln_2": "ffn_norm",
+        "mlp.c_fc": "ffn_up",
+        "mlp.c_proj": "ffn_down",
+    },
     "llama": {"block_sparse_moe.gate": "ffn_gate_inp"},
 }
 
@@ -114,7 +219,11 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("tests/fixtures/formats"))
     parser.add_argument("--gguf", nargs="*", help="only these GGUF models, beside what is there")
     parser.add_argument("--experts", action="store_true", help="only TensorRT-LLM checkpoints with experts")
+    parser.add_argument("--gemma", action="store_true", help="only the tokenizer of Gemma")
     args = parser.parse_args()
+    if args.gemma:
+        write_gguf_gemma(args.out / "gemma-tokenizer.gguf")
+        return
     if args.experts:
         for name, tp, pp, options in EXPERT_MODELS:
             folder = args.out / "trtllm" / f"{name}-tp{tp}-pp{pp}"
@@ -126,6 +235,10 @@ def main():
             if name in args.gguf:
                 shutil.rmtree(args.out / "gguf" / name, ignore_errors=True)
                 write_gguf_model(args.models / name, args.out / "gguf" / name, architecture)
+        for name, alias in GGUF_ALIASES.items():
+            if alias in args.gguf:
+                shutil.rmtree(args.out / "gguf" / alias, ignore_errors=True)
+                write_gguf_model(args.models / name, args.out / "gguf" / alias, alias)
         return
     shutil.rmtree(args.out, ignore_errors=True)
     for name, tp, pp, options in [
@@ -141,8 +254,11 @@ def main():
         write_trtllm(args.models / name, args.out / "trtllm" / f"{name}-tp{tp}-pp{pp}", tp, pp, **options)
     for name, architecture in GGUF_MODELS.items():
         write_gguf_model(args.models / name, args.out / "gguf" / name, architecture)
+    for name, alias in GGUF_ALIASES.items():
+        write_gguf_model(args.models / name, args.out / "gguf" / alias, alias)
     write_gguf_blocks(args.out / "gguf-blocks.gguf")
     write_gguf_sentencepiece(args.models.parent / "tokenizers/sentencepiece/bpe.model", args.out / "sentencepiece.gguf")
+    write_gguf_gemma(args.out / "gemma-tokenizer.gguf")
 
 
 # TensorRT-LLM
@@ -296,6 +412,15 @@ MODEL_NAMES = {
     "transformer.wte": "token_embd",
     "transformer.word_embeddings": "token_embd",
     "transformer.wpe": "position_embd",
+    "transformer.word_embeddings_layernorm": "token_embd_norm",
+    "transformer.embedding.word_embeddings": "token_embd",
+    "gpt_neox.embed_in": "token_embd",
+    "gpt_neox.final_layer_norm": "output_norm",
+    "model.final_layernorm": "output_norm",
+    "transformer.norm_f": "output_norm",
+    "transformer.encoder.final_layernorm": "output_norm",
+    "transformer.output_layer": "output",
+    "embed_out": "output",
     "model.norm": "output_norm",
     "transformer.ln_f": "output_norm",
     "lm_head": "output",
@@ -319,24 +444,28 @@ LAYER_NAMES = {
 def write_gguf_model(source, folder, architecture):
     config = json.loads((source / "config.json").read_text())
     weights = read_safetensors(source / "model.safetensors")
+    config |= {**config.pop("attn_config", {}), **config.pop("ffn_config", {})}
     of = lambda *keys, default=None: next((config[key] for key in keys if config.get(key) is not None), default)
-    hidden = of("hidden_size", "n_embd")
-    heads = of("num_attention_heads", "n_head")
-    kv_heads = of("num_key_value_heads", "num_kv_heads", default=1 if architecture == "falcon" else heads)
+    hidden = of("hidden_size", "n_embd", "d_model")
+    heads = of("num_attention_heads", "n_head", "n_heads")
+    single = architecture in ("falcon", "starcoder")
+    kv_heads = of("num_key_value_heads", "num_kv_heads", "kv_n_heads", "multi_query_group_num", default=1 if single else heads)
     head_dim = config.get("head_dim", hidden // heads)
-    fraction = of("partial_rotary_factor", default=1.0)
+    fraction = of("partial_rotary_factor", "rotary_pct", default=0.5 if architecture == "chatglm" else 1.0)
     own = {
-        "context_length": (U32, of("max_position_embeddings", "n_positions", default=2048)),
+        "context_length": (U32, of("max_position_embeddings", "n_positions", "max_seq_len", "seq_length",
+            default=2048)),
         "embedding_length": (U32, hidden),
-        "block_count": (U32, of("num_hidden_layers", "n_layer")),
-        "feed_forward_length": (U32, of("intermediate_size", "n_inner", "ffn_hidden_size")),
+        "block_count": (U32, of("num_hidden_layers", "n_layer", "n_layers", "num_layers")),
+        "feed_forward_length": (U32, of("intermediate_size_mlp", "intermediate_size", "n_inner", "ffn_hidden_size",
+            default=4 * hidden)),
         "attention.head_count": (U32, heads),
         "attention.head_count_kv": (U32, kv_heads),
         "attention.key_length": (U32, head_dim),
         "attention.layer_norm_rms_epsilon": (F32, of("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon",
-            "norm_eps", default=EPS.get(architecture, 1e-6))),
+            "norm_eps", "layernorm_epsilon", default=EPS.get(architecture, 1e-6))),
         "rope.dimension_count": (U32, int(head_dim * fraction)),
-        "rope.freq_base": (F32, of("rope_theta", default=THETA.get(architecture, 10000.0))),
+        "rope.freq_base": (F32, of("rope_theta", "rotary_emb_base", default=THETA.get(architecture, 10000.0))),
     }
     for key, name in [
         ("attn_logit_softcapping", "attn_logit_softcapping"),
@@ -357,13 +486,14 @@ def write_gguf_model(source, folder, architecture):
     ]:
         if config.get(key) is not None:
             own[name] = (U32, config[key])
+    own |= particular(config, architecture, of)
     if "sliding_window_pattern" in config and architecture == "gemma3":
         own["attention.sliding_window_pattern"] = (U32, config["sliding_window_pattern"])
-    if architecture == "cohere2":
+    if architecture in ("cohere2", "exaone4", "olmo2") and "layer_types" in config:
         sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
         own["attention.sliding_window_pattern"] = (ARRAY, (BOOL, sliding))
-    if of("num_experts", "num_local_experts"):
-        own["expert_count"] = (U32, of("num_experts", "num_local_experts"))
+    if count := of("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
+        own["expert_count"] = (U32, count)
     extra = {}
     scaling = config.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type"))
@@ -379,16 +509,16 @@ def write_gguf_model(source, folder, architecture):
         extra["rope_freqs.weight"] = (0, llama3_factors(config, scaling, head_dim))
     metadata = {"general.architecture": (STRING, architecture), "general.alignment": (U32, ALIGNMENT)}
     metadata |= {f"{architecture}.{key}": value for key, value in own.items()}
-    metadata |= vocabulary(config["vocab_size"])
+    metadata |= vocabulary(of("vocab_size", "padded_vocab_size"))
     tensors = dict(extra)
     names = {**LAYER_NAMES, **OWN_NAMES.get(architecture, {})}
-    for name, (type_id, value) in separate(weights, architecture, heads, kv_heads).items():
+    for name, (type_id, value) in separate(weights, architecture, heads, kv_heads, config).items():
         stem, suffix = name.rsplit(".", 1) if "." in name else (name, "")
         if name.endswith("self_attn.sinks"):
             tensors[f"blk.{name.split('.')[2]}.attn_sinks.weight"] = (0, widened(type_id, value))
             continue
         if name.startswith("blk."):
-            tensors[name] = (type_id, value)
+            tensors[name] = (0, widened(type_id, value)) if value_rank(value) == 1 else (type_id, value)
             continue
         if architecture in WITH_ONE and "norm" in stem and suffix == "weight":
             type_id, value = 0, widened(type_id, value) + 1
@@ -398,7 +528,7 @@ def write_gguf_model(source, folder, architecture):
         if stem in MODEL_NAMES:
             tensors[f"{MODEL_NAMES[stem]}.{suffix}"] = (type_id, value)
             continue
-        _, _, layer, part = stem.split(".", 3)
+        layer, part = stem[re.match(r"\D*", stem).end() :].split(".", 1)
         if architecture in PERMUTED and part in ("self_attn.q_proj", "self_attn.k_proj"):
             value = interleaved(value, heads if part == "self_attn.q_proj" else kv_heads)
         tensors[f"blk.{layer}.{names[part]}.{suffix}"] = (type_id, value)
@@ -407,20 +537,109 @@ def write_gguf_model(source, folder, architecture):
     write_gguf(folder / "model.gguf", metadata, tensors)
 
 
+def value_rank(value):
+    return 0 if isinstance(value, tuple) else value.ndim
+
+
+def particular(config, architecture, of):
+    """Metadata that only some architectures have."""
+    own = {}
+    if architecture == "deepseek2":
+        rotated, plain = config["qk_rope_head_dim"], config["qk_nope_head_dim"]
+        value, rank = config["v_head_dim"], config["kv_lora_rank"]
+        own |= {"rope.dimension_count": (U32, rotated), "attention.kv_lora_rank": (U32, rank)}
+        if config["q_lora_rank"] is not None:
+            own["attention.q_lora_rank"] = (U32, config["q_lora_rank"])
+        if SPLIT_LATENT(config):
+            own |= {
+                "attention.head_count_kv": (U32, 1),
+                "attention.key_length": (U32, rank + rotated),
+                "attention.value_length": (U32, rank),
+                "attention.key_length_mla": (U32, plain + rotated),
+                "attention.value_length_mla": (U32, value),
+            }
+        else:
+            own |= {"attention.key_length": (U32, plain + rotated), "attention.value_length": (U32, value)}
+        if "rope_scaling" in config:
+            own["rope.scaling.yarn_log_multiplier"] = (F32, 0.1 * config["rope_scaling"]["mscale_all_dim"])
+    if architecture in ("deepseek2", "glm4moe"):
+        sigmoid = architecture == "glm4moe" or "DeepseekV3" in config["architectures"][0]
+        own |= {
+            "expert_shared_count": (U32, config["n_shared_experts"]),
+            "leading_dense_block_count": (U32, config["first_k_dense_replace"]),
+            "expert_weights_scale": (F32, of("routed_scaling_factor", default=1.0)),
+            "expert_weights_norm": (BOOL, of("norm_topk_prob", default=False)),
+            "expert_gating_func": (U32, 2 if sigmoid else 1),
+        }
+        if "n_group" in config:
+            own |= {"expert_group_count": (U32, config["n_group"]), "expert_group_used_count": (U32, config["topk_group"])}
+    if architecture == "llama4":
+        own |= {
+            "expert_feed_forward_length": (U32, config["intermediate_size"]),
+            "interleave_moe_layer_step": (U32, config["interleave_moe_layer_step"]),
+        }
+    if architecture == "dbrx":
+        own["expert_used_count"] = (U32, config["moe_top_k"])
+    if "clip_qkv" in config:
+        own["attention.clamp_kqv"] = (F32, config["clip_qkv"])
+    if "alibi_bias_max" in config:
+        own["attention.max_alibi_bias"] = (F32, config["alibi_bias_max"])
+    if architecture == "gptneox":
+        own["use_parallel_residual"] = (BOOL, of("use_parallel_residual", default=True))
+    if architecture in ("qwen2vl", "qwen3vl", "qwen3vlmoe"):
+        own["rope.dimension_sections"] = (ARRAY, (5, [2, 1, 1, 0]))
+    return own
+
+
+# Newer files have the keys and values of the heads apart.
+SPLIT_LATENT = lambda config: config["q_lora_rank"] is not None
+
+
 # Of configurations that do not say them.
-EPS = {"gpt2": 1e-5, "falcon": 1e-5, "stablelm": 1e-5, "command-r": 1e-5, "cohere2": 1e-5, "starcoder2": 1e-5, "gpt-oss": 1e-5}
+EPS = {"gpt2": 1e-5, "falcon": 1e-5, "stablelm": 1e-5, "command-r": 1e-5, "cohere2": 1e-5, "starcoder2": 1e-5, "gpt-oss": 1e-5,
+    "dbrx": 1e-5, "phi2": 1e-5, "gptneox": 1e-5, "bloom": 1e-5, "mpt": 1e-5, "starcoder": 1e-5}
 THETA = {"llama": 1e6, "gemma3": 1e6, "command-r": 5e5}
 
 
-def separate(weights, architecture, heads, kv_heads):
+def separate(weights, architecture, heads, kv_heads, config):
     """Tensors in the parts and orders of GGUF files; those that get their final name here begin with `blk.`"""
     new, stacks = {}, {}
     for name, (type_id, value) in weights.items():
-        layer = name.split(".")[2] if ".layers." in name or ".h." in name else ""
+        layer = found[0] if (found := re.findall(r"\.(?:layers|h|blocks)\.(\d+)\.", name)) else ""
         expert = EXPERT.search(name)
         if expert:
             part = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
             stacks.setdefault((layer, part[expert[2]]), {})[int(expert[1])] = (type_id, value)
+        elif name.endswith("e_score_correction_bias"):
+            new[f"blk.{layer}.exp_probs_b.bias"] = (type_id, value)
+        elif architecture == "deepseek2" and "kv_b_proj" in name and SPLIT_LATENT(config):
+            rows = value.reshape(heads, -1, value.shape[-1])
+            plain = config["qk_nope_head_dim"]
+            keys = np.ascontiguousarray(rows[:, :plain].swapaxes(1, 2))
+            new[f"blk.{layer}.attn_k_b.weight"] = (type_id, keys)
+            new[f"blk.{layer}.attn_v_b.weight"] = (type_id, np.ascontiguousarray(rows[:, plain:]))
+        elif architecture == "granitemoe" and name.endswith("input_linear.weight"):
+            for part, matrices in zip(("gate", "up"), np.split(value, 2, 1)):
+                new[f"blk.{layer}.ffn_{part}_exps.weight"] = (type_id, np.ascontiguousarray(matrices))
+        elif architecture == "granitemoe" and name.endswith("output_linear.weight"):
+            new[f"blk.{layer}.ffn_down_exps.weight"] = (type_id, value)
+        elif architecture == "llama4" and name.endswith("experts.gate_up_proj"):
+            for part, matrices in zip(("gate", "up"), np.split(value, 2, 2)):
+                matrices = np.ascontiguousarray(matrices.swapaxes(1, 2))
+                new[f"blk.{layer}.ffn_{part}_exps.weight"] = (type_id, matrices)
+        elif architecture == "llama4" and name.endswith("experts.down_proj"):
+            new[f"blk.{layer}.ffn_down_exps.weight"] = (type_id, np.ascontiguousarray(value.swapaxes(1, 2)))
+        elif architecture == "dbrx" and ".experts.mlp." in name:
+            matrices = value.reshape(config["moe_num_experts"], config["ffn_hidden_size"], -1)
+            part = {"w1": "gate", "v1": "up", "w2": "down"}[name.rsplit(".", 1)[1]]
+            matrices = np.ascontiguousarray(matrices.swapaxes(1, 2)) if part == "down" else matrices
+            new[f"blk.{layer}.ffn_{part}_exps.weight"] = (type_id, matrices)
+        elif architecture in ("gptneox", "bloom") and "query_key_value" in name:
+            slots = value.reshape(heads, 3, value.shape[0] // heads // 3, -1).swapaxes(0, 1)
+            new[name] = (type_id, np.ascontiguousarray(slots.reshape(value.shape)))
+        elif architecture == "baichuan" and "W_pack" in name:
+            for part, rows in zip("qkv", np.split(value, 3)):
+                new[name.replace("W_pack", f"{part}_proj")] = (type_id, rows)
         elif architecture == "gpt-oss" and ".experts." in name:
             new |= gpt_oss_experts(weights, name, layer)
         elif architecture == "gpt2" and value.ndim == 2 and ".h." in name:
@@ -597,7 +816,7 @@ def write_gguf_blocks(path):
     write_gguf(path, {"general.architecture": (STRING, "llama")}, tensors)
 
 
-def write_gguf_sentencepiece(model, path):
+def write_gguf_sentencepiece(model, path, own=None):
     """The vocabulary of a SentencePiece model, without weights."""
     pieces = [dict(fields(piece)) for number, piece in fields(model.read_bytes()) if number == 1]
     metadata = {
@@ -610,7 +829,47 @@ def write_gguf_sentencepiece(model, path):
         "tokenizer.ggml.eos_token_id": (U32, 2),
         "tokenizer.ggml.unknown_token_id": (U32, 0),
     }
-    write_gguf(path, metadata, {})
+    write_gguf(path, metadata | (own or {}), {})
+
+
+def write_gguf_gemma(path):
+    """A SentencePiece model as Gemma's are, with what the library makes of texts: no blank before a text, runs of blanks
+    and turns as pieces of their own."""
+    texts = ["The dog sat on the mat; the cat sat on the dog.", "def f(x):\n    return x\n\n\nprint(f(1234))", "Grüße aus Köln"]
+    with tempfile.TemporaryDirectory() as scratch:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([line for text in texts for line in text.split("\n") if line] * 20),
+            model_prefix=f"{scratch}/m",
+            model_type="bpe",
+            vocab_size=340,
+            hard_vocab_limit=False,
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            byte_fallback=True,
+            split_digits=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\n", "\n\n", "\u2581\u2581", "\u2581\u2581\u2581\u2581"],
+            minloglevel=2,
+        )
+        model = Path(f"{scratch}/m.model")
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        own = {
+            "tokenizer.ggml.bos_token_id": (U32, 2),
+            "tokenizer.ggml.eos_token_id": (U32, 1),
+            "tokenizer.ggml.padding_token_id": (U32, 0),
+            "tokenizer.ggml.unknown_token_id": (U32, 3),
+            "tokenizer.ggml.add_bos_token": (BOOL, True),
+            "tokenizer.ggml.add_eos_token": (BOOL, False),
+            "tokenizer.ggml.add_space_prefix": (BOOL, False),
+        }
+        write_gguf_sentencepiece(model, path, {"general.architecture": (STRING, "gemma2"), **own})
+    texts += ["", " the dog", "  two", "    four", "a\n\nb", "<start_of_turn>user\nThe cat<end_of_turn>\n", "\u4f60 \U0001f600"]
+    cases = [{"text": text, "ids": processor.encode(text), "decoded": processor.decode(processor.encode(text))} for text in texts]
+    path.with_suffix(".json").write_text(json.dumps({"cases": cases}, indent=1) + "\n")
 
 
 def fields(data):

@@ -65,7 +65,8 @@ impl Parameters {
         GptModelType::parse(self.gpt_model_type.text.as_deref())
     }
 
-    /// The folder of the decoder model. `version_dir` is used where no path was given and it holds a `config.json`.
+    /// The folder of the decoder model. `version_dir` is used where no path was given and it holds a `config.json` or a
+    /// GGUF file.
     ///
     /// # Errors
     /// `InvalidArg` with `Both encoder and decoder model paths are empty` and the offending paths where no folder
@@ -79,10 +80,10 @@ impl Parameters {
         let given = self.gpt_model_path.text.as_deref().filter(|text| !text.is_empty());
         match given {
             Some(path) if Path::new(path).exists() => Ok(path.to_owned()),
-            None if version_dir.join("config.json").exists() => Ok(version_dir.to_string_lossy().into_owned()),
+            None if holds_model(version_dir) => Ok(version_dir.to_string_lossy().into_owned()),
             Some(path) => Err(empty_paths(&format!("gpt_model_path is {path:?}, which does not exist"))),
             None => Err(empty_paths(&format!(
-                "gpt_model_path is not given and there is no config.json in the version folder {:?}",
+                "gpt_model_path is not given and there is no config.json and no GGUF file in the version folder {:?}",
                 version_dir.file_name().unwrap_or_default()
             ))),
         }
@@ -123,6 +124,14 @@ impl Parameters {
         }
         text
     }
+}
+
+/// Whether a folder holds a model in one of the forms that need no path.
+fn holds_model(folder: &Path) -> bool {
+    let is_gguf =
+        |path: std::path::PathBuf| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    folder.join("config.json").exists() || entries.map(|entry| entry.path()).any(is_gguf)
 }
 
 fn empty_paths(reason: &str) -> Error {
@@ -338,6 +347,16 @@ mod tests {
         let error =
             load(&[("gpt_model_path", "${engine_dir}")]).parameters.model_dir(Path::new("/nowhere/1")).unwrap_err();
         assert!(error.message().contains("${engine_dir}"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_model_path_is_the_version_folder_with_a_gguf_file() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("notes.txt"), "x").unwrap();
+        let error = Parameters::default().model_dir(folder.path()).unwrap_err();
+        assert!(error.message().contains("no config.json and no GGUF file"), "{error}");
+        std::fs::write(folder.path().join("model-q4.GGUF"), "x").unwrap();
+        assert_eq!(Parameters::default().model_dir(folder.path()).unwrap(), folder.path().to_string_lossy());
     }
 
     #[test]

@@ -138,7 +138,7 @@ parameters! {
         "What this model does. `llm`: tokens or text in, tokens or text out; `preprocessing`: text to tokens; `postprocessing`: tokens to text; `bls`: text in, text out by calling the three others; `llmapi` and `vllm`: the LLM with the tensors of those backends' models, see docs/other_backends.md. A version folder with a `model.yaml` or a `model.json` means them by itself. Any other word: the model does not load.";
     gpt_model_type "gpt_model_type": Option<String> = None, "`inflight_fused_batching`", Range::Words(GptModelType::WORDS), Applied,
         "How requests share steps: in-flight (both words mean the same) or static batching (`V1`, without streaming). Any other text, an unsubstituted placeholder included: the model does not load.";
-    gpt_model_path "gpt_model_path": Option<String> = None, "the version folder of the model, if it holds a `config.json`", ANY, Applied,
+    gpt_model_path "gpt_model_path": Option<String> = None, "the version folder of the model, if it holds a `config.json` or a GGUF file", ANY, Applied,
         "The model: a Hugging Face folder (`config.json`, `*.safetensors`), a TensorRT-LLM checkpoint (`config.json`, `rank*.safetensors`) or engine folder, a GGUF file or a folder with one. docs/checkpoints.md has the details.";
     checkpoint_dir "checkpoint_dir": Option<String> = None, "searched: docs/checkpoints.md", ANY, Applied,
         "Where the weights are if `gpt_model_path` is an engine folder: the Hugging Face folder or TensorRT-LLM checkpoint that the engine was built from.";

@@ -273,6 +273,20 @@ impl ModelConfig {
         })
     }
 
+    /// The names that formats with names of their own are read under, whatever the family's folder has.
+    pub fn use_standard_names(&mut self) {
+        self.names = self.names.standardised();
+        let Some(experts) = &mut self.experts else { return };
+        experts.router = "mlp.gate";
+        experts.choice_bias = experts.choice_bias.map(|_| "mlp.gate.e_score_correction_bias");
+        experts.weights =
+            ExpertWeights::Listed { prefix: "mlp.experts", gate: "gate_proj", up: "up_proj", down: "down_proj" };
+        if let Some(shared) = &mut experts.shared {
+            shared.prefix = "mlp.shared_expert";
+            shared.gate = shared.gate.map(|_| "mlp.shared_expert_gate");
+        }
+    }
+
     /// Bias of every linear layer of the blocks.
     pub fn set_biases(&mut self, bias: bool) {
         (self.qkv_bias, self.output_bias, self.mlp_bias) = (bias, bias, bias);

@@ -222,7 +222,7 @@ pub fn plan(options: &ModelOptions) -> Result<LoadReport> {
     let device = device::open(options.device, &options.gpu_ids, &options.device_options)?;
     options.check()?;
     let checkpoint = Checkpoint::open(options)?;
-    let config = (checkpoint.family.configure)(&checkpoint.section)?;
+    let config = checkpoint.family.config(&checkpoint.section)?;
     let options = &checkpoint.limited(options, &config);
     let plan = LoadPlan::new(&device, options, &checkpoint, config)?;
     let (kv, host_blocks) = (plan.kv_plan(&device, options)?, plan.host_blocks(options)?);
@@ -234,7 +234,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
     let start = Instant::now();
     options.check()?;
     let checkpoint = Checkpoint::open(options)?;
-    let config = (checkpoint.family.configure)(&checkpoint.section)?;
+    let config = checkpoint.family.config(&checkpoint.section)?;
     let options = &checkpoint.limited(options, &config);
     let plan = LoadPlan::new(device, options, &checkpoint, config)?;
     tracing::info!("{}: {} weights, {} MiB", checkpoint.name, plan.dtype, plan.weight_bytes >> 20);

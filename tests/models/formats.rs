@@ -67,7 +67,7 @@ fn tensorrt_llm_checkpoints_of_any_parallelism_equal_the_reference() {
 
 #[test]
 fn gguf_files_equal_the_reference() {
-    let folders = folders("gguf", 28);
+    let folders = folders("gguf", 50);
     let failed: Vec<_> =
         folders.iter().filter(|folder| panic::catch_unwind(|| check_folder(folder)).is_err()).collect();
     assert!(failed.is_empty(), "{failed:?}");
@@ -134,6 +134,89 @@ fn a_sentencepiece_vocabulary_of_a_gguf_file_gives_the_ids_of_the_model() {
         assert_eq!(ids, expected.encode(text, true).unwrap(), "{text:?}");
         assert_eq!(ids[0], 1);
         assert_eq!(tokenizer.decode(&ids, true), expected.decode(&ids, true));
+    }
+}
+
+#[test]
+fn the_tokenizer_of_a_gemma_gguf_file_gives_the_ids_of_its_model() {
+    let tokenizer = load_tokenizer(&formats("gemma-tokenizer.gguf")).unwrap();
+    let text = fs::read_to_string(formats("gemma-tokenizer.json")).unwrap();
+    let reference: Value = serde_json::from_str(&text).unwrap();
+    for case in reference["cases"].as_array().unwrap() {
+        let (text, ids): (_, Vec<i32>) =
+            (case["text"].as_str().unwrap(), serde_json::from_value(case["ids"].clone()).unwrap());
+        assert_eq!(tokenizer.encode(text, false).unwrap(), ids, "{text:?}");
+        assert_eq!(tokenizer.encode(text, true).unwrap(), [&[2], ids.as_slice()].concat(), "{text:?}");
+        assert_eq!(tokenizer.decode(&ids, true), case["decoded"].as_str().unwrap(), "{text:?}");
+    }
+}
+
+/// A GGUF file with ten digits, two pairs of them, and the name of a way to cut texts.
+fn digits_gguf(path: &Path, pre: &str) {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let (string, array) = (8_u32.to_le_bytes(), 9_u32.to_le_bytes());
+    let strings = |key: &str, texts: &[&str]| {
+        let mut out =
+            [text(key), array.to_vec(), string.to_vec(), (texts.len() as u64).to_le_bytes().to_vec()].concat();
+        texts.iter().for_each(|one| out.extend(text(one)));
+        out
+    };
+    let named = |key: &str, value: &str| [text(key), string.to_vec(), text(value)].concat();
+    let tokens = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "12", "34"];
+    let bytes = [
+        b"GGUF".to_vec(),
+        3_u32.to_le_bytes().to_vec(),
+        0_u64.to_le_bytes().to_vec(),
+        5_u64.to_le_bytes().to_vec(),
+        named("general.architecture", "llama"),
+        named("tokenizer.ggml.model", "gpt2"),
+        named("tokenizer.ggml.pre", pre),
+        strings("tokenizer.ggml.tokens", &tokens),
+        strings("tokenizer.ggml.merges", &["1 2", "3 4"]),
+    ];
+    fs::write(path, bytes.concat()).unwrap();
+}
+
+#[test]
+fn vocabularies_of_gguf_files_are_cut_as_their_names_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("digits.gguf");
+    let (runs, threes, single): (&[i32], &[i32], &[i32]) = (&[10, 11], &[10, 3, 4], &[1, 2, 3, 4]);
+    let expected = [
+        ("gpt-2", runs),
+        ("exaone4", runs),
+        ("bloom", runs),
+        ("deepseek-llm", runs),
+        ("llama-bpe", threes),
+        ("glm4", threes),
+        ("dbrx", threes),
+        ("falcon", threes),
+        ("deepseek-v3", threes),
+        ("qwen2", single),
+        ("smollm", single),
+    ];
+    for (name, ids) in expected {
+        digits_gguf(&path, name);
+        assert_eq!(load_tokenizer(&path).unwrap().encode("1234", false).unwrap(), ids, "{name}");
+    }
+    digits_gguf(&path, "secret");
+    let error = load_tokenizer(&path).err().unwrap();
+    assert_names(&error, &["tokenizer.ggml.pre \"secret\" is not supported"]);
+}
+
+/// The layers with a window are not guessed.
+#[test]
+fn a_gguf_file_must_say_which_layers_have_a_window() {
+    for (name, architecture) in [("exaone4", "exaone4"), ("olmo3", "olmo2")] {
+        let root = copies(&[("model", formats("gguf").join(name))]);
+        let path = root.path().join("model/model.gguf");
+        let mut bytes = fs::read(&path).unwrap();
+        let key = b"sliding_window_pattern";
+        let at = bytes.windows(key.len()).position(|window| window == key).unwrap();
+        bytes[at..at + 3].copy_from_slice(b"xxx");
+        fs::write(&path, bytes).unwrap();
+        let parts = ["model.gguf", architecture, "sliding_window is 16", "sliding_window_pattern", "is not there"];
+        assert_names(&failure(&path), &parts);
     }
 }
 

@@ -34,7 +34,7 @@ fn models() -> Vec<PathBuf> {
     let mut folders: Vec<_> =
         fs::read_dir(fixtures().join("models")).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert!(folders.len() >= 67, "fixtures are missing: {folders:?}");
+    assert!(folders.len() >= 70, "fixtures are missing: {folders:?}");
     folders
 }
 

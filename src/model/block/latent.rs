@@ -56,7 +56,16 @@ impl LatentAttention {
         let query = [Part::whole(name(part), heads * (plain_dim + rotated_dim))];
         let query = Linear::load(loader, &query, query_rank.unwrap_or(hidden), (false, false))?;
         let latent_norm = norm(loader, "kv_a_layernorm", rank)?;
-        let (key_up, value_up) = up_pieces(name("kv_b_proj.weight"), heads, sizes);
+        let apart = loader.source().contains(&name("k_b_proj.weight"));
+        let (key_up, value_up) = if apart {
+            let stacked = |name: String, rows: usize, cols: usize| Piece {
+                shape: vec![heads, rows, cols],
+                ..Piece::matrix(name, heads * rows, cols)
+            };
+            (stacked(name("k_b_proj.weight"), rank, plain_dim), stacked(name("v_b_proj.weight"), value_dim, rank))
+        } else {
+            up_pieces(name("kv_b_proj.weight"), heads, sizes)
+        };
         let (key_up, value_up) = (loader.table(&[key_up], plain_dim)?, loader.table(&[value_up], rank)?);
         let per_head = |all: &Tensor, rows: usize| {
             (0..heads).map(|head| Weight::Dense(all.row_range(head * rows, rows))).collect::<Vec<_>>()

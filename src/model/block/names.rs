@@ -90,6 +90,28 @@ impl TensorNames {
         transposed: false,
     };
 
+    /// The names that formats with names of their own are read under: those of [`TensorNames::STANDARD`] for all that
+    /// this family has.
+    pub fn standardised(self) -> Self {
+        let kept = |name: Option<&'static str>, standard| name.map(|_| standard);
+        Self {
+            positions: "model.embed_positions",
+            embedding_norm: kept(self.embedding_norm, "model.embed_norm"),
+            projections: ("model.project_in", "model.project_out"),
+            final_norm: kept(self.final_norm, "model.norm"),
+            attention_norm: kept(self.attention_norm, "input_layernorm"),
+            attention_post_norm: kept(self.attention_post_norm, "post_self_attn_layernorm"),
+            mlp_norm: kept(self.mlp_norm, "post_attention_layernorm"),
+            mlp_post_norm: kept(self.mlp_post_norm, "post_mlp_layernorm"),
+            mlp: match self.mlp {
+                MlpNames::Gated { .. } => Self::STANDARD.mlp,
+                MlpNames::Fused { .. } => MlpNames::Fused { gate_up: "mlp.gate_up_proj", down: "mlp.down_proj" },
+                MlpNames::Plain { .. } => MlpNames::Plain { up: "mlp.up_proj", down: "mlp.down_proj" },
+            },
+            ..Self::STANDARD
+        }
+    }
+
     /// The names of GPT-2 and its kin.
     pub const GPT: Self = Self {
         embedding: "transformer.wte",

@@ -28,7 +28,7 @@ const BAICHUAN_ROTATING: usize = 4096;
 fn baichuan(section: &Section) -> Result<ModelConfig> {
     let mut config = ModelConfig::from_section(BAICHUAN.name, section)?;
     config.unit_head = config.vocab_size == BAICHUAN2_VOCABULARY || section.first(&["z_loss_weight"]).is_some();
-    if config.hidden_size > BAICHUAN_ROTATING {
+    if section.flag("alibi", config.hidden_size > BAICHUAN_ROTATING)? {
         config.set_alibi(8.0, 1.0);
     }
     config.names = TensorNames { qkv: QkvNames::Concatenated("self_attn.W_pack"), ..TensorNames::STANDARD };

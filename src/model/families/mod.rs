@@ -46,6 +46,23 @@ pub struct Family {
     pub configure: fn(&Section) -> Result<ModelConfig>,
 }
 
+/// Key that no folder has: the tensors have the names of [`ModelConfig::use_standard_names`].
+pub const STANDARD_NAMES: &str = "standard_names";
+
+impl Family {
+    /// The normalised configuration, with the names of the format that `section` comes from.
+    ///
+    /// # Errors
+    /// Names the key, its value and the bound.
+    pub fn config(&self, section: &Section) -> Result<ModelConfig> {
+        let mut config = (self.configure)(section)?;
+        if section.flag(STANDARD_NAMES, false)? {
+            config.use_standard_names();
+        }
+        Ok(config)
+    }
+}
+
 /// All that can be served.
 pub const FAMILIES: &[&Family] = &[
     &llama::FAMILY,

@@ -1,6 +1,7 @@
 //! A `config.json` from the metadata of a GGUF file.
 
 use super::names::{ARCHITECTURES, Architecture};
+use super::particular;
 use super::{GgufModel, TextMetadata};
 use crate::device::DType;
 use crate::error::{Error, Result};
@@ -75,13 +76,17 @@ pub fn config(model: &GgufModel, metadata: &Map<String, Value>) -> Result<Sectio
     let mut config = json!({
         "dtype": model.main_dtype().map(dtype_name),
         "tie_word_embeddings": !model.has("output.weight"),
-        "attention_bias": model.has("blk.0.attn_q.bias"),
+        "attention_bias": model.has("blk.0.attn_q.bias") || model.has("blk.0.attn_qkv.bias"),
         "mlp_bias": model.has("blk.0.ffn_gate.bias"),
     });
     for (key, folder_key) in COUNTS {
         if let Some(count) = uniform_count(&own, key)? {
             config[folder_key] = json!(count);
         }
+    }
+    // Layers behind the last that guess tokens ahead.
+    if let (Some(layers), Some(ahead)) = (config["num_hidden_layers"].as_u64(), own.index(&["nextn_predict_layers"])?) {
+        config["num_hidden_layers"] = json!(layers.saturating_sub(ahead as u64));
     }
     let has_experts = own.index(&["expert_count"])?.is_some_and(|count| count > 0);
     let name = architecture.with_experts.filter(|_| has_experts).unwrap_or(architecture.hugging_face);
@@ -100,58 +105,10 @@ pub fn config(model: &GgufModel, metadata: &Map<String, Value>) -> Result<Sectio
     }
     config["logits_scaling"] = config["logit_scale"].clone();
     [GGUF_NORMS, GGUF_ROWS, GGUF_EXPERTS].into_iter().for_each(|key| config[key] = json!(true));
-    particular(model, &own, &mut config)?;
-    if let Some(window) = own.count(&["attention.sliding_window"], 1 << 30)? {
-        config["sliding_window"] = json!(window);
-    }
+    particular::complete(model, &own, &mut config)?;
     partial_rotation(&own, &mut config)?;
     config["rope_scaling"] = rope_scaling(model, &own)?;
     Section::from_value(model.origin.clone(), config)
-}
-
-/// What only some architectures have.
-fn particular(model: &GgufModel, own: &Section, config: &mut Value) -> Result<()> {
-    config["use_qk_norm"] = json!(model.has("blk.0.attn_q_norm.weight"));
-    config["use_qkv_bias"] = config["attention_bias"].clone();
-    config["use_parallel_residual"] = json!(own.flag("use_parallel_residual", false)?);
-    let num_layers = config["num_hidden_layers"].as_u64().unwrap_or(0).min(4096);
-    if config["num_experts"].as_u64().is_some_and(|count| count > 0) {
-        let dense = (0..num_layers).filter(|layer| !model.has(&format!("blk.{layer}.ffn_gate_inp.weight")));
-        config["mlp_only_layers"] = dense.collect();
-        config["norm_topk_prob"] = json!(model.architecture.name == "qwen3moe");
-    }
-    match own.first(&["attention.sliding_window_pattern"]) {
-        Some((_, Value::Array(sliding))) => {
-            let kind = |slides: &Value| if *slides == json!(true) { "sliding_attention" } else { "full_attention" };
-            config["layer_types"] = sliding.iter().map(kind).collect();
-        }
-        Some((_, period)) => config["sliding_window_pattern"] = period.clone(),
-        None => {}
-    }
-    let number = |key: &str| config[key].as_u64().filter(|&number| number > 0);
-    match model.architecture.name {
-        "gemma2" | "gemma3" => {
-            // The files do not say it; the largest models divide by the width of a head that they would have without
-            // a head size of their own.
-            let largest = matches!(
-                (model.architecture.name, number("num_hidden_layers")),
-                ("gemma2", Some(46)) | ("gemma3", Some(62))
-            );
-            let shared = number("hidden_size").zip(number("num_attention_heads")).map(|(hidden, heads)| hidden / heads);
-            let scalar = if largest { shared } else { number("head_dim") };
-            config["query_pre_attn_scalar"] = json!(scalar);
-        }
-        "falcon" => {
-            let (heads, kv_heads) = (number("num_attention_heads"), number("num_key_value_heads"));
-            config["multi_query"] = json!(kv_heads == Some(1));
-            config["new_decoder_architecture"] = json!(kv_heads != Some(1) && kv_heads != heads);
-            config["num_kv_heads"] = json!(kv_heads);
-            config["num_ln_in_parallel_attn"] = json!(if model.has("blk.0.attn_norm_2.weight") { 2 } else { 1 });
-            config["bias"] = json!(model.has("blk.0.ffn_up.bias"));
-        }
-        _ => {}
-    }
-    Ok(())
 }
 
 /// Ids with a meaning: end of sequence, of a turn and of a message all end a text.
@@ -190,6 +147,9 @@ fn uniform_count(own: &Section, key: &'static str) -> Result<Option<usize>> {
 }
 
 fn partial_rotation(own: &Section, config: &mut Value) -> Result<()> {
+    if config["qk_rope_head_dim"].is_u64() {
+        return Ok(());
+    }
     let Some(rotary_dim) = own.count(&["rope.dimension_count"], 1 << 14)? else { return Ok(()) };
     let number = |key: &str| config[key].as_u64().map(|number| number as usize);
     let of_heads = || Some(number("hidden_size")? / number("num_attention_heads").filter(|heads| *heads > 0)?);
@@ -217,12 +177,14 @@ fn rope_scaling(model: &GgufModel, own: &Section) -> Result<Value> {
             "attention_factor": attention_factor, "original_max_position_embeddings": original}));
     }
     let factor = own.positive(&["rope.scaling.factor", "rope.scale_linear"])?;
+    // Of DeepSeek's models: a tenth of what both of their factors are.
+    let magnitude = own.positive(&["rope.scaling.yarn_log_multiplier"])?.map(|tenth| 10.0 * tenth);
     Ok(match own.text(&["rope.scaling.type"])? {
         Some("none") | None if factor.is_none_or(|factor| factor == 1.0) => Value::Null,
         Some("linear") | None => json!({"rope_type": "linear", "factor": factor}),
         Some("yarn") => {
             json!({"rope_type": "yarn", "factor": factor, "truncate": model.architecture.name != "gpt-oss", "original_max_position_embeddings": original,
-            "attention_factor": yarn_magnitude(attention_factor, factor), "beta_fast": own.positive(&["rope.scaling.yarn_beta_fast"])?,
+            "mscale": magnitude, "mscale_all_dim": magnitude, "attention_factor": yarn_magnitude(attention_factor, factor), "beta_fast": own.positive(&["rope.scaling.yarn_beta_fast"])?,
             "beta_slow": own.positive(&["rope.scaling.yarn_beta_slow"])?})
         }
         Some(other) => {

@@ -3,13 +3,14 @@
 mod config;
 mod container;
 mod names;
+mod particular;
 mod vocabulary;
 
 pub use self::config::{GGUF_EXPERTS, GGUF_NORMS, GGUF_ROWS};
 pub use self::container::GgufFile;
 pub use self::vocabulary::{GgufVocabulary, TextMetadata, VocabularyKind};
 
-use self::names::{Architecture, Heads};
+use self::names::{Architecture, FUSED, Heads, PARTS};
 use super::{RowOrder, StoredTensor, TensorStore};
 use crate::device::DType;
 use crate::error::{Error, Result};
@@ -90,6 +91,30 @@ impl GgufModel {
         Ok(None)
     }
 
+    /// Queries, keys or values out of a tensor of all three, where they have none of their own.
+    fn stored_or_fused(&self, name: &str) -> Result<Option<StoredTensor<'_>>> {
+        if let Some(tensor) = self.stored(name)? {
+            return Ok(Some(tensor));
+        }
+        let mut words = name.rsplitn(3, '.');
+        let (Some(suffix), Some(part), Some(layer)) = (words.next(), words.next(), words.next()) else {
+            return Ok(None);
+        };
+        let Some(part) = PARTS.iter().position(|known| *known == part) else { return Ok(None) };
+        let Some(all) = self.stored(&format!("{layer}.{FUSED}.{suffix}"))? else { return Ok(None) };
+        let (rows, heads) = (all.shape.first().copied().unwrap_or(0), self.num_heads + 2 * self.num_kv_heads);
+        if !rows.is_multiple_of(heads) {
+            return Err(Error::invalid(format!(
+                "{}: {layer}.{FUSED}.{suffix} has {rows} rows, which are no multiple of {} query and 2 x {} key and \
+                 value heads",
+                self.origin, self.num_heads, self.num_kv_heads
+            )));
+        }
+        let dim = rows / heads;
+        let starts = [0, self.num_heads, self.num_heads + self.num_kv_heads, heads];
+        all.slice(starts[part] * dim..starts[part + 1] * dim).map(Some)
+    }
+
     /// The numbers of a small tensor.
     fn numbers(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let Some(tensor) = self.stored(name)? else { return Ok(None) };
@@ -127,7 +152,7 @@ impl TensorStore for GgufModel {
 
     fn tensor(&self, name: &str) -> Result<Option<StoredTensor<'_>>> {
         let Some(place) = self.architecture.place(name) else { return Ok(None) };
-        let Some(tensor) = self.stored(&place.name)? else { return Ok(None) };
+        let Some(tensor) = self.stored_or_fused(&place.name)? else { return Ok(None) };
         let tensor = match place.heads {
             Some(heads) => self.heads_in_order(tensor, heads)?,
             None => tensor,

@@ -22,6 +22,10 @@ pub struct Architecture {
     pub expert_parts: [&'static str; 3],
     /// Name of the router in that part.
     pub router: &'static str,
+    /// The family's names are replaced by the usual ones ([`ModelConfig::use_standard_names`]).
+    ///
+    /// [`ModelConfig::use_standard_names`]: crate::model::ModelConfig::use_standard_names
+    pub standard_names: bool,
 }
 
 /// In the file, in the folder.
@@ -33,11 +37,18 @@ const STANDARD: Architecture = Architecture {
     with_experts: None,
     interleaved_heads: false,
     layers: "model.layers",
-    model_names: &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")],
+    model_names: &[
+        ("token_embd", "model.embed_tokens"),
+        ("token_embd_norm", "model.embed_norm"),
+        ("position_embd", "model.embed_positions"),
+        ("output_norm", "model.norm"),
+        ("output", "lm_head"),
+    ],
     own_names: &[],
     experts: "mlp",
     expert_parts: ["gate_proj", "up_proj", "down_proj"],
     router: "gate",
+    standard_names: false,
 };
 
 /// All that is read.
@@ -116,6 +127,28 @@ pub const ARCHITECTURES: &[Architecture] = &[
         router: "router",
         ..plain("gpt-oss", "GptOssForCausalLM")
     },
+    Architecture {
+        with_experts: Some("DeepseekV2ForCausalLM"),
+        ..renamed("deepseek2", "DeepseekV2ForCausalLM", LATENT)
+    },
+    renamed("glm4moe", "Glm4MoeForCausalLM", &[("post_attention_norm", "post_attention_layernorm")]),
+    Architecture { interleaved_heads: true, ..renamed("granitemoe", "GraniteMoeForCausalLM", &[]) },
+    renamed("llama4", "Llama4ForCausalLM", &[]),
+    renamed("dbrx", "DbrxForCausalLM", &[("attn_output_norm", "post_attention_layernorm")]),
+    named("exaone4", "Exaone4ForCausalLM", POST_NORMS),
+    Architecture { interleaved_heads: true, ..plain("smollm3", "SmolLM3ForCausalLM") },
+    plain("qwen2vl", "Qwen2ForCausalLM"),
+    plain("qwen3vl", "Qwen3ForCausalLM"),
+    plain("qwen3vlmoe", "Qwen3MoeForCausalLM"),
+    renamed("qwen", "QWenLMHeadModel", &[]),
+    Architecture { interleaved_heads: true, ..renamed("baichuan", "BaichuanForCausalLM", &[]) },
+    // Files of GLM-4 as it came to transformers hold the same.
+    named("chatglm", "GlmForCausalLM", &[("ffn_up", "mlp.gate_up_proj")]),
+    renamed("phi2", "PhiForCausalLM", &[]),
+    renamed("gptneox", "GPTNeoXForCausalLM", &[]),
+    renamed("bloom", "BloomForCausalLM", &[]),
+    renamed("mpt", "MPTForCausalLM", &[]),
+    renamed("starcoder", "GPTBigCodeForCausalLM", &[]),
 ];
 
 /// Norms before and behind attention and feed-forward layer.
@@ -128,12 +161,28 @@ const SANDWICH: &[Names] = &[
 const POST_NORMS: &[Names] =
     &[("post_attention_norm", "post_attention_layernorm"), ("post_ffw_norm", "post_feedforward_layernorm")];
 
+/// Compressed keys and values; newer files have the parts of keys and of values apart.
+const LATENT: &[Names] = &[
+    ("attn_q_a", "self_attn.q_a_proj"),
+    ("attn_q_a_norm", "self_attn.q_a_layernorm"),
+    ("attn_q_b", "self_attn.q_b_proj"),
+    ("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa"),
+    ("attn_kv_a_norm", "self_attn.kv_a_layernorm"),
+    ("attn_kv_b", "self_attn.kv_b_proj"),
+    ("attn_k_b", "self_attn.k_b_proj"),
+    ("attn_v_b", "self_attn.v_b_proj"),
+];
+
 const fn plain(name: &'static str, hugging_face: &'static str) -> Architecture {
     Architecture { name, hugging_face, ..STANDARD }
 }
 
 const fn named(name: &'static str, hugging_face: &'static str, own_names: &'static [Names]) -> Architecture {
     Architecture { name, hugging_face, own_names, ..STANDARD }
+}
+
+const fn renamed(name: &'static str, hugging_face: &'static str, own_names: &'static [Names]) -> Architecture {
+    Architecture { standard_names: true, ..named(name, hugging_face, own_names) }
 }
 
 /// Behind `blk.N.` and behind the name of the layer.
@@ -155,8 +204,14 @@ const LAYER_NAMES: [Names; 15] = [
     ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
 ];
 
-/// A tensor whose name in the folder has no `.weight`.
-const SINKS: Names = ("attn_sinks.weight", "self_attn.sinks");
+/// Tensors whose names in the folder have no `.weight` or `.bias`.
+const WHOLE_NAMES: [Names; 2] =
+    [("attn_sinks.weight", "self_attn.sinks"), ("exp_probs_b.bias", "mlp.gate.e_score_correction_bias")];
+
+/// Queries, keys and values below each other.
+pub const FUSED: &str = "attn_qkv";
+/// The names of its parts.
+pub const PARTS: [&str; 3] = ["attn_q", "attn_k", "attn_v"];
 
 /// Where the tensor of a name is.
 #[derive(Debug, PartialEq, Eq)]
@@ -178,8 +233,10 @@ pub enum Heads {
 impl Architecture {
     /// Where the tensor with a name of the folder is; `None`: this architecture has no such tensor.
     pub fn place(&self, name: &str) -> Option<Place> {
-        if let Some(layer) = self.layer_of(name).and_then(|(layer, part)| (part == SINKS.1).then_some(layer)) {
-            return Some(Place { name: format!("blk.{layer}.{}", SINKS.0), expert: None, heads: None });
+        if let Some((layer, part)) = self.layer_of(name)
+            && let Some((file, _)) = WHOLE_NAMES.iter().find(|(_, folder)| *folder == part)
+        {
+            return Some(Place { name: format!("blk.{layer}.{file}"), expert: None, heads: None });
         }
         let (stem, suffix) = name.rsplit_once('.')?;
         let found = |place: String, expert, heads| Some(Place { name: format!("{place}.{suffix}"), expert, heads });
@@ -227,8 +284,9 @@ impl Architecture {
             return Vec::new();
         };
         let in_layer = |part: String| format!("{}.{layer}.{part}.{suffix}", self.layers);
-        if format!("{part}.{suffix}") == SINKS.0 {
-            return vec![format!("{}.{layer}.{}", self.layers, SINKS.1)];
+        let whole = format!("{part}.{suffix}");
+        if let Some((_, folder)) = WHOLE_NAMES.iter().find(|(file, _)| *file == whole) {
+            return vec![format!("{}.{layer}.{folder}", self.layers)];
         }
         // One name of the file may stand for different ones of the folder.
         let own: Vec<_> = self.own_names.iter().filter(|(file, _)| *file == part).collect();
@@ -237,6 +295,10 @@ impl Architecture {
         }
         if let Some((_, folder)) = LAYER_NAMES.iter().find(|(file, _)| *file == part) {
             return vec![in_layer((*folder).to_owned())];
+        }
+        if part == FUSED {
+            let usual = |part: &str| LAYER_NAMES.iter().find(|(file, _)| *file == part);
+            return PARTS.iter().filter_map(|part| usual(part)).map(|(_, folder)| in_layer((*folder).into())).collect();
         }
         if part == "ffn_gate_inp" {
             return vec![in_layer(format!("{}.{}", self.experts, self.router))];

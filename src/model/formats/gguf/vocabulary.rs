@@ -17,6 +17,21 @@ const LATIN_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\
 const CAPITAL_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*";
 const BLANKS: &str = r"\s*[\r\n]+|\s+(?!\S)|\s+";
 
+const BLOOM: &str = " ?[^(\\s|.,!?…。，、।۔،)]+";
+const DEEPSEEK_V2: [&str; 6] = [
+    r"[\r\n]",
+    r"\s?[\p{Lu}\p{Ll}\p{Lt}]+",
+    "\\s?[!-/:-~！-／：-～‘-‟\u{3000}-。]+",
+    r"\s+$",
+    "[一-龥ࠀ-一가-\u{d7ff}]+",
+    r"\p{N}+",
+];
+const DEEPSEEK_V3: [&str; 3] = [
+    r"\p{N}{1,3}",
+    "[一-龥\u{3040}-ゟ゠-ヿ]+",
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+];
+
 /// The parts of the metadata that concern tokens.
 #[derive(Clone, Debug)]
 pub struct TextMetadata {
@@ -232,22 +247,41 @@ fn pre_tokenizer(name: &str) -> Option<(Value, bool)> {
     let punctuation = r" ?[^\s\p{L}\p{N}]+[\r\n]*";
     let words = r"[^\r\n\p{L}\p{N}]?\p{L}+";
     let pattern = match name {
-        "llama-bpe" | "llama3" | "llama-v3" => format!(r"{CONTRACTIONS}|{words}|\p{{N}}{{1,3}}|{punctuation}|{BLANKS}"),
-        "qwen2" | "deepseek-r1-qwen" | "stablelm2" => format!(r"{CONTRACTIONS}|{words}|\p{{N}}|{punctuation}|{BLANKS}"),
+        "llama-bpe" | "llama3" | "llama-v3" | "dbrx" | "smaug-bpe" | "chatglm-bpe" | "glm4" => {
+            format!(r"{CONTRACTIONS}|{words}|\p{{N}}{{1,3}}|{punctuation}|{BLANKS}")
+        }
+        "qwen2" | "deepseek-r1-qwen" | "stablelm2" | "hunyuan" | "megrez" => {
+            format!(r"{CONTRACTIONS}|{words}|\p{{N}}|{punctuation}|{BLANKS}")
+        }
         "tekken" => format!(r"{LATIN_WORDS}|{CAPITAL_WORDS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{BLANKS}"),
         "gpt-4o" | "llama4" => format!(
             r"{LATIN_WORDS}{CONTRACTIONS}?|{CAPITAL_WORDS}{CONTRACTIONS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{BLANKS}"
         ),
-        "default" | "gpt-2" | "phi-2" | "olmo" | "dbrx" | "jais" | "mpt" => return Some((gpt2(true), false)),
+        "deepseek-v3" => return Some((splits(&DEEPSEEK_V3), false)),
+        "deepseek-llm" => return Some((splits(&DEEPSEEK_V2), false)),
+        "bloom" => return Some((splits(&[BLOOM]), false)),
+        "falcon" => {
+            let digits = json!({"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated",
+                "invert": false});
+            let marks = json!({"type": "Punctuation", "behavior": "Contiguous"});
+            return Some((json!({"type": "Sequence", "pretokenizers": [marks, gpt2(true), digits]}), false));
+        }
+        "default" | "gpt-2" | "phi-2" | "olmo" | "jais" | "mpt" | "exaone4" => return Some((gpt2(true), false)),
         "starcoder" | "refact" | "command-r" | "smollm" | "codeshell" | "exaone" => {
             let digits = json!({"type": "Digits", "individual_digits": true});
             return Some((json!({"type": "Sequence", "pretokenizers": [digits, gpt2(true)]}), false));
         }
         _ => return None,
     };
-    let split = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
     let whole_words = matches!(name, "llama-bpe" | "llama3" | "llama-v3" | "tekken");
-    Some((json!({"type": "Sequence", "pretokenizers": [split, gpt2(false)]}), whole_words))
+    Some((splits(&[&pattern]), whole_words))
+}
+
+/// Cut where each pattern matches, one after the other.
+fn splits(patterns: &[&str]) -> Value {
+    let split = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let all: Vec<_> = patterns.iter().map(split).chain([gpt2(false)]).collect();
+    json!({"type": "Sequence", "pretokenizers": all})
 }
 
 fn gpt2(use_regex: bool) -> Value {
