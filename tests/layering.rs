@@ -20,7 +20,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("model", &["device", "ops"]),
     ("runner", &["config", "decode", "device", "model", "ops", "step"]),
     ("adapter", &["config", "decode", "device", "engine", "metrics", "model", "runner", "step", "text", "triton"]),
-    ("triton", &["adapter"]),
+    ("triton", &["adapter", "device"]),
     ("cli", &["config", "decode", "device", "engine", "model", "ops", "runner", "step", "text"]),
 ];
 

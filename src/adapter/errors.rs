@@ -90,7 +90,7 @@ pub const ERRORS: &[ErrorRow] = &[
     request(INVALID, "When streaming, `exclude_input_in_output` = False is not allowed", "the role `vllm` does not stream the prompt", "leave the input out"),
     request(UNSUPPORTED, "is not supported by this version", "the input asks for something that is not served yet", "leave it out, or send what the message names"),
     request(UNSUPPORTED, "LoRA feature is not enabled", "`lora_name` was sent", "leave it out"),
-    request(UNSUPPORTED, "send it in host memory", "an input lies in GPU memory", "send it in host memory"),
+    request(UNSUPPORTED, "send it in host memory", "an input lies in the memory of a GPU that this process cannot read; the message says why", "send it in host memory"),
     request(UNAVAILABLE, "Maximum queue size of", "`default_queue_policy.max_queue_size` requests wait already", "send less, add capacity, or raise the limit"),
     request(UNAVAILABLE, "the engine is draining and takes no new requests", "the model is being unloaded or the server ends", "send the request elsewhere"),
     request(UNAVAILABLE, "the model is being unloaded", "the model is being unloaded", "send the request elsewhere"),

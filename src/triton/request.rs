@@ -106,7 +106,7 @@ impl Request {
     /// All inputs, in the server's order, which differs from request to request.
     ///
     /// # Errors
-    /// Unsupported for a tensor outside of host memory.
+    /// Unsupported for a tensor in the memory of a GPU that cannot be read.
     pub fn inputs(&self) -> Result<Vec<Input<'_>>> {
         // SAFETY: the request is alive.
         let count = unsafe { read(0, |out| sys::TRITONBACKEND_RequestInputCount(self.raw(), out)) }?;
@@ -179,11 +179,11 @@ unsafe fn read_buffers<'a>(input: *mut sys::TRITONBACKEND_Input, size: u64, buff
     unsafe {
         match buffers {
             0 => Ok(Cow::Borrowed(&[])),
-            1 => Ok(Cow::Borrowed(read_buffer(input, 0)?)),
+            1 => read_buffer(input, 0),
             _ => {
                 let mut bytes = Vec::with_capacity(size as usize);
                 for index in 0..buffers {
-                    bytes.extend_from_slice(read_buffer(input, index)?);
+                    bytes.extend_from_slice(&read_buffer(input, index)?);
                 }
                 Ok(Cow::Owned(bytes))
             }
@@ -191,21 +191,37 @@ unsafe fn read_buffers<'a>(input: *mut sys::TRITONBACKEND_Input, size: u64, buff
     }
 }
 
-/// One buffer in host memory.
+/// One buffer: borrowed from host memory, page-locked or not, and copied from that of a GPU.
 ///
 /// # Safety
 /// As for [`read_buffers`].
-unsafe fn read_buffer<'a>(input: *mut sys::TRITONBACKEND_Input, index: u32) -> Result<&'a [u8]> {
+unsafe fn read_buffer<'a>(input: *mut sys::TRITONBACKEND_Input, index: u32) -> Result<Cow<'a, [u8]>> {
     let (mut size, mut memory, mut device) = (0, sys::TRITONSERVER_MEMORY_CPU, 0);
-    // SAFETY: the input is alive; the server says where the buffer is, and only host memory is made a slice of.
+    // SAFETY: the input is alive; the server says where the buffer is and how long, and only host memory is made a slice of.
     unsafe {
         let base = read(ptr::null(), |out| {
             sys::TRITONBACKEND_InputBuffer(input, index, out, &mut size, &mut memory, &mut device)
         })?;
-        if memory == sys::TRITONSERVER_MEMORY_GPU {
-            let message = format!("the tensor is in the memory of GPU {device}: send it in host memory");
-            return Err(Error::unsupported(message));
-        }
-        Ok(if size == 0 { &[] } else { slice::from_raw_parts(base.cast(), size as usize) })
+        Ok(match memory {
+            _ if size == 0 => Cow::Borrowed(&[]),
+            sys::TRITONSERVER_MEMORY_GPU => Cow::Owned(read_gpu(device, base, size as usize)?),
+            _ => Cow::Borrowed(slice::from_raw_parts(base.cast(), size as usize)),
+        })
     }
+}
+
+/// # Safety
+/// `base` is the start of `size` bytes of this GPU's memory.
+unsafe fn read_gpu(device: i64, base: *const c_void, size: usize) -> Result<Vec<u8>> {
+    #[cfg(feature = "cuda")]
+    // SAFETY: the caller's premise; the server keeps an input as it is while its request lives.
+    let copied = unsafe { crate::device::cuda::read_memory(device, base as u64, size) };
+    #[cfg(not(feature = "cuda"))]
+    let copied: Result<Vec<u8>> =
+        Err(Error::unsupported(format!("{base:?}, {size} bytes: there is no CUDA in this library")));
+    copied.map_err(|why| {
+        let message =
+            format!("the tensor is in the memory of GPU {device}, which cannot be read: send it in host memory");
+        Error::unsupported(format!("{message} ({why})"))
+    })
 }

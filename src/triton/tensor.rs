@@ -73,7 +73,7 @@ pub struct Input<'a> {
     pub name: &'a str,
     pub dtype: DataType,
     pub shape: &'a [i64],
-    /// Row-major elements, little-endian. Copied only where the server holds the tensor in several pieces.
+    /// Row-major elements, little-endian. Copied only where the server holds the tensor in several pieces or on a GPU.
     pub bytes: Cow<'a, [u8]>,
 }
 

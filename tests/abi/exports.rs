@@ -10,7 +10,6 @@ use super::world::*;
 const INTERNAL: u32 = 1;
 const INVALID_ARG: u32 = 3;
 const CPU: u32 = 0;
-const GPU: u32 = 2;
 const FINAL: u32 = 1;
 
 type Text = *const c_char;
@@ -473,7 +472,7 @@ export! {
         let input = world.inputs.get(input)?;
         let buffer = at(&input.buffers, index)?;
         (*base, *size) = (buffer.as_ptr().cast(), buffer.len() as u64);
-        (*memory, *device) = (if input.on_gpu { GPU } else { CPU }, 0);
+        (*memory, *device) = (input.memory as u32, 0);
     }
 
     fn TRITONBACKEND_ResponseFactoryNew(factory: *mut Handle, request: Handle) |world| {

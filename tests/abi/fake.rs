@@ -81,8 +81,16 @@ pub struct InputSpec {
     pub tensor: Tensor,
     /// The sizes of all buffers but the last.
     pub pieces: Vec<usize>,
-    /// Says that the buffers are in GPU memory.
-    pub on_gpu: bool,
+    /// Where it says that the buffers are.
+    pub memory: MemoryKind,
+}
+
+/// Triton's kinds of memory, with their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryKind {
+    Cpu = 0,
+    Pinned = 1,
+    Gpu = 2,
 }
 
 /// The test's end of a request.
@@ -307,7 +315,7 @@ impl RequestSpec {
 
     /// Adds an input in one piece of host memory.
     pub fn input(mut self, tensor: Tensor) -> Self {
-        self.inputs.push(InputSpec { tensor, pieces: Vec::new(), on_gpu: false });
+        self.inputs.push(InputSpec { tensor, pieces: Vec::new(), memory: MemoryKind::Cpu });
         self
     }
 

@@ -10,7 +10,7 @@ use triton_trtllm::triton::{
     CorrelationId, DataType, OutputTensor, ParameterValue as Value, Request, Response, Timings, monotonic_ns,
 };
 
-use crate::fake::{InputSpec, ModelSpec, ParameterValue, Reply, RequestSpec, Tensor};
+use crate::fake::{InputSpec, MemoryKind, ModelSpec, ParameterValue, Reply, RequestSpec, Tensor};
 use crate::loader::{Behaviour, serve};
 
 const INTERNAL: u32 = 1;
@@ -114,24 +114,31 @@ fn an_input_in_several_buffers_is_joined() {
     let server = serve("pieces", Behaviour::each(echo));
     let model = server.load(spec("pieces")).unwrap();
     let tensor = Tensor::int32("ids", &[4], &[1, 2, 3, 4]);
-    let input = InputSpec { tensor: tensor.clone(), pieces: vec![3, 0, 9], on_gpu: false };
-    let replies = model.infer(RequestSpec { inputs: vec![input], ..RequestSpec::default() });
-    assert_eq!(replies[0].outputs, [tensor]);
+    for memory in [MemoryKind::Cpu, MemoryKind::Pinned] {
+        let input = InputSpec { tensor: tensor.clone(), pieces: vec![3, 0, 9], memory };
+        let replies = model.infer(RequestSpec { inputs: vec![input], ..RequestSpec::default() });
+        assert_eq!(replies[0].outputs, [tensor.clone()], "{memory:?}");
+    }
 }
 
+/// The stand-in has no memory of a GPU. A driver that reads any address copies what it calls so; any other one refuses.
 #[test]
-fn an_input_on_the_gpu_is_an_error_that_names_it() {
-    let behaviour = Behaviour::each(|request| {
-        let error = request.inputs().unwrap_err();
-        request.fail(error, None);
+fn s2_2_an_input_on_a_gpu_that_cannot_be_read_is_an_error_that_names_it() {
+    let behaviour = Behaviour::each(|request| match request.inputs().map(drop) {
+        Ok(()) => echo(request),
+        Err(error) => request.fail(error, None),
     });
     let server = serve("gpu", behaviour);
     let model = server.load(spec("gpu")).unwrap();
-    let input = InputSpec { tensor: Tensor::int32("ids", &[1], &[1]), pieces: vec![], on_gpu: true };
+    let tensor = Tensor::int32("ids", &[1], &[1]);
+    let input = InputSpec { tensor: tensor.clone(), pieces: vec![], memory: MemoryKind::Gpu };
     let replies = model.infer(RequestSpec { inputs: vec![input], ..RequestSpec::default() });
+    if replies[0].error.is_none() {
+        return assert_eq!(replies[0].outputs, [tensor]);
+    }
     let (code, message) = error(&replies[0]);
     assert_eq!(code, UNSUPPORTED);
-    assert!(message.contains("`ids`") && message.contains("GPU 0"), "{message}");
+    assert!(message.contains("`ids`") && message.contains("GPU 0") && message.contains("host memory ("), "{message}");
 }
 
 #[test]

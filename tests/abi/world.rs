@@ -6,7 +6,7 @@ use std::ffi::{CString, c_void};
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
-use super::{InputSpec, ModelSpec, RequestSpec};
+use super::{InputSpec, MemoryKind, ModelSpec, RequestSpec};
 
 /// A number in a pointer's clothes: never dereferenced, so a dead one is harmless.
 pub type Handle = *mut c_void;
@@ -174,7 +174,7 @@ pub struct InputObject {
     pub dtype: u32,
     pub shape: Vec<i64>,
     pub buffers: Vec<Vec<u8>>,
-    pub on_gpu: bool,
+    pub memory: MemoryKind,
 }
 
 pub struct FactoryObject {
@@ -445,7 +445,7 @@ impl InputObject {
         }
         buffers.push(rest);
         let Tensor { name, dtype, shape, .. } = spec.tensor;
-        Self { name: c_string(&name), dtype, shape, buffers, on_gpu: spec.on_gpu }
+        Self { name: c_string(&name), dtype, shape, buffers, memory: spec.memory }
     }
 }
 

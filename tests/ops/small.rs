@@ -2,7 +2,7 @@
 
 use crate::functions::ACTIVATIONS;
 use crate::harness::{FLOATS, Host, OnDevice, Random, assert_close, ids, round, unit};
-use crate::{devices, host_devices};
+use crate::{cuda, devices, host_devices};
 use triton_trtllm::device::{
     Activation, DType, Feature, KvLayer, RopeKvWrite, RopeStyle, RopeTable, SharedDevice, Tensor,
 };
@@ -355,4 +355,22 @@ fn the_host_tier_gives_back_what_it_got() {
             }
         }
     }
+}
+
+/// What other libraries of the process have put on a GPU is read as well: Triton hands over such inputs.
+#[cfg(feature = "cuda")]
+#[test]
+fn memory_of_a_gpu_is_copied_to_the_host_or_the_reason_is_told() {
+    let Some(device) = cuda() else {
+        // SAFETY: nothing is read where there is no GPU.
+        let why = unsafe { triton_trtllm::device::cuda::read_memory(0, 0x1000, 4) }.unwrap_err();
+        assert!(why.message().contains(' '), "{why}");
+        return;
+    };
+    let tensor = Tensor::zeros(&device, 1, 3, DType::I32, "a test").unwrap();
+    let bytes: Vec<u8> = (1..=12).collect();
+    device.upload(&tensor, &bytes).unwrap();
+    device.synchronize().unwrap();
+    // SAFETY: the tensor has as many bytes, and nobody writes to it.
+    assert_eq!(unsafe { triton_trtllm::device::cuda::read_memory(0, tensor.addr(), 12) }.unwrap(), bytes);
 }

@@ -138,6 +138,28 @@ pub(super) fn uuid(ordinal: i32) -> Result<String> {
     Ok(format!("{a}-{b}-{c}-{d}-{e}"))
 }
 
+/// Copies memory of GPU `ordinal` that others in this process have allocated.
+///
+/// # Safety
+/// From `address` on there are as many bytes of that GPU as `to` has, and nobody writes to them.
+pub(super) unsafe fn read_foreign(ordinal: i32, address: u64, to: &mut [u8]) -> Result<()> {
+    let what = format!("memory of GPU {ordinal}");
+    count_gpus()?;
+    let (mut device, mut context, mut popped) = (0, std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: valid places; what is retained and pushed is popped and released below, whatever the copy says; the ranges are
+    // as long as is said, by the slice and by the caller's premise.
+    unsafe {
+        check_plain(sys::cuDeviceGet(&mut device, ordinal), &what)?;
+        check_plain(sys::cuDevicePrimaryCtxRetain(&mut context, device), &what)?;
+        let copied = check_plain(sys::cuCtxPushCurrent_v2(context), &what).and_then(|()| {
+            let copied = check_plain(sys::cuMemcpyDtoH_v2(to.as_mut_ptr().cast(), address, to.len()), &what);
+            copied.and(check_plain(sys::cuCtxPopCurrent_v2(&mut popped), &what))
+        });
+        let released = check_plain(sys::cuDevicePrimaryCtxRelease_v2(device), &what);
+        copied.and(released)
+    }
+}
+
 impl Context {
     /// Takes GPU `ordinal` of those the driver shows. [`count_gpus`] has succeeded before.
     pub fn new(ordinal: i32) -> Result<Self> {

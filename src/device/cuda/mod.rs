@@ -41,6 +41,22 @@ pub fn count_gpus() -> Result<usize> {
     driver::count_gpus()
 }
 
+/// Copies memory of a GPU that others in this process have allocated to the host.
+///
+/// # Errors
+/// A sentence on why that GPU cannot be read.
+///
+/// # Safety
+/// `bytes` bytes from `address` on are memory of the GPU that CUDA counts as `gpu`, and nobody writes to them meanwhile.
+pub unsafe fn read_memory(gpu: i64, address: u64, bytes: usize) -> Result<Vec<u8>> {
+    let mut copy = vec![0; bytes];
+    if bytes > 0 {
+        // SAFETY: the caller's premise.
+        unsafe { driver::read_foreign(gpu as i32, address, &mut copy) }?;
+    }
+    Ok(copy)
+}
+
 /// The number of the GPU, or of the slice of one, whose UUID begins like this.
 ///
 /// # Errors
