@@ -1,6 +1,8 @@
 //! The engine on `FakeExecutor`: properties under random operation, golden traces of plans, what ends a request, the
 //! thread and its handle.
 
+#[path = "engine/beams.rs"]
+mod beams;
 #[path = "engine/cache.rs"]
 mod cache;
 #[path = "engine/common.rs"]

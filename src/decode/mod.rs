@@ -1,5 +1,6 @@
 //! How tokens are chosen and when generation ends. Pure: randomness comes in as a seed and a position.
 
+pub mod beam;
 pub mod draft;
 pub mod guided;
 pub mod logits;

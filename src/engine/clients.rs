@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::beams::BeamGroup;
 use super::gate::Charge;
 use super::sequence::SeqRef;
 use super::sink::FinalSink;
@@ -16,6 +17,8 @@ pub(super) struct Client {
     /// Its sequences; `None`: has ended.
     pub sequences: Vec<Option<SeqRef>>,
     pub open: usize,
+    /// The search that the sequences work for: its client hears of the search, not of them.
+    pub beams: Option<Box<BeamGroup>>,
 }
 
 /// All clients, each in a place that it keeps.

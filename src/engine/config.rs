@@ -53,6 +53,8 @@ pub struct EngineConfig {
     pub max_seq_len: usize,
     /// Longest prompt.
     pub max_input_len: usize,
+    /// Widest beam search.
+    pub max_beam_width: usize,
     /// Guesses that every sequence makes from its own tokens; `None`: none.
     pub ngram_drafts: Option<NGramOptions>,
 }
@@ -77,6 +79,7 @@ impl EngineConfig {
             kv_reuse: true,
             max_seq_len: limits.max_seq_len_tokens,
             max_input_len: limits.max_seq_len_tokens.saturating_sub(1),
+            max_beam_width: 1,
             ngram_drafts: None,
         }
     }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::ahead::Ahead;
+use super::beams::BeamGroup;
 use super::clients::{Client, Clients};
 use super::config::EngineConfig;
 use super::events::{KvEventBatch, KvEvents};
 use super::gate::{Charge, Gate, failed_request};
-use super::request::{Delta, DeltaLogits, FinishReason, Request, RequestSink, RequestStats};
+use super::request::{Delta, DeltaLogits, Finish, FinishReason, Request, RequestSink, RequestStats};
 use super::scheduler::{PlanStats, Scheduler};
 use super::sequence::{Inspected, SeqDelta};
 use super::sink::{FinalSink, Ledger, panic_text};
@@ -243,11 +244,20 @@ impl EngineCore {
         self.totals.requests_accepted += 1;
         self.totals.prompt_tokens += (request.prompt.len() * request.num_sequences) as u64;
         let open = request.num_sequences;
-        let client = Client { request: id, sink, charge: Some(charge), sequences: Vec::new(), open };
+        let client = Client { request: id, sink, charge: Some(charge), sequences: Vec::new(), open, beams: None };
         let place = self.clients.insert(client);
-        let sequences = self.scheduler.add(request, place, arrival_ns);
+        let beam = request.beam.clone();
+        let (sequences, beams) = match beam {
+            None => (self.scheduler.add(request, place, arrival_ns), None),
+            Some(params) => {
+                let max_tokens = request.stop.max_tokens.min(self.scheduler.room(request.prompt.len()));
+                let mut group = Box::new(BeamGroup::new(id, request, params, max_tokens, arrival_ns));
+                (self.scheduler.add_round(group.round(), place, arrival_ns), Some(group))
+            }
+        };
         if let Some(client) = self.clients.get_mut(place) {
             client.sequences = sequences.into_iter().map(Some).collect();
+            client.beams = beams;
         }
         self.note(id, "accepted");
     }
@@ -275,7 +285,7 @@ impl EngineCore {
         for client in self.clients.those(|client| client.sink.is_cancelled()) {
             self.end(client, FinishReason::Cancelled, None);
         }
-        for client in self.clients.those(|client| client.open > 1) {
+        for client in self.clients.those(|client| client.open > 1 && client.beams.is_none()) {
             self.end_stopped(client);
         }
         for client in self.scheduler.expired(now_ns) {
@@ -374,15 +384,17 @@ impl EngineCore {
         }
         self.totals.generated_tokens += accepted as u64;
         let client = self.clients.get_mut(address.client)?;
-        let Some(finish) = &mut delta.finish else {
+        let request = client.request;
+        if let Some(finish) = &mut delta.finish {
+            finish.error = finish.error.take().map(|error| of_request(request, &error));
+        }
+        if client.beams.is_some() {
+            return self.deliver_to_search(address.client, delta);
+        }
+        let Some(finish) = &delta.finish else {
             client.sink.delta(delta);
             return None;
         };
-        let request = client.request;
-        finish.error = finish.error.take().map(|error| {
-            let wrapped = failed_request(request, error.message());
-            Error::new(error.kind(), wrapped)
-        });
         let reason = finish.reason;
         client.sequences[delta.sequence_index] = None;
         client.open -= 1;
@@ -396,20 +408,67 @@ impl EngineCore {
         Some((self.clients.remove(address.client)?, delta))
     }
 
+    /// Passes what a sequence has computed to the search that it works for; the last of a round starts the next one, or
+    /// ends the search.
+    fn deliver_to_search(&mut self, place: u32, mut delta: Delta) -> Option<(Client, Delta)> {
+        let client = self.clients.get_mut(place)?;
+        let (request, group) = (client.request, client.beams.as_mut()?);
+        if group.is_first_round() {
+            self.totals.cached_tokens += delta.finish.as_ref().map_or(0, |_| delta.stats.cached_tokens as u64);
+        }
+        group.take(&mut delta);
+        let finish = delta.finish?;
+        client.sequences[delta.sequence_index] = None;
+        client.open -= 1;
+        let vocab_size = self.limits.vocab_size;
+        let outcome = match finish.error {
+            Some(error) => Err(error),
+            None if client.open > 0 => return None,
+            None => group.advance().map_err(|fault| of_request(request, &fault.into_error(vocab_size))),
+        };
+        let finish = match outcome {
+            Ok(true) => {
+                if group.streams() {
+                    client.sink.delta(group.delta(None, self.now_ns));
+                }
+                let sequences = self.scheduler.add_round(group.round(), place, group.arrival_ns());
+                client.open = sequences.len();
+                client.sequences = sequences.into_iter().map(Some).collect();
+                return None;
+            }
+            Ok(false) => Finish { reason: group.reason(), error: None },
+            Err(error) => Finish { reason: FinishReason::Error, error: Some(error) },
+        };
+        let reason = finish.reason;
+        let delta = group.delta(Some(finish), self.now_ns);
+        for seq in client.sequences.drain(..).flatten() {
+            self.scheduler.finish(seq);
+        }
+        self.count_end(reason);
+        self.note(request, "ended");
+        Some((self.clients.remove(place)?, delta))
+    }
+
     /// Ends a request now, whatever it is doing.
     fn end(&mut self, client: u32, reason: FinishReason, error: Option<&Error>) {
-        let Some(client) = self.clients.remove(client) else { return };
+        let Some(mut client) = self.clients.remove(client) else { return };
         if let Some(charge) = client.charge {
             self.gate.leave_queue(charge);
         }
         tracing::debug!(request = client.request.0, ?reason, "end");
         let open = client.sequences.iter().enumerate().filter_map(|(index, seq)| Some((index, (*seq)?)));
         let ended: Vec<_> = open.map(|(index, seq)| (index, self.scheduler.finish(seq).unwrap_or_default())).collect();
-        self.totals.cached_tokens += ended.iter().map(|(_, stats)| stats.cached_tokens as u64).sum::<u64>();
+        if client.beams.as_ref().is_none_or(|group| group.is_first_round()) {
+            self.totals.cached_tokens += ended.iter().map(|(_, stats)| stats.cached_tokens as u64).sum::<u64>();
+        }
         self.count_end(reason);
         self.note(client.request, "was ended");
         self.board.lock().totals = self.totals;
         self.unpublished = true;
+        if let Some(mut group) = client.beams.take() {
+            let finish = Finish { reason, error: error.cloned() };
+            return client.sink.delta(group.delta(Some(finish), self.now_ns));
+        }
         for (index, stats) in ended {
             client.sink.finish(index, reason, error.cloned(), stats);
         }
@@ -519,6 +578,11 @@ impl EngineCore {
             memory: self.executor.memory(),
         }
     }
+}
+
+/// An error in the words in which the end of a request is reported.
+fn of_request(request: RequestId, error: &Error) -> Error {
+    Error::new(error.kind(), failed_request(request, error.message()))
 }
 
 fn inspected_logits(inspected: &Inspected, inspection: &mut Inspection) -> DeltaLogits {

@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use super::config::EngineConfig;
 use super::request::Request;
+use crate::decode::SamplingParams;
 use crate::error::{Error, Result};
 use crate::ids::RequestId;
 use crate::step::{ExecutorLimits, PromptTable};
@@ -138,6 +139,7 @@ impl Gate {
         if request.outputs.prompt_log_probs && !request.prompt.iter().all(in_vocab) {
             return Err(Error::invalid("the log-probabilities of a prompt with tokens of a prompt table do not exist"));
         }
+        self.check_beam(request)?;
         if let Some(token) = request.draft.iter().find(|&token| !in_vocab(token)) {
             return Err(Error::invalid(format!(
                 "draft token {token} is outside the vocabulary, expected 0 to {}",
@@ -165,6 +167,40 @@ impl Gate {
             return Err(Error::invalid("the weight of the tenant is 0, expected at least 1"));
         }
         Ok(())
+    }
+
+    fn check_beam(&self, request: &Request) -> Result<()> {
+        let Some(beam) = &request.beam else { return Ok(()) };
+        let most = self.config.max_beam_width;
+        if beam.width < 1 || beam.width > most {
+            return Err(Error::invalid(format!(
+                "beam_width is {}, expected 1 to max_beam_width, which is {most}",
+                beam.width
+            )));
+        }
+        if beam.num_return < 1 || beam.num_return > beam.width {
+            return Err(Error::invalid(format!(
+                "num_return_sequences is {}, expected 1 to the beam width, which is {}",
+                beam.num_return, beam.width
+            )));
+        }
+        if let Some(width) = beam.widths.iter().find(|width| !(1..=beam.width).contains(*width)) {
+            return Err(Error::invalid(format!(
+                "beam_width_array has {width}, expected 1 to beam_width, which is {}",
+                beam.width
+            )));
+        }
+        let SamplingParams { guide, top_log_probs, .. } = &request.sampling;
+        let unsupported = [
+            (guide.is_some(), "guided_decoding_guide_type is set: guided decoding does not support beam search"),
+            (*top_log_probs > 0, "num_top_log_probs is set, which beam search does not support"),
+            (!request.draft.is_empty(), "draft_input_ids are given, which beam search does not verify"),
+            (request.num_sequences > 1, "several sequences are sampled, which a beam search is not"),
+        ];
+        match unsupported.iter().find(|(is_asked, _)| *is_asked) {
+            Some((_, what)) => Err(Error::invalid(format!("beam_width is {} and {what}", beam.width))),
+            None => Ok(()),
+        }
     }
 
     fn check_fits(&self, prompt: usize, max_tokens: usize) -> Result<()> {

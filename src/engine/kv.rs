@@ -189,7 +189,7 @@ impl KvCache {
     /// The cached beginning of `tokens`, the last of which is always left to compute.
     pub fn find(&self, tokens: &[TokenId], extra_ids: &[u64], space: Space) -> PrefixMatch {
         let mut found = PrefixMatch::default();
-        if !self.reuse {
+        if !self.keeps(space) {
             return found;
         }
         let (mut at, end) = (0, tokens.len() - 1);
@@ -253,9 +253,10 @@ impl KvCache {
         Some(reservation)
     }
 
-    pub fn commit(&mut self, reservation: Reservation) -> Admitted {
+    /// `is_reuse`: whether the matched blocks are those of other requests.
+    pub fn commit(&mut self, reservation: Reservation, is_reuse: bool) -> Admitted {
         let Reservation { table, windows, copy, new_blocks } = reservation;
-        self.reused_blocks += table.len() as u64;
+        self.reused_blocks += if is_reuse { table.len() as u64 } else { 0 };
         Admitted { reused_blocks: table.len(), table, windows, copy, new_blocks }
     }
 
@@ -311,8 +312,8 @@ impl KvCache {
 
     /// Makes the content of a full `block` reusable; false when it cannot be, and then nothing behind it can.
     pub fn insert(&mut self, place: Place, content: &Content<'_>, block: BlockId) -> bool {
-        if !self.reuse || self.prefix.contains(block) {
-            return self.reuse;
+        if !self.keeps(place.space) || self.prefix.contains(block) {
+            return self.keeps(place.space);
         }
         let known = self.prefix.child(place.parent, place.space, content);
         if let Some(node) = known.filter(|&node| self.tiers.is_host(node)) {
@@ -345,9 +346,14 @@ impl KvCache {
     pub fn insert_tail(&mut self, place: Place, content: &Content<'_>, block: BlockId) {
         let closest = self.prefix.closest_child(place.parent, place.space, content);
         let known = closest.is_some_and(|(_, shared)| shared == content.tokens.len());
-        if self.reuse && !known && !self.blocks.is_shared(block) && self.windows.is_empty() {
+        if self.keeps(place.space) && !known && !self.blocks.is_shared(block) && self.windows.is_empty() {
             self.declare(place, content, block);
         }
+    }
+
+    /// Whether content is kept for later sequences.
+    fn keeps(&self, space: Space) -> bool {
+        self.reuse || space.private != 0
     }
 
     /// Gives a cached block that is in use another priority.
@@ -360,7 +366,7 @@ impl KvCache {
     pub fn reset(&mut self) {
         let nodes = (0..self.prefix.nodes() as u32).map(BlockId);
         let all: Vec<_> = nodes.filter(|&block| self.is_cached(block)).collect();
-        let full = all.iter().filter(|&&block| self.is_full(block));
+        let full = all.iter().filter(|&&block| self.is_reported(block));
         let block_hashes: Vec<_> = full.map(|&block| self.prefix.hash(block)).collect();
         let mut removed = Vec::with_capacity(all.len());
         for block in all {
@@ -505,7 +511,7 @@ impl KvCache {
             return;
         }
         self.prefix.set_priority(block, priority);
-        if let Some(events) = self.events.as_ref().filter(|_| self.is_full(block)) {
+        if let Some(events) = self.events.as_ref().filter(|_| self.is_reported(block)) {
             let diff = EventDiff { new_value: priority.into(), old_value: old.into() };
             let block_hash = self.prefix.hash(block);
             events.push(KvEventData::Updated { block_hash, cache_level: None, priority: Some(diff) });
@@ -533,12 +539,17 @@ impl KvCache {
         }
     }
 
+    /// Whether readers of events know the block.
+    fn is_reported(&self, block: BlockId) -> bool {
+        self.is_full(block) && self.prefix.space(block).private == 0
+    }
+
     fn is_full(&self, block: BlockId) -> bool {
         self.prefix.content(block).tokens.len() == self.block_size
     }
 
     fn report_stored(&self, block: BlockId) {
-        let Some(events) = &self.events else { return };
+        let Some(events) = self.events.as_ref().filter(|_| self.is_reported(block)) else { return };
         let content = self.prefix.content(block);
         let extra_id = |at: usize| content.extra_ids.get(at).copied().unwrap_or(0);
         let unique = |(at, &token_id): (usize, &TokenId)| UniqueToken { token_id, token_extra_id: extra_id(at) };
@@ -554,7 +565,7 @@ impl KvCache {
 
     fn report_removed(&self, block: BlockId) {
         let Some(events) = &self.events else { return };
-        let full = self.prefix.subtree(block).into_iter().filter(|&block| self.is_full(block));
+        let full = self.prefix.subtree(block).into_iter().filter(|&block| self.is_reported(block));
         let block_hashes: Vec<_> = full.map(|block| self.prefix.hash(block)).collect();
         if !block_hashes.is_empty() {
             events.push(KvEventData::Removed { block_hashes });

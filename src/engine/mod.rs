@@ -1,6 +1,7 @@
 //! The engine: which sequences run in which step, with which memory, and who is told what.
 
 mod ahead;
+mod beams;
 pub mod bench;
 mod blocks;
 mod clients;

@@ -15,6 +15,8 @@ const PARTIAL_CANDIDATES: usize = 64;
 pub(super) struct Space {
     pub salt: u64,
     pub lora_id: Option<u64>,
+    /// The search that the blocks serve where requests share none; 0: they may be shared.
+    pub private: u64,
 }
 
 /// What identifies the slots of a block behind its parent.
@@ -70,7 +72,7 @@ struct Node {
 
 const EMPTY: Node = Node {
     key: 0,
-    space: Space { salt: 0, lora_id: None },
+    space: Space { salt: 0, lora_id: None, private: 0 },
     parent: NONE,
     first_child: NONE,
     prev_sibling: NONE,
@@ -369,7 +371,10 @@ impl PrefixCache {
     fn key(&self, parent: Option<BlockId>, space: Space, content: &Content<'_>) -> u64 {
         let seed = match parent {
             Some(parent) => self.node(parent).key,
-            None => mix(mix(space.salt, u64::from(space.lora_id.is_some())), space.lora_id.unwrap_or(0)),
+            None => {
+                let shared = mix(mix(space.salt, u64::from(space.lora_id.is_some())), space.lora_id.unwrap_or(0));
+                if space.private == 0 { shared } else { mix(shared, space.private) }
+            }
         };
         let word = |[high, low]: [TokenId; 2]| u64::from(high as u32) << 32 | u64::from(low as u32);
         let (pairs, rest) = content.tokens.as_chunks();

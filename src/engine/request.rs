@@ -1,9 +1,11 @@
 //! What goes into the engine and what comes out of it.
 
+use crate::decode::beam::{BeamParams, Hypothesis};
 use crate::decode::{SamplingParams, StopCriteria};
 use crate::error::Error;
 use crate::ids::TokenId;
 use crate::step::{PromptTable, TokenLogProb};
+use std::sync::Arc;
 
 /// One generation request. Immutable once submitted; only valid ones reach the engine (the adapter checks fields, the
 /// engine checks against its limits).
@@ -36,6 +38,8 @@ pub struct Request {
     /// Tokens that the client expects behind the prompt: they are verified together instead of one a step, and change
     /// nothing but the speed.
     pub draft: Vec<TokenId>,
+    /// Search for the likeliest answers instead of sampling one: [`Delta::beams`].
+    pub beam: Option<BeamParams>,
 }
 
 /// What a request is told besides its tokens; nothing unless it asks. [`SamplingParams::log_probs`] is the option for
@@ -82,6 +86,7 @@ impl Default for Request {
             tenant: Tenant::default(),
             outputs: OutputOptions::default(),
             draft: Vec::new(),
+            beam: None,
         }
     }
 }
@@ -159,6 +164,9 @@ pub struct Delta {
     pub log_probs: Vec<TokenLogProb>,
     /// As [`crate::step::SampledRow::top`], for each token.
     pub top: Vec<Vec<(TokenId, f32)>>,
+    /// All hypotheses of a beam search, best first: they replace those of the delta before. In the last delta, and in
+    /// every one of a search that streams.
+    pub beams: Option<Arc<[Hypothesis]>>,
     /// What [`OutputOptions`] ask for, when there is some of it.
     pub logits: Option<Box<DeltaLogits>>,
     /// So far; complete in the last delta.

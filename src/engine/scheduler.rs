@@ -6,6 +6,7 @@ mod planning;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::beams::Round;
 use super::config::EngineConfig;
 use super::events::KvEvents;
 use super::kv::{KvCache, Place};
@@ -13,7 +14,7 @@ use super::pace::Pace;
 use super::policy::{CapacityPolicy, capacity_policy};
 use super::queue::{Cursor, Key, WaitingQueue};
 use super::request::{Request, RequestStats};
-use super::sequence::{Address, SeqDelta, SeqRef, Sequence, Slots, Status};
+use super::sequence::{Address, SearchStep, SeqDelta, SeqRef, Sequence, Slots, Status};
 use crate::decode::draft::Drafter;
 use crate::error::{Error, Result};
 use crate::ids::SeqId;
@@ -118,27 +119,59 @@ impl Scheduler {
 
     /// Queues the sequences of a request that the gate has admitted.
     pub fn add(&mut self, mut request: Request, client: u32, arrival_ns: u64) -> Vec<SeqRef> {
-        let room = self.config.max_seq_len - request.prompt.len();
+        let room = self.room(request.prompt.len());
         request.stop.max_tokens = request.stop.max_tokens.min(room);
         let request = Arc::new(request);
-        let mut seqs = Vec::with_capacity(request.num_sequences);
+        let mut seqs: Vec<SeqRef> = Vec::with_capacity(request.num_sequences);
         for index in 0..request.num_sequences as u32 {
-            let id = SeqId(self.next_seq);
-            self.next_seq += 1;
-            let mut sequence = Sequence::new(id, Arc::clone(&request), Address { client, index }, arrival_ns);
+            let leader = seqs.first().copied();
+            seqs.push(self.queue_sequence(&request, Address { client, index }, leader, arrival_ns, None));
+        }
+        seqs
+    }
+
+    /// Queues a sequence for each hypothesis of a beam search, for one token.
+    pub fn add_round(&mut self, round: Round, client: u32, arrival_ns: u64) -> Vec<SeqRef> {
+        let Round { members, search, is_first } = round;
+        let step = SearchStep { private: if self.config.kv_reuse { 0 } else { search.0 }, is_first };
+        let mut seqs: Vec<SeqRef> = Vec::with_capacity(members.len());
+        for (index, (request, leader)) in members.into_iter().enumerate() {
+            let (address, leader) = (Address { client, index: index as u32 }, leader.map(|leader| seqs[leader]));
+            seqs.push(self.queue_sequence(&Arc::new(request), address, leader, arrival_ns, Some(step)));
+        }
+        seqs
+    }
+
+    /// Tokens that a sequence may generate behind a prompt.
+    pub fn room(&self, prompt_len: usize) -> usize {
+        self.config.max_seq_len - prompt_len
+    }
+
+    fn queue_sequence(
+        &mut self,
+        request: &Arc<Request>,
+        address: Address,
+        leader: Option<SeqRef>,
+        arrival_ns: u64,
+        search: Option<SearchStep>,
+    ) -> SeqRef {
+        let id = SeqId(self.next_seq);
+        self.next_seq += 1;
+        let mut sequence = Sequence::new(id, Arc::clone(request), address, arrival_ns);
+        if search.is_none() {
             // What repeats a prompt with tokens behind the vocabulary could guess one of them.
             let ngrams = self.config.ngram_drafts.filter(|_| request.prompt_table.is_none());
             sequence.drafter = Drafter::new(&request.draft, ngrams);
-            sequence.leader = seqs.first().copied();
-            sequence.tenant = self.queue.join(request.tenant);
-            let seq = self.slots.insert(sequence);
-            self.enqueue(seq);
-            if let Some(deadline_ns) = request.deadline_ns {
-                self.deadlines.insert((deadline_ns, seq));
-            }
-            seqs.push(seq);
         }
-        seqs
+        sequence.search = search;
+        sequence.leader = leader;
+        sequence.tenant = self.queue.join(request.tenant);
+        let seq = self.slots.insert(sequence);
+        self.enqueue(seq);
+        if let Some(deadline_ns) = request.deadline_ns {
+            self.deadlines.insert((deadline_ns, seq));
+        }
+        seq
     }
 
     /// Ends a sequence now; its blocks are free when this returns. Tokens that are still in flight are dropped.
@@ -205,7 +238,10 @@ impl Scheduler {
             self.cache_full_blocks(seq);
             let Some(mut delta) = delta else { continue };
             if let Some(finish) = &delta.finish {
-                self.policy.observe_end(delta.stats.generated_tokens, finish.reason);
+                let is_whole = self.slots.find(seq).is_some_and(|sequence| sequence.search.is_none());
+                if is_whole {
+                    self.policy.observe_end(delta.stats.generated_tokens, finish.reason);
+                }
                 delta.stats = self.finish(seq).unwrap_or(delta.stats);
             }
             deltas.push(delta);
@@ -425,7 +461,9 @@ impl Scheduler {
         let Some(sequence) = self.slots.find(seq) else { return };
         let (at, block_size) = (sequence.cached_blocks, self.kv.block_size());
         let known = sequence.num_landed.min(sequence.tokens.len());
-        if !sequence.cacheable || known <= at * block_size {
+        // Full blocks that are not cached are those of a sequence that computes them still.
+        let is_tail = at * block_size < known && known <= (at + 1) * block_size;
+        if !sequence.cacheable || !is_tail {
             return;
         }
         let content = sequence.content(at * block_size, known);

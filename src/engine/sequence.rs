@@ -70,6 +70,15 @@ pub(super) struct Forerunner {
     pub cached_blocks: usize,
 }
 
+/// Which part of a beam search a sequence is.
+#[derive(Clone, Copy)]
+pub(super) struct SearchStep {
+    /// As [`Space::private`].
+    pub private: u64,
+    /// Whether it computes the prompt: what later ones find in the cache is the search's own.
+    pub is_first: bool,
+}
+
 /// A sequence catches `num_computed` up with `num_tokens()`: prefill, decode, recomputation are this one rule.
 pub(super) struct Sequence {
     pub status: Status,
@@ -99,6 +108,8 @@ pub(super) struct Sequence {
     pub life: usize,
     /// Prompt positions whose logits were read, or are read by a step in flight.
     pub num_inspected: usize,
+    /// The search that it computes one token of.
+    pub search: Option<SearchStep>,
     /// Guesses the next tokens. Who has one runs one step at a time: how far a step got must be known before the next.
     pub drafter: Option<Drafter>,
     /// The plan with the latest chunk, and where that chunk starts.
@@ -151,6 +162,7 @@ impl Sequence {
             found_blocks: 0,
             life: 0,
             num_inspected: 0,
+            search: None,
             drafter: None,
             last_chunk: (0, 0),
             introduced: false,
@@ -194,7 +206,8 @@ impl Sequence {
     }
 
     pub fn space(&self) -> Space {
-        Space { salt: self.request.cache_salt, lora_id: self.request.lora_id }
+        let private = self.search.map_or(0, |search| search.private);
+        Space { salt: self.request.cache_salt, lora_id: self.request.lora_id, private }
     }
 
     /// What the slots `from..to` hold.

@@ -1,6 +1,7 @@
 use std::sync::{Arc, Mutex};
 
 use triton_trtllm::decode::StopCriteria;
+use triton_trtllm::decode::beam::{BeamSearch, Hypothesis, Outlook};
 use triton_trtllm::engine::fake::{FakeExecutor, FakeModel};
 use triton_trtllm::engine::{
     Delta, DeltaLogits, EngineConfig, EngineCore, Finish, FinishReason, Progress, Request, RequestSink, RequestStats,
@@ -17,6 +18,8 @@ pub struct Record {
     pub tokens: Vec<TokenId>,
     pub log_probs: usize,
     pub logits: DeltaLogits,
+    /// Of a beam search, the latest.
+    pub beams: Vec<Hypothesis>,
     pub deltas: usize,
     /// Tokens of the last delta.
     pub last_tokens: usize,
@@ -38,6 +41,9 @@ impl Record {
         self.deltas += 1;
         self.last_tokens = delta.tokens.len();
         self.log_probs += delta.log_probs.len();
+        if let Some(beams) = delta.beams {
+            self.beams = beams.to_vec();
+        }
         if let Some(logits) = delta.logits {
             self.logits.context.extend(logits.context);
             self.logits.generation.extend(logits.generation);
@@ -141,6 +147,24 @@ pub fn request(prompt: impl IntoIterator<Item = TokenId>, max_tokens: usize) -> 
         prompt: prompt.into_iter().collect(),
         stop: StopCriteria { max_tokens, ..StopCriteria::default() },
         ..Request::default()
+    }
+}
+
+/// The beams of a request without an engine.
+pub fn search_alone(model: FakeModel, request: &Request) -> Vec<Hypothesis> {
+    let params = request.beam.clone().unwrap();
+    let mut search = BeamSearch::new(params, request.sampling.clone(), request.stop.clone(), request.prompt.clone());
+    loop {
+        let row = |hypothesis: &Hypothesis| model.logits(&[&request.prompt[..], &hypothesis.tokens].concat());
+        let rows: Vec<_> = search.live().iter().map(row).collect();
+        let look = |(at, row): (usize, &Vec<f32>)| {
+            let logits = request.outputs.generation_logits.then(|| row.as_slice().into());
+            Outlook { top: search.look(at, &mut row.clone()).unwrap(), logits }
+        };
+        let outlooks: Vec<_> = rows.iter().enumerate().map(look).collect();
+        if !search.advance(&outlooks).unwrap() {
+            return search.best();
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use triton_trtllm::decode::beam::BeamParams;
 use triton_trtllm::decode::draft::NGramOptions;
 use triton_trtllm::decode::rank::log_prob;
 use triton_trtllm::decode::{SamplingParams, StopCriteria};
@@ -15,7 +16,9 @@ use triton_trtllm::error::ErrorKind;
 use triton_trtllm::ids::{RequestId, TokenId};
 use triton_trtllm::step::{ExecutorLimits, WindowPool};
 
-use crate::common::{Record, Rng, SEED, Tape};
+use crate::common::{Record, Rng, SEED, Tape, search_alone};
+
+const MAX_BEAM_WIDTH: usize = 4;
 
 const OPERATIONS_PER_WORLD: usize = 1500;
 
@@ -49,6 +52,7 @@ struct Outcomes {
     preemptions: usize,
     cached_tokens: usize,
     siblings: usize,
+    searches: usize,
     logits: usize,
     onboarded: u64,
     failed_transfers: u64,
@@ -114,6 +118,7 @@ impl World {
             ngram_drafts: rng
                 .chance(40)
                 .then(|| NGramOptions { max_draft_len: 1 + rng.below(6), max_matching_ngram_size: 1 + rng.below(4) }),
+            max_beam_width: MAX_BEAM_WIDTH,
             kv_event_buffer: if rng.chance(30) { 16 } else { 0 },
             ..EngineConfig::for_limits(&limits)
         };
@@ -186,6 +191,24 @@ impl World {
     }
 
     fn random_request(&mut self) -> Request {
+        let request = self.random_sampling_request();
+        if !self.rng.chance(12) {
+            return request;
+        }
+        let width = 1 + self.rng.below(MAX_BEAM_WIDTH);
+        let beam = BeamParams {
+            width,
+            widths: if self.rng.chance(20) { vec![width, 1, width] } else { Vec::new() },
+            len_penalty: [0.0, 1.0, 2.0][self.rng.below(3)],
+            early_stopping: (self.rng.below(3) as i32).into(),
+            diversity_rate: if self.rng.chance(20) { 0.5 } else { 0.0 },
+            num_return: 1 + self.rng.below(width),
+            stream: self.rng.chance(30),
+        };
+        Request { beam: Some(beam), num_sequences: 1, draft: Vec::new(), ..request }
+    }
+
+    fn random_sampling_request(&mut self) -> Request {
         let rng = &mut self.rng;
         let long = rng.chance(30);
         let len = 1 + rng.below(if long { 30 } else { 10 });
@@ -229,6 +252,7 @@ impl World {
             },
             draft: if rng.chance(20) { (0..rng.below(12)).map(|_| rng.below(2) as TokenId).collect() } else { vec![] },
             tenant: Tenant { id: rng.below(3) as u64, weight: 1 + rng.below(3) as u32 },
+            ..Request::default()
         }
     }
 
@@ -245,10 +269,36 @@ impl World {
 
     fn judge(&mut self, live: &Live) {
         let record = live.tape.0.lock().unwrap();
+        if live.request.beam.is_some() {
+            return self.judge_search(live, &record);
+        }
         self.judge_sequence(live, 0, &record);
         for (at, sibling) in record.siblings.iter().enumerate() {
             self.judge_sequence(live, at as u64 + 1, sibling);
         }
+    }
+
+    fn judge_search(&mut self, live: &Live, record: &Record) {
+        let request = &live.request;
+        let mut alone = request.clone();
+        alone.stop.max_tokens = alone.stop.max_tokens.min(self.config.max_seq_len - request.prompt.len());
+        assert!(record.deltas <= alone.stop.max_tokens, "more than one end: {request:?}");
+        assert_eq!(record.stats.generated_tokens, record.beams.iter().map(|beam| beam.tokens.len()).sum::<usize>());
+        self.outcomes.preemptions += record.stats.preemptions;
+        self.outcomes.cached_tokens += record.stats.cached_tokens;
+        if matches!(record.finish.as_ref().unwrap().reason, FinishReason::Cancelled | FinishReason::TimedOut) {
+            assert!(live.may_be_cut, "without a reason: {request:?}");
+            self.outcomes.cut += 1;
+            return;
+        }
+        assert_eq!(record.beams, search_alone(self.model, &alone), "{request:?}");
+        let context: Vec<_> = match request.outputs.context_logits {
+            true => (1..=request.prompt.len()).map(|len| self.model.logits(&request.prompt[..len])).collect(),
+            false => Vec::new(),
+        };
+        assert_eq!(record.logits.context, context, "{request:?}");
+        self.outcomes.finished += 1;
+        self.outcomes.searches += 1;
     }
 
     /// Every row that was asked for came once, in order, and as far as the sequence got.
@@ -345,6 +395,7 @@ fn storm(policy: SchedulerPolicy) -> Outcomes {
             sum.preemptions += outcomes.preemptions;
             sum.cached_tokens += outcomes.cached_tokens;
             sum.siblings += outcomes.siblings;
+            sum.searches += outcomes.searches;
             sum.logits += outcomes.logits;
             sum.onboarded += outcomes.onboarded;
             sum.failed_transfers += outcomes.failed_transfers;
@@ -358,7 +409,8 @@ fn storm(policy: SchedulerPolicy) -> Outcomes {
             && sum.cut > 100
             && sum.refused > 10
             && sum.cached_tokens > 1000
-            && sum.siblings > 500,
+            && sum.siblings > 500
+            && sum.searches > 500,
         "{sum:?}"
     );
     assert!(sum.onboarded > 500 && sum.failed_transfers > 100, "{sum:?}");

@@ -227,7 +227,7 @@ impl Scheduler {
     fn forerunner(&self, candidate: &Sequence, found: &PrefixMatch) -> Option<Forerunner> {
         let have = found.full.len();
         let end = (have + 1) * self.kv.block_size();
-        if !self.config.kv_reuse || candidate.tokens.len() <= end {
+        if !(self.config.kv_reuse || candidate.search.is_some()) || candidate.tokens.len() <= end {
             return None;
         }
         let is_ahead = |other: &Sequence| {
@@ -247,7 +247,8 @@ impl Scheduler {
         let total = self.promised_blocks(&self.slots[seq]);
         let is_protected = self.policy.promise(&self.slots[seq]) == Promise::Protection;
         let Some(reservation) = self.kv.reserve(found) else { return false };
-        let admitted = self.kv.commit(reservation);
+        let is_reuse = self.slots[seq].search.is_none_or(|search| search.is_first);
+        let admitted = self.kv.commit(reservation, is_reuse);
         let start = found.num_tokens(self.kv.block_size());
         draft.plan.block_copies.extend(admitted.copy);
         let sequence = &mut self.slots[seq];
