@@ -32,6 +32,8 @@ struct AttentionArgs {
     int chunk;
     // 2: keys and values; 1: the keys are the values, too.
     int planes;
+    // Tokens at the beginning that are seen beside the window: attention_any only.
+    int sink_tokens;
     // [H], or null: one more score of each head in the softmax, without a value.
     const float* sinks;
     // [H], or null: slope * (key position - query position) is added to every score.

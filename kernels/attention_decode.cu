@@ -274,10 +274,13 @@ template <typename T, int ANY_COLUMNS> __device__ __forceinline__ void attention
     i64 values_after = i64(a.planes - 1) * a.kv_heads * head_elements;
 
     float maximum = negative_infinity(), sum = 0.0f, value[ANY_COLUMNS] = {}, slope = slope_of(a, head);
-    for (int first = first_visible(a, position); first <= position; first += 32) {
+    // Sinks first, then the window.
+    int visible = first_visible(a, position), sinks = min(a.sink_tokens, visible);
+    int end = sinks > 0 ? sinks : position + 1;
+    for (int first = sinks > 0 ? 0 : visible; first < end;) {
         int token = first + lane;
         float score = negative_infinity();
-        if (token <= position) {
+        if (token < end) {
             const T* k = keys_of(token);
             float dot = 0.0f;
             for (int d = 0; d < a.head_dim; d++) dot += to_f32(q[d]) * to_f32(k[d]);
@@ -289,7 +292,7 @@ template <typename T, int ANY_COLUMNS> __device__ __forceinline__ void attention
         sum = sum * factor + warp_sum(weight);
 #pragma unroll
         for (int i = 0; i < ANY_COLUMNS; i++) value[i] *= factor;
-        int tokens = min(32, position + 1 - first);
+        int tokens = min(32, end - first);
         for (int t = 0; t < tokens; t++) {
             const T* v = keys_of(first + t) + values_after;
             float w = __shfl_sync(0xffffffffu, weight, t);
@@ -298,6 +301,11 @@ template <typename T, int ANY_COLUMNS> __device__ __forceinline__ void attention
                 int d = lane + 32 * i;
                 if (d < a.head_dim) value[i] += w * to_f32(v[d]);
             }
+        }
+        first += 32;
+        if (first >= end && end <= position) {
+            first = visible;
+            end = position + 1;
         }
     }
     T* out = static_cast<T*>(a.out) + i64(s.first_query + query) * a.out_stride + i64(head) * a.head_dim;

@@ -17,3 +17,5 @@ mod inspect;
 mod prompt_tables;
 #[path = "models/sampling.rs"]
 mod sampling;
+#[path = "models/windows.rs"]
+mod windows;

@@ -44,7 +44,7 @@ const VLLM: &[Argument] = &[
     ("max_model_len", Parameter("max_seq_len")),
     ("max_num_seqs", Parameter("max_batch_size")),
     ("max_num_batched_tokens", Parameter("max_num_tokens")),
-    ("gpu_memory_utilization", Parameter("kv_cache_free_gpu_mem_fraction")),
+    ("gpu_memory_utilization", Parameter("kv_cache_total_gpu_mem_fraction")),
     ("block_size", Parameter("tokens_per_block")),
     ("enable_prefix_caching", Parameter("enable_kv_cache_reuse")),
     ("enable_chunked_prefill", Parameter("enable_chunked_context")),
@@ -107,6 +107,7 @@ const LLM_API: &[Argument] = &[
     ("guided_decoding_backend", Parameter("guided_decoding_backend")),
     ("kv_cache_config.free_gpu_memory_fraction", Parameter("kv_cache_free_gpu_mem_fraction")),
     ("kv_cache_config.max_tokens", Parameter("max_tokens_in_paged_kv_cache")),
+    ("kv_cache_config.max_gpu_total_bytes", Parameter("max_gpu_total_bytes")),
     ("kv_cache_config.enable_block_reuse", Parameter("enable_kv_cache_reuse")),
     ("kv_cache_config.host_cache_size", Parameter("kv_cache_host_memory_bytes")),
     ("kv_cache_config.onboard_blocks", Parameter("kv_cache_onboard_blocks")),
@@ -405,7 +406,7 @@ mod tests {
         assert!(parameters.gpt_model_path.value.as_deref().unwrap().ends_with("weights"));
         assert_eq!(parameters.tokenizer_dir.value, parameters.gpt_model_path.value);
         assert_eq!((parameters.max_seq_len.value, parameters.max_batch_size.value), (Some(512), Some(8)));
-        assert_eq!(parameters.kv_cache_free_gpu_mem_fraction.value, Some(0.5));
+        assert_eq!(parameters.kv_cache_total_gpu_mem_fraction.value, Some(0.5));
         assert!(!parameters.cuda_graph_mode.value && !parameters.enable_kv_cache_reuse.value);
         assert!(loaded.notes[0].text.contains("disable_log_requests, dtype"), "{:?}", loaded.notes);
     }

@@ -198,16 +198,20 @@ parameters! {
         "Most tokens in the KV cache. With the fraction, the smaller wins.";
     kv_cache_free_gpu_mem_fraction "kv_cache_free_gpu_mem_fraction": Option<f32> = None, "0.9, or unset beside `max_tokens_in_paged_kv_cache`", FRACTION, Applied,
         "Share of the memory that is free after loading the weights and that the KV cache takes.";
+    kv_cache_total_gpu_mem_fraction "kv_cache_total_gpu_mem_fraction": Option<f32> = None, "unset", FRACTION, Applied,
+        "Share of all memory of the device that weights, workspace, KV cache and whatever else is there may take together; the KV cache gets what is left of it. With other limits, the smallest wins.";
+    max_gpu_total_bytes "max_gpu_total_bytes": Option<u64> = None, "unset", ANY, Applied,
+        "Most bytes of the KV cache on the device. With other limits, the smallest wins.";
     cross_kv_cache_fraction "cross_kv_cache_fraction": Option<f32> = None, "unset", FRACTION, NotYet,
         "Share of the KV cache for cross attention, encoder-decoder models only.";
     kv_cache_host_memory_bytes "kv_cache_host_memory_bytes": Option<u64> = None, "0", ANY, Applied,
         "Host memory (page-locked beside a GPU) behind the KV cache. Reusable blocks that the device has no room for move there if their retention priority is 35 or more, and come back when a request needs them.";
     kv_cache_onboard_blocks "kv_cache_onboard_blocks": bool = true, "true", ANY, Applied,
         "Whether offloaded blocks are brought back before they are used again. They cannot be read in place: `false` beside `kv_cache_host_memory_bytes` is refused.";
-    max_attention_window_size "max_attention_window_size": Option<Vec<i32>> = None, "unset = the longest sequence", ANY, NotYet,
-        "Attention window, one value for each layer, repeated cyclically. The window of the model's own configuration is always honoured.";
-    sink_token_length "sink_token_length": Option<i32> = None, "unset", COUNT, NotYet,
-        "Sink tokens that stay in a sliding window.";
+    max_attention_window_size "max_attention_window_size": Option<Vec<i32>> = None, "unset = the longest sequence", ANY, Applied,
+        "Attention window in tokens, one value for each layer, repeated cyclically. A narrower window of the model's own configuration stays. Layers of one window have KV blocks of their own, and give back what they do not see any more: docs/kv_cache.md.";
+    sink_token_length "sink_token_length": Option<i32> = None, "unset", COUNT, Applied,
+        "How many of the tokens of `max_attention_window_size` are the first of the sequence instead of the last (StreamingLLM). Positions are those of the sequence, not of the cache.";
     enable_kv_cache_reuse "enable_kv_cache_reuse": bool = true, "true", ANY, Applied,
         "Whether requests with the same prefix share KV blocks.";
     multi_block_mode "multi_block_mode": bool = true, "true", ANY, Never,

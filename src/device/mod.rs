@@ -301,6 +301,8 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// A token sees itself and the `window - 1` before it.
     pub window: Option<usize>,
+    /// Beside the window, the first tokens of the sequence.
+    pub sink_tokens: usize,
     /// A token sees only those of its own chunk of so many positions.
     pub chunk: Option<usize>,
     /// `cap * tanh(score / cap)`.

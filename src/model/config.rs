@@ -57,6 +57,8 @@ pub struct ModelConfig {
     pub attention_sinks: bool,
     /// For each layer: a token sees itself and the `window - 1` before it.
     pub windows: Vec<Option<usize>>,
+    /// For each layer: the first tokens of a sequence, which are seen beside the window.
+    pub sink_tokens: Vec<usize>,
     /// For each layer: a token sees only those of its own chunk of so many positions.
     pub chunks: Vec<Option<usize>>,
     /// Of the queries of layers that do not rotate.
@@ -257,6 +259,7 @@ impl ModelConfig {
             attention_softcap: None,
             attention_sinks: false,
             windows: vec![None; num_layers],
+            sink_tokens: vec![0; num_layers],
             chunks: vec![None; num_layers],
             query_growth: None,
             experts: None,
@@ -346,6 +349,37 @@ impl ModelConfig {
         }
         let full = self.full_layers(section, 1)?;
         self.set_window_pattern(section, &full)
+    }
+
+    /// Narrows windows as an operator wants them: `windows` is repeated over the layers, a window takes its `sink_tokens`
+    /// first tokens from the beginning of the sequence. A layer whose window is narrow enough keeps it.
+    ///
+    /// # Errors
+    /// `InvalidArg` for a window that holds nothing beside its sinks, and for sinks without a window.
+    pub fn narrow_windows(&mut self, windows: &[usize], sink_tokens: usize, max_seq_len: usize) -> Result<()> {
+        if windows.is_empty() && sink_tokens > 0 {
+            return Err(Error::invalid(format!(
+                "sink_token_length is {sink_tokens}, but max_attention_window_size is not set: there is nothing to keep them from"
+            )));
+        }
+        if let Some(window) = windows.iter().find(|&&window| window <= sink_tokens) {
+            return Err(Error::invalid(format!(
+                "max_attention_window_size has {window}, expected more than the {sink_tokens} tokens of sink_token_length"
+            )));
+        }
+        for (layer, &wanted) in windows.iter().cycle().take(self.num_layers * windows.len().min(1)).enumerate() {
+            let reach = self.windows[layer].into_iter().chain(self.chunks[layer]).min().unwrap_or(max_seq_len);
+            if wanted < reach.min(max_seq_len) {
+                (self.windows[layer], self.sink_tokens[layer]) = (Some(wanted - sink_tokens), sink_tokens);
+            }
+        }
+        Ok(())
+    }
+
+    /// How far back each layer sees, and from which first tokens on; `None`: everything.
+    pub fn reach(&self, layer: usize) -> Option<(usize, usize)> {
+        let reach = self.windows[layer].into_iter().chain(self.chunks[layer]).min()?;
+        Some((reach, self.sink_tokens[layer]))
     }
 
     /// Elements of an embedding.

@@ -18,6 +18,17 @@ pub struct StepTensors {
     /// `[1, R]` I32: the rows of the step whose logits are needed.
     pub sample_rows: Tensor,
     pub batch: AttentionBatch,
+    /// The same tokens in the pools of layers that see a window of the context.
+    pub windows: Vec<StepWindow>,
+}
+
+/// Where a step's tokens are in one pool of KV blocks.
+#[derive(Clone, Debug)]
+pub struct StepWindow {
+    /// As [`StepTensors::slots`].
+    pub slots: Tensor,
+    /// With tables of its own; entries that no token of the step sees are unspecified, but blocks of the pool.
+    pub batch: AttentionBatch,
 }
 
 /// What the attention of one layer needs beside queries, keys and values.
@@ -31,6 +42,8 @@ pub struct LayerAttention<'a> {
     pub scale: f32,
     /// A token sees itself and the `window - 1` before it.
     pub window: Option<usize>,
+    /// Beside the window, the first tokens of the sequence.
+    pub sink_tokens: usize,
     /// A token sees only those of its own chunk of so many positions.
     pub chunk: Option<usize>,
     /// `cap * tanh(score / cap)`.
@@ -50,6 +63,8 @@ pub struct Forward<'a> {
     kv: &'a [KvLayer],
     activation: DType,
     prompt_rows: Option<(&'a PromptWindow, &'a [PromptRow<'a>])>,
+    /// For each layer 0, or 1 and up for a pool of windows; empty: 0 for all.
+    pools: &'a [usize],
 }
 
 impl<'a> Forward<'a> {
@@ -61,7 +76,12 @@ impl<'a> Forward<'a> {
         kv: &'a [KvLayer],
         activation: DType,
     ) -> Self {
-        Self { device, arena, step, kv, activation, prompt_rows: None }
+        Self { device, arena, step, kv, activation, prompt_rows: None, pools: &[] }
+    }
+
+    /// Says which layers have their keys and values in which of [`StepTensors::windows`], counted from 1; 0: in none.
+    pub fn with_pools(self, pools: &'a [usize]) -> Self {
+        Self { pools, ..self }
     }
 
     /// With embeddings of requests for some of the step's tokens, in their order.
@@ -170,7 +190,7 @@ impl<'a> Forward<'a> {
             k,
             v,
             positions: &self.step.positions,
-            slots: &self.step.slots,
+            slots: self.window(args.layer)?.map_or(&self.step.slots, |window| &window.slots),
             rope: args.rope,
             cache,
             num_heads: args.num_heads,
@@ -190,10 +210,11 @@ impl<'a> Forward<'a> {
                 out: &out,
                 q,
                 cache,
-                batch: &self.step.batch,
+                batch: self.window(args.layer)?.map_or(&self.step.batch, |window| &window.batch),
                 num_heads: args.num_heads,
                 scale: args.scale,
                 window: args.window,
+                sink_tokens: args.sink_tokens,
                 chunk: args.chunk,
                 softcap: args.softcap,
                 sinks: args.sinks,
@@ -249,6 +270,12 @@ impl<'a> Forward<'a> {
             return Ok(());
         }
         self.device.linear(out, x, weight, bias)
+    }
+
+    fn window(&self, layer: usize) -> Result<Option<&'a StepWindow>> {
+        let Some(pool) = self.pools.get(layer).copied().unwrap_or(0).checked_sub(1) else { return Ok(None) };
+        let missing = || Error::internal(format!("layer {layer} has no window: there are {}", self.step.windows.len()));
+        self.step.windows.get(pool).map(Some).ok_or_else(missing)
     }
 
     fn cache(&self, layer: usize) -> Result<&'a KvLayer> {

@@ -7,6 +7,6 @@ mod planning;
 mod prompt_rows;
 
 pub use arena::{Arena, Scope};
-pub use forward::{Forward, LayerAttention, StepTensors};
+pub use forward::{Forward, LayerAttention, StepTensors, StepWindow};
 pub use planning::PlanningDevice;
 pub use prompt_rows::{PromptRow, PromptWindow};

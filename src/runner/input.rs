@@ -4,8 +4,8 @@ use super::sequences::RunnerSequence;
 use crate::decode::PassOrder;
 use crate::device::{AttentionBatch, Buffer, DType, RowEdits, RowSampling, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result};
-use crate::ids::TokenId;
-use crate::ops::{PromptRow, StepTensors};
+use crate::ids::{BlockId, TokenId};
+use crate::ops::{PromptRow, StepTensors, StepWindow};
 use crate::step::Chunk;
 use std::ops::Range;
 use std::sync::Arc;
@@ -45,7 +45,8 @@ impl StepShape {
         }
     }
 
-    fn sections(&self) -> Sections {
+    /// With `pools` beside the full-length blocks.
+    fn sections(&self, pools: usize) -> Sections {
         let mut end = 0_usize;
         let mut next = |len: usize| {
             let start = end;
@@ -62,6 +63,7 @@ impl StepShape {
             sampling: next(self.rows * RowSampling::WORDS),
             edits: next(self.edits * RowEdits::WORDS),
             block_tables: next(self.sequences * self.blocks),
+            windows: (0..pools).map(|_| (next(self.tokens), next(self.sequences * self.blocks))).collect(),
             end,
         }
     }
@@ -77,6 +79,8 @@ struct Sections {
     sampling: Range<usize>,
     edits: Range<usize>,
     block_tables: Range<usize>,
+    /// Slots and block tables of each pool of windows.
+    windows: Vec<(Range<usize>, Range<usize>)>,
     end: usize,
 }
 
@@ -95,37 +99,46 @@ pub struct StepInput {
     staging: Vec<i32>,
     bytes: Vec<u8>,
     block_size_tokens: usize,
+    /// Pools of windows.
+    pools: usize,
 }
 
 impl StepInput {
-    /// `limits`: the largest step.
-    pub fn new(device: &SharedDevice, limits: StepShape, block_size_tokens: usize) -> Result<Self> {
-        let bytes = Self::bytes(limits);
+    /// `limits`: the largest step. `pools`: those of layers that see a window of the context.
+    pub fn new(device: &SharedDevice, limits: StepShape, block_size_tokens: usize, pools: usize) -> Result<Self> {
+        let bytes = Self::bytes(limits, pools);
         let buffer = Buffer::new(device, bytes, "the inputs of a step")?;
         let staging = Vec::with_capacity(bytes / DType::I32.size());
-        Ok(Self { buffer, staging, bytes: Vec::with_capacity(bytes), block_size_tokens })
+        Ok(Self { buffer, staging, bytes: Vec::with_capacity(bytes), block_size_tokens, pools })
     }
 
     /// Bytes of a step's inputs.
-    pub(super) fn bytes(shape: StepShape) -> usize {
-        shape.sections().end * DType::I32.size()
+    pub(super) fn bytes(shape: StepShape, pools: usize) -> usize {
+        shape.sections(pools).end * DType::I32.size()
     }
 
     /// The tensors of a step of this shape, whatever they hold: to plan memory.
     pub fn tensors(&self, shape: StepShape) -> Result<StepTensors> {
-        let sections = shape.sections();
+        let sections = shape.sections(self.pools);
+        let batch = |tables: &Range<usize>| {
+            Ok(AttentionBatch {
+                cu_seqlens: self.view(&sections.cu_seqlens, 1)?,
+                context_lens: self.view(&sections.context_lens, 1)?,
+                block_tables: self.view(tables, shape.sequences)?,
+                max_query_len: shape.query_len,
+                max_context_len: shape.context_len,
+            })
+        };
+        let window = |(slots, tables): &(Range<usize>, Range<usize>)| {
+            Ok(StepWindow { slots: self.view(slots, 1)?, batch: batch(tables)? })
+        };
         Ok(StepTensors {
             tokens: self.view(&sections.tokens, 1)?,
             positions: self.view(&sections.positions, 1)?,
             slots: self.view(&sections.slots, 1)?,
             sample_rows: self.view(&sections.sample_rows, 1)?,
-            batch: AttentionBatch {
-                cu_seqlens: self.view(&sections.cu_seqlens, 1)?,
-                context_lens: self.view(&sections.context_lens, 1)?,
-                block_tables: self.view(&sections.block_tables, shape.sequences)?,
-                max_query_len: shape.query_len,
-                max_context_len: shape.context_len,
-            },
+            batch: batch(&sections.block_tables)?,
+            windows: sections.windows.iter().map(window).collect::<Result<_>>()?,
         })
     }
 
@@ -144,7 +157,7 @@ impl StepInput {
         shape: StepShape,
         first_slot: usize,
     ) -> Result<UploadedStep> {
-        let sections = shape.sections();
+        let sections = shape.sections(self.pools);
         self.fill(chunks, shape, &sections, first_slot)?;
         self.bytes.resize(sections.end * DType::I32.size(), 0);
         for (bytes, word) in self.bytes.chunks_exact_mut(DType::I32.size()).zip(&self.staging) {
@@ -167,6 +180,7 @@ impl StepInput {
         self.staging.clear();
         self.staging.resize(sections.end, 0);
         self.staging[sections.slots.clone()].fill(-1);
+        sections.windows.iter().for_each(|(slots, _)| self.staging[slots.clone()].fill(-1));
         self.staging[sections.context_lens.clone()].fill(1);
         let (mut token, mut row) = (0, 0);
         for (index, &(chunk, sequence)) in chunks.iter().enumerate() {
@@ -176,10 +190,20 @@ impl StepInput {
             for (entry, block) in self.staging[table..table + shape.blocks].iter_mut().zip(&sequence.blocks) {
                 *entry = block.0 as i32;
             }
+            for (pool, (slots, tables)) in sections.windows.iter().enumerate() {
+                let blocks = sequence.windows.get(pool).map_or(&[][..], |blocks| blocks);
+                let table = tables.start + index * shape.blocks;
+                for (entry, block) in self.staging[table..table + shape.blocks].iter_mut().zip(blocks) {
+                    *entry = block.0 as i32;
+                }
+                for at in 0..chunk.len {
+                    self.staging[slots.start + token + at] = self.slot(blocks, chunk.start + at)?;
+                }
+            }
             for position in chunk.start..chunk.start + chunk.len {
                 self.staging[sections.tokens.start + token] = token_at(chunk, sequence, position);
                 self.staging[sections.positions.start + token] = position as i32;
-                self.staging[sections.slots.start + token] = self.slot(sequence, position)?;
+                self.staging[sections.slots.start + token] = self.slot(&sequence.blocks, position)?;
                 token += 1;
             }
             for behind in (1..=chunk.rows()).rev() {
@@ -205,9 +229,9 @@ impl StepInput {
         Ok(())
     }
 
-    fn slot(&self, sequence: &RunnerSequence, position: usize) -> Result<i32> {
-        let block = sequence.blocks.get(position / self.block_size_tokens).ok_or_else(|| {
-            let (blocks, size) = (sequence.blocks.len(), self.block_size_tokens);
+    fn slot(&self, table: &[BlockId], position: usize) -> Result<i32> {
+        let block = table.get(position / self.block_size_tokens).ok_or_else(|| {
+            let (blocks, size) = (table.len(), self.block_size_tokens);
             Error::internal(format!(
                 "position {position} lies behind a block table of {blocks} blocks of {size} tokens"
             ))
@@ -257,7 +281,7 @@ mod tests {
     use super::*;
     use crate::decode::SamplingParams;
     use crate::device::cpu::{CpuDevice, CpuOptions};
-    use crate::ids::{BlockId, SeqId};
+    use crate::ids::SeqId;
     use crate::step::{Inspect, NewSequence};
 
     fn values(device: &SharedDevice, tensor: &Tensor) -> Vec<i32> {
@@ -300,7 +324,7 @@ mod tests {
         let device = device();
         let limits =
             StepShape { tokens: 16, sequences: 4, rows: 4, edits: 0, blocks: 8, query_len: 16, context_len: 32 };
-        let mut input = StepInput::new(&device, limits, 4).unwrap();
+        let mut input = StepInput::new(&device, limits, 4, 0).unwrap();
         let mut transfers = device.transfers(0, 0, 1).unwrap();
         let (mut a, b) = (sequence(&[10, 11, 12, 13, 14], &[5, 2]), sequence(&[20, 21, 22], &[7]));
         a.push_in_flight(6);
@@ -324,7 +348,7 @@ mod tests {
     fn decodes_are_padded_with_sequences_of_one_token() {
         let device = device();
         let shape = StepShape { tokens: 4, sequences: 4, rows: 4, edits: 0, blocks: 3, query_len: 1, context_len: 12 };
-        let mut input = StepInput::new(&device, shape, 4).unwrap();
+        let mut input = StepInput::new(&device, shape, 4, 0).unwrap();
         let mut transfers = device.transfers(0, 0, 1).unwrap();
         let a = sequence(&[10, 11, 12, 13, 14, 15], &[5, 2]);
         let decode = chunk(5, 1, true);
@@ -343,7 +367,7 @@ mod tests {
     fn a_position_without_a_block_is_an_error() {
         let device = device();
         let limits = StepShape { tokens: 4, sequences: 1, rows: 1, edits: 0, blocks: 2, query_len: 4, context_len: 8 };
-        let mut input = StepInput::new(&device, limits, 4).unwrap();
+        let mut input = StepInput::new(&device, limits, 4, 0).unwrap();
         let mut transfers = device.transfers(0, 0, 1).unwrap();
         let (sequence, chunk) = (sequence(&[1, 2, 3, 4, 5], &[0]), chunk(4, 1, true));
         let chunks = [(&chunk, &sequence)];

@@ -3,7 +3,7 @@
 use super::graphs;
 use super::input::StepInput;
 use super::local::{LocalExecutor, Parts, edit_workspace, largest_step};
-use super::memory::{KvLimits, KvPlan};
+use super::memory::{KvBudget, KvLimits, KvPlan, KvWindow, WindowPlan};
 use super::tables::table_bytes;
 use crate::device::{self, DType, DeviceInfo, DeviceKind, DeviceOptions, GpuId, KvLayer, SharedDevice, Tensor};
 use crate::error::{Error, Result, ResultExt};
@@ -64,6 +64,16 @@ pub struct ModelOptions {
     pub kv_max_tokens: Option<usize>,
     /// `kv_cache_free_gpu_mem_fraction`.
     pub kv_free_fraction: Option<f64>,
+    /// `max_gpu_total_bytes`: most bytes of the KV cache.
+    pub kv_max_bytes: Option<u64>,
+    /// `kv_cache_total_gpu_mem_fraction`: share of all memory of the device that weights, workspace and KV cache take.
+    pub kv_total_fraction: Option<f64>,
+    /// `max_attention_window_size`: windows of the layers, repeated; empty: the model's own.
+    pub attention_windows: Vec<usize>,
+    /// `sink_token_length`: of the tokens of those windows, the ones that are the first of the sequence.
+    pub sink_tokens: usize,
+    /// Whether layers that see a window of the context may have blocks of their own, fewer than the others.
+    pub window_pools: bool,
     /// `kv_cache_host_memory_bytes`: memory of the host behind the KV cache; 0: none.
     pub kv_host_bytes: u64,
     /// `cuda_graph_mode`: whether decode steps are padded to few shapes and repeated from a recording; `None`: where the
@@ -94,6 +104,11 @@ impl ModelOptions {
             block_size_tokens: 64,
             kv_max_tokens: None,
             kv_free_fraction: None,
+            kv_max_bytes: None,
+            kv_total_fraction: None,
+            attention_windows: Vec::new(),
+            sink_tokens: 0,
+            window_pools: true,
             kv_host_bytes: 0,
             graphs: None,
             max_graphs: None,
@@ -119,11 +134,17 @@ impl ModelOptions {
                 "tokens_per_block is {size}; it must be a power of two from 1 to 1024"
             )));
         }
-        match self.kv_free_fraction {
-            Some(fraction) if !(fraction > 0.0 && fraction <= 1.0) => Err(Error::invalid(format!(
-                "kv_cache_free_gpu_mem_fraction is {fraction}; it must be greater than 0 and at most 1"
-            ))),
-            _ => Ok(()),
+        let fractions = [
+            ("kv_cache_free_gpu_mem_fraction", self.kv_free_fraction),
+            ("kv_cache_total_gpu_mem_fraction", self.kv_total_fraction),
+        ];
+        let is_share = |fraction: f64| fraction > 0.0 && fraction <= 1.0;
+        match fractions.into_iter().find(|(_, fraction)| fraction.is_some_and(|fraction| !is_share(fraction))) {
+            Some((name, fraction)) => {
+                let fraction = fraction.unwrap_or_default();
+                Err(Error::invalid(format!("{name} is {fraction}; it must be greater than 0 and at most 1")))
+            }
+            None => Ok(()),
         }
     }
 }
@@ -180,12 +201,28 @@ impl fmt::Display for LoadReport {
         writeln!(
             f,
             "KV cache   {} ({}): {} blocks of {} = {} tokens",
-            mib(self.kv.bytes),
+            mib(self.kv.bytes - self.kv.window_bytes()),
             self.kv_dtype,
             self.kv.num_blocks,
             limits.block_size_tokens,
             self.kv.tokens
         )?;
+        for window in &self.kv.windows {
+            let (pool, layers) = (window.pool, window.layers);
+            let sinks =
+                if pool.sink_tokens > 0 { format!("the first {} and ", pool.sink_tokens) } else { String::new() };
+            writeln!(
+                f,
+                "           {}: {} blocks for {layers} layers that see {sinks}the last {} tokens",
+                mib(window.bytes),
+                pool.num_blocks,
+                pool.window_tokens
+            )?;
+        }
+        if !self.kv.windows.is_empty() {
+            let whole = self.kv.tokens * self.kv_bytes_per_token;
+            writeln!(f, "           {} in all; without windows {}", mib(self.kv.bytes), mib(whole))?;
+        }
         if self.host_blocks > 0 {
             let tokens = self.host_blocks * limits.block_size_tokens;
             let bytes = mib(tokens * self.kv_bytes_per_token);
@@ -246,7 +283,9 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
     let limits = report.limits.clone();
     let mut executor = LocalExecutor::new(Parts {
         device: device.clone(),
-        kv: allocate_kv(device, &plan.config, &limits, plan.kv_dtype)?,
+        kv: allocate_kv(device, &plan.config, &limits, &report.kv.windows, plan.kv_dtype)?,
+        windows: report.kv.windows.iter().map(|window| window.pool).collect(),
+        layer_pools: layer_pools(&plan.config, &report.kv.windows),
         host_blocks,
         workspace_bytes: plan.workspace_bytes,
         activation: device.activation_dtype(plan.dtype),
@@ -347,6 +386,8 @@ impl LoadPlan {
     ) -> Result<Self> {
         let dtype = options.dtype.or(config.dtype).or(checkpoint.weights.main_dtype()).unwrap_or(DType::F32);
         let max_seq_len = max_seq_len(options, &config).context(checkpoint.section.origin())?;
+        let mut config = config;
+        config.narrow_windows(&options.attention_windows, options.sink_tokens, max_seq_len)?;
         let planning = PlanningDevice::shared(device);
         let mut loader = WeightLoader::planning(planning.clone(), &checkpoint.weights, dtype);
         let model = Decoder::load(config, &mut loader, max_seq_len)?;
@@ -397,16 +438,40 @@ impl LoadPlan {
                 info.free_bytes >> 20
             ))
         })?;
+        let budget = KvBudget {
+            max_tokens: options.kv_max_tokens,
+            max_bytes: options.kv_max_bytes,
+            free_fraction: options.kv_free_fraction,
+            total_fraction: options.kv_total_fraction,
+            default_fraction: if info.host_accessible { HOST_KV_FRACTION } else { DEVICE_KV_FRACTION },
+            free_bytes,
+            total_bytes: info.total_bytes,
+        };
+        let (depth, tokens) = (self.limits.pipeline_depth, self.limits.max_step_tokens);
         KvPlan::new(&KvLimits {
+            budget,
+            windows: if options.window_pools && options.kv_host_bytes == 0 { self.windows() } else { Vec::new() },
+            in_flight_tokens: depth * tokens,
             block_size_tokens: self.limits.block_size_tokens,
             bytes_per_token: self.config.kv_bytes_per_token(self.kv_dtype),
             max_seq_len_tokens: self.limits.max_seq_len_tokens,
             max_batch_size: batch_size(options),
-            max_tokens: options.kv_max_tokens,
-            free_fraction: options.kv_free_fraction,
-            default_fraction: if info.host_accessible { HOST_KV_FRACTION } else { DEVICE_KV_FRACTION },
-            free_bytes,
         })
+    }
+
+    /// Layers that see a window of the context, by what they see.
+    fn windows(&self) -> Vec<KvWindow> {
+        let layer_bytes = self.config.kv_bytes_per_token(self.kv_dtype) / self.config.num_layers;
+        let mut windows = Vec::<KvWindow>::new();
+        let reaches = (0..self.config.num_layers).filter_map(|layer| self.config.reach(layer));
+        for (window_tokens, sink_tokens) in reaches.filter(|(window, _)| *window < self.limits.max_seq_len_tokens) {
+            let is_same = |window: &&mut KvWindow| window.is_of(window_tokens, sink_tokens);
+            match windows.iter_mut().find(is_same) {
+                Some(window) => window.layers += 1,
+                None => windows.push(KvWindow { window_tokens, sink_tokens, layers: 1, layer_bytes }),
+            }
+        }
+        windows
     }
 }
 
@@ -475,10 +540,10 @@ fn step_limits(
 fn workspace_bytes(planning: &SharedDevice, model: &Decoder, limits: &ExecutorLimits, dtype: DType) -> Result<usize> {
     let arena = Arena::new(planning, 1 << 50)?;
     let shape = largest_step(limits);
-    let input = StepInput::new(planning, shape, limits.block_size_tokens)?;
+    let input = StepInput::new(planning, shape, limits.block_size_tokens, 0)?;
     let step = input.tensors(shape)?;
     let one_block = ExecutorLimits { num_blocks: 1, ..limits.clone() };
-    let kv = allocate_kv(planning, model.config(), &one_block, planning.kv_dtype(dtype))?;
+    let kv = allocate_kv(planning, model.config(), &one_block, &[], planning.kv_dtype(dtype))?;
     let logits = model.forward(&Forward::new(planning, &arena, &step, &kv, planning.activation_dtype(dtype)))?;
     edit_workspace(&arena, logits.rows(), logits.cols())?;
     Ok(arena.high_water_bytes())
@@ -488,13 +553,19 @@ fn allocate_kv(
     device: &SharedDevice,
     config: &ModelConfig,
     limits: &ExecutorLimits,
+    windows: &[WindowPlan],
     dtype: DType,
 ) -> Result<Vec<KvLayer>> {
-    let rows = limits.num_blocks * config.kv_rows_per_token() * limits.block_size_tokens;
-    (0..config.num_layers)
-        .map(|_| {
+    let block_rows = config.kv_rows_per_token() * limits.block_size_tokens;
+    let blocks = |pool: usize| match pool.checked_sub(1) {
+        Some(window) => windows[window].pool.num_blocks,
+        None => limits.num_blocks,
+    };
+    layer_pools(config, windows)
+        .into_iter()
+        .map(|pool| {
             Ok(KvLayer {
-                data: Tensor::zeros(device, rows, config.head_dim, dtype, "the KV cache")?,
+                data: Tensor::zeros(device, blocks(pool) * block_rows, config.head_dim, dtype, "the KV cache")?,
                 kv_heads: config.num_kv_heads,
                 block_size_tokens: limits.block_size_tokens,
                 head_dim: config.head_dim,
@@ -502,6 +573,14 @@ fn allocate_kv(
             })
         })
         .collect()
+}
+
+/// For each layer 0, or the number of its window counted from 1.
+fn layer_pools(config: &ModelConfig, windows: &[WindowPlan]) -> Vec<usize> {
+    let number = |reach: (usize, usize)| {
+        windows.iter().position(|window| (window.pool.window_tokens, window.pool.sink_tokens) == reach)
+    };
+    (0..config.num_layers).map(|layer| config.reach(layer).and_then(number).map_or(0, |number| number + 1)).collect()
 }
 
 fn memory_in_use(report: &LoadReport) -> ExecutorMemory {

@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::ops::{Arena, Forward, PromptWindow};
 use crate::step::{
     Chunk, Executor, ExecutorLimits, ExecutorMemory, Inspection, Landed, SampledRow, StepOutput, StepPlan, TierLimits,
-    Transfer,
+    Transfer, WindowBlocks, WindowPool,
 };
 use std::collections::VecDeque;
 
@@ -29,6 +29,8 @@ pub struct LocalExecutor {
     device: SharedDevice,
     model: Box<dyn Model>,
     kv: Vec<KvLayer>,
+    windows: Vec<WindowPool>,
+    layer_pools: Vec<usize>,
     arena: Arena,
     input: StepInput,
     transfers: Box<dyn Transfers>,
@@ -60,6 +62,10 @@ pub(super) struct Parts {
     pub(super) model: Box<dyn Model>,
     pub(super) kv: Vec<KvLayer>,
     pub(super) host_blocks: usize,
+    /// Pools of layers that see a window of the context.
+    pub(super) windows: Vec<WindowPool>,
+    /// For each layer 0, or the number of its pool of windows counted from 1.
+    pub(super) layer_pools: Vec<usize>,
     pub(super) workspace_bytes: usize,
     pub(super) activation: DType,
     /// C of the embeddings.
@@ -104,7 +110,7 @@ impl LocalExecutor {
         let (device, limits) = (parts.device, parts.limits);
         let (largest, depth) = (largest_step(&limits), limits.pipeline_depth);
         let result_bytes = largest.rows * RowSample::WORDS * DType::I32.size();
-        let transfers = device.transfers(StepInput::bytes(largest), result_bytes, depth)?;
+        let transfers = device.transfers(StepInput::bytes(largest, parts.windows.len()), result_bytes, depth)?;
         let tables = Tables::new(&device, &limits)?;
         let prompt_window = PromptWindow::new(&device, parts.embedding_size, parts.activation)?;
         let tiers = match parts.host_blocks {
@@ -119,7 +125,7 @@ impl LocalExecutor {
             graphs: parts.graphs.then(|| Graphs::new(&limits, parts.max_graphs)),
             fault_step: parts.fault_step,
             arena: Arena::new(&device, parts.workspace_bytes)?,
-            input: StepInput::new(&device, largest, limits.block_size_tokens)?,
+            input: StepInput::new(&device, largest, limits.block_size_tokens, parts.windows.len())?,
             transfers,
             tables,
             prompt_window,
@@ -128,6 +134,8 @@ impl LocalExecutor {
             results: Tensor::zeros(&device, largest.rows, RowSample::WORDS, DType::I32, "sampled tokens")?,
             model: parts.model,
             kv: parts.kv,
+            windows: parts.windows,
+            layer_pools: parts.layer_pools,
             activation: parts.activation,
             device,
             memory,
@@ -201,7 +209,7 @@ impl LocalExecutor {
     /// shape to warm up, where `chunks` are none.
     fn forward(&mut self, chunks: &[Chunk], first_slot: usize, padding: Option<StepShape>) -> Result<Tensor> {
         let Self { graphs, device, model, kv, arena, input, transfers, tables, sampled, results, sequences, .. } = self;
-        let (activation, prompt_window) = (self.activation, &self.prompt_window);
+        let (activation, prompt_window, layer_pools) = (self.activation, &self.prompt_window, &self.layer_pools[..]);
         let chunks = chunks.iter().map(|chunk| Ok((chunk, sequences.find(chunk.seq)?)));
         let chunks = chunks.collect::<Result<Vec<_>>>()?;
         let exact = padding.unwrap_or_else(|| StepShape::exact(&chunks));
@@ -214,7 +222,7 @@ impl LocalExecutor {
         let mut run = || {
             device.resolve_tokens(&step.tensors.tokens, sampled)?;
             let _scope = arena.scope();
-            let cx = Forward::new(device, arena, &step.tensors, kv, activation);
+            let cx = Forward::new(device, arena, &step.tensors, kv, activation).with_pools(layer_pools);
             let logits = model.forward(&cx.with_prompt_rows(prompt_window, &prompt_rows))?;
             if shape.rows > 0 {
                 let edited = edit_logits(device, arena, &step, &logits, tables.tensor())?;
@@ -387,6 +395,14 @@ impl LocalExecutor {
                 limits.max_seq_len_tokens
             )));
         }
+        let mut changes = plan.window_blocks.iter();
+        let exist = |change: &&WindowBlocks| {
+            let pool = self.windows.get(change.pool).map_or(0, |pool| pool.num_blocks);
+            change.blocks.iter().all(|block| (block.0 as usize) < pool)
+        };
+        if let Some(change) = changes.find(|change| !exist(change)) {
+            return Err(Error::internal(format!("there are no such blocks of a window: {change:?}")));
+        }
         let mut blocks = plan.chunks.iter().flat_map(|chunk| &chunk.append_blocks).copied();
         match blocks.find(|block| block.0 as usize >= limits.num_blocks) {
             Some(block) => Err(Error::internal(format!("block {block} of {} blocks", limits.num_blocks))),
@@ -462,6 +478,10 @@ impl Executor for LocalExecutor {
 
     fn tiers(&self) -> TierLimits {
         self.tiers.as_ref().map(Tiers::limits).unwrap_or_default()
+    }
+
+    fn windows(&self) -> Vec<WindowPool> {
+        self.windows.clone()
     }
 
     fn transfer(&mut self, transfers: Vec<Transfer>) {

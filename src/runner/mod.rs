@@ -15,5 +15,5 @@ mod tiers;
 pub use input::{StepInput, StepShape};
 pub use load::{LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on, plan};
 pub use local::LocalExecutor;
-pub use memory::{KvLimits, KvPlan};
+pub use memory::{KvBudget, KvLimits, KvPlan, KvWindow, WindowPlan};
 pub use parameters::{Placement, cuda_options};

@@ -40,6 +40,12 @@ impl ModelOptions {
             block_size_tokens: count(parameters.tokens_per_block.value).unwrap_or(default.block_size_tokens),
             kv_max_tokens: count(parameters.max_tokens_in_paged_kv_cache.value),
             kv_free_fraction: parameters.kv_cache_free_gpu_mem_fraction.value.map(f64::from),
+            kv_total_fraction: parameters.kv_cache_total_gpu_mem_fraction.value.map(f64::from),
+            kv_max_bytes: parameters.max_gpu_total_bytes.value.filter(|&bytes| bytes > 0),
+            attention_windows: attention_windows(parameters)?,
+            sink_tokens: count(parameters.sink_token_length.value).unwrap_or(0),
+            // Beams copy blocks, which windows cannot.
+            window_pools: parameters.max_beam_width.value == 1,
             kv_host_bytes: host_bytes(parameters)?,
             graphs: (!parameters.cuda_graph_mode.value).then_some(false),
             max_graphs: count(Some(parameters.cuda_graph_cache_size.value).filter(|&most| most > 0)),
@@ -61,6 +67,19 @@ fn host_bytes(parameters: &Parameters) -> Result<u64> {
         ));
     }
     Ok(bytes)
+}
+
+/// # Errors
+/// `InvalidArg` for a window without a token.
+fn attention_windows(parameters: &Parameters) -> Result<Vec<usize>> {
+    let windows = parameters.max_attention_window_size.value.iter().flatten();
+    let window = |&window: &i32| {
+        usize::try_from(window)
+            .ok()
+            .filter(|&window| window > 0)
+            .ok_or_else(|| Error::invalid(format!("max_attention_window_size has {window}, expected 1 or more")))
+    };
+    windows.map(window).collect()
 }
 
 /// Which instance of a model is loaded.

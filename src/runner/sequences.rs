@@ -16,6 +16,8 @@ pub(super) struct RunnerSequence {
     /// A negative one is in flight: `-1 - slot` stands for the token in that entry of the device's sampled tokens.
     pub(super) tokens: Vec<TokenId>,
     pub(super) blocks: Vec<BlockId>,
+    /// The tables of the pools of windows; what was never given is block 0.
+    pub(super) windows: Vec<Vec<BlockId>>,
     pub(super) sampling: SamplingParams,
     /// What edits of its logits need, on the device.
     pub(super) places: Option<Places>,
@@ -34,6 +36,7 @@ impl RunnerSequence {
             prompt_len: new.prompt.len(),
             tokens: new.prompt,
             blocks: Vec::new(),
+            windows: Vec::new(),
             guide: GuideRow::start(&new.sampling),
             sampling: new.sampling,
             places: None,
@@ -138,6 +141,15 @@ impl Sequences {
         }
         for chunk in &plan.chunks {
             self.apply_chunk(chunk)?;
+        }
+        for change in &plan.window_blocks {
+            let sequence = self.find_mut(change.seq)?;
+            if sequence.windows.len() <= change.pool {
+                sequence.windows.resize(change.pool + 1, Vec::new());
+            }
+            let table = &mut sequence.windows[change.pool];
+            table.resize(change.start, BlockId(0));
+            table.extend(&change.blocks);
         }
         Ok(())
     }

@@ -74,7 +74,7 @@ fn requests() -> Vec<Request> {
     (0..64).map(request).collect()
 }
 
-fn tokens(deltas: &Receiver<Delta>) -> Vec<TokenId> {
+pub fn tokens(deltas: &Receiver<Delta>) -> Vec<TokenId> {
     let mut tokens = Vec::new();
     for delta in deltas {
         tokens.extend(delta.tokens);
@@ -86,7 +86,7 @@ fn tokens(deltas: &Receiver<Delta>) -> Vec<TokenId> {
     panic!("the request ended without a final delta");
 }
 
-fn submit(engine: &Engine, request: Request) -> Receiver<Delta> {
+pub fn submit(engine: &Engine, request: Request) -> Receiver<Delta> {
     let (sender, receiver) = channel();
     engine.submit(request, Box::new(Channel(sender))).unwrap();
     receiver

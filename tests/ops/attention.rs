@@ -12,6 +12,8 @@ pub struct Shape {
     pub dim: usize,
     pub block: usize,
     pub window: Option<usize>,
+    /// Seen beside the window.
+    pub sink_tokens: usize,
     pub softcap: Option<f32>,
 }
 
@@ -85,12 +87,13 @@ impl Filled {
     }
 
     fn reference(&self, q: &Host, sequences: Sequences<'_>, scale: f64) -> Host {
-        let Shape { kv_heads, group, dim, window, softcap, .. } = self.shape;
+        let Shape { kv_heads, group, dim, window, sink_tokens, softcap, .. } = self.shape;
         let mut out = Host::zeros(q.rows, q.cols);
         let mut row = 0;
         for (sequence, &(cached, n)) in sequences.iter().enumerate() {
             for position in cached..cached + n {
                 let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+                let seen = || (0..sink_tokens.min(first)).chain(first..=position);
                 for head in 0..kv_heads * group {
                     let query = &q.row(row)[head * dim..][..dim];
                     let score = |token: usize| {
@@ -100,11 +103,11 @@ impl Filled {
                         let score = score + slope * (token as f64 - position as f64);
                         softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                     };
-                    let weights: Vec<f64> = (first..=position).map(score).map(f64::exp).collect();
+                    let weights: Vec<f64> = seen().map(score).map(f64::exp).collect();
                     let sink = self.sinks.as_ref().map_or(0.0, |sinks| sinks.data[head].exp());
                     let sum: f64 = weights.iter().sum::<f64>() + sink;
                     let to = &mut out.row_mut(row)[head * dim..][..dim];
-                    for (token, weight) in (first..=position).zip(weights) {
+                    for (token, weight) in seen().zip(weights) {
                         let value = self.row(sequence, token, 1, head / group);
                         to.iter_mut().zip(value).for_each(|(to, value)| *to += weight / sum * value);
                     }
@@ -133,6 +136,7 @@ pub fn attend(device: &SharedDevice, filled: &Filled, q: &Host, sequences: Seque
         num_heads: shape.kv_heads * shape.group,
         scale: scale(shape.dim),
         window: shape.window,
+        sink_tokens: shape.sink_tokens,
         chunk: None,
         softcap: shape.softcap,
         sinks: sinks.as_ref(),
@@ -147,7 +151,7 @@ fn scale(dim: usize) -> f32 {
 }
 
 fn check(name: &str, device: &SharedDevice, random: &mut Random, shape: Shape, sequences: Sequences<'_>, dtype: DType) {
-    let Shape { kv_heads, group, dim, block, window, softcap } = shape;
+    let Shape { kv_heads, group, dim, block, window, sink_tokens, softcap } = shape;
     let activations = device.activation_dtype(dtype);
     let contexts: Vec<usize> = sequences.iter().map(|(cached, n)| cached + n).collect();
     let filled = Filled::new(device, random, shape, &contexts, device.kv_dtype(dtype));
@@ -155,7 +159,7 @@ fn check(name: &str, device: &SharedDevice, random: &mut Random, shape: Shape, s
     let q = random.matrix(tokens, kv_heads * group * dim).rounded(activations);
     let want = filled.reference(&q, sequences, f64::from(scale(dim)));
     let case = format!(
-        "{name}, seed {}: attention {dtype} K{kv_heads} G{group} D{dim} B{block} window {window:?} cap {softcap:?} {sequences:?}",
+        "{name}, seed {}: attention {dtype} K{kv_heads} G{group} D{dim} B{block} window {window:?} sinks {sink_tokens} cap {softcap:?} {sequences:?}",
         random.seed
     );
     let got = attend(device, &filled, &q, sequences, activations);
@@ -186,6 +190,7 @@ fn attention_of_every_shape() {
                     dim: dims[random.below(dims.len())],
                     block: [16, 32, 64][random.below(3)],
                     window: [None, Some(1 + random.below(100))][random.below(2)],
+                    sink_tokens: [0, 1 + random.below(90)][random.below(2)],
                     softcap: [None, Some(2.5)][random.below(2)],
                 };
                 let dtype = FLOATS[random.below(3)];
@@ -201,7 +206,8 @@ fn attention_of_every_head_size_and_type() {
     for (name, device) in devices() {
         for dtype in FLOATS {
             for dim in [8, 20, 64, 80, 128, 192, 256] {
-                let shape = Shape { kv_heads: 2, group: 2, dim, block: 32, window: None, softcap: None };
+                let shape =
+                    Shape { kv_heads: 2, group: 2, dim, block: 32, window: None, sink_tokens: 0, softcap: None };
                 check(&name, &device, &mut random, shape, &[(40, 9), (77, 1)], dtype);
             }
         }
@@ -215,7 +221,8 @@ fn sinks_and_linear_biases_of_every_head() {
     for (name, device) in devices().into_iter().filter(|(_, device)| needed(device)) {
         for (with_sinks, with_slopes) in [(true, false), (false, true), (true, true)] {
             for sequences in SEQUENCES {
-                let shape = Shape { kv_heads: 2, group: 3, dim: 20, block: 16, window: None, softcap: None };
+                let shape =
+                    Shape { kv_heads: 2, group: 3, dim: 20, block: 16, window: None, sink_tokens: 0, softcap: None };
                 let contexts: Vec<usize> = sequences.iter().map(|(cached, n)| cached + n).collect();
                 let mut filled = Filled::new(&device, &mut random, shape, &contexts, DType::F32);
                 filled.sinks = with_sinks.then(|| random.matrix(1, 6).rounded(DType::F32));
@@ -235,7 +242,7 @@ fn sinks_and_linear_biases_of_every_head() {
 fn a_group_larger_than_a_tile_works() {
     let mut random = Random::fresh();
     for (name, device) in devices() {
-        let shape = Shape { kv_heads: 1, group: 71, dim: 16, block: 16, window: None, softcap: None };
+        let shape = Shape { kv_heads: 1, group: 71, dim: 16, block: 16, window: None, sink_tokens: 0, softcap: None };
         check(&name, &device, &mut random, shape, &[(20, 3)], DType::F32);
     }
 }
@@ -247,7 +254,7 @@ fn padding_does_not_reach_the_other_rows() {
     let mut random = Random::fresh();
     for (name, device) in devices().into_iter().filter(|(_, device)| !device.info().host_accessible) {
         for (dtype, dim) in FLOATS.into_iter().flat_map(|dtype| [64, 128].map(|dim| (dtype, dim))) {
-            let shape = Shape { kv_heads: 2, group: 4, dim, block: 16, window: None, softcap: None };
+            let shape = Shape { kv_heads: 2, group: 4, dim, block: 16, window: None, sink_tokens: 0, softcap: None };
             let activations = device.activation_dtype(dtype);
             let filled = Filled::new(&device, &mut random, shape, &[50, 40, 1], device.kv_dtype(dtype));
             let q = random.matrix(1 + 12 + 60, 8 * dim).rounded(activations);
@@ -265,6 +272,7 @@ fn padding_does_not_reach_the_other_rows() {
                 num_heads: 8,
                 scale: scale(dim),
                 window: None,
+                sink_tokens: 0,
                 chunk: None,
                 softcap: None,
                 sinks: None,
@@ -283,7 +291,7 @@ fn padding_does_not_reach_the_other_rows() {
 fn a_block_outside_the_cache_is_an_error() {
     let mut random = Random::fresh();
     for (name, device) in host_devices() {
-        let shape = Shape { kv_heads: 1, group: 1, dim: 16, block: 16, window: None, softcap: None };
+        let shape = Shape { kv_heads: 1, group: 1, dim: 16, block: 16, window: None, sink_tokens: 0, softcap: None };
         let filled = Filled::new(&device, &mut random, shape, &[10], DType::F32);
         let mut batch = filled.batch(&device, &[(9, 1)]);
         batch.block_tables = ids(&device, &[3000]);
@@ -296,6 +304,7 @@ fn a_block_outside_the_cache_is_an_error() {
             num_heads: 1,
             scale: 1.0,
             window: None,
+            sink_tokens: 0,
             chunk: None,
             softcap: None,
             sinks: None,

@@ -40,7 +40,7 @@ fn attention_has_the_same_bits_however_a_prompt_is_cut() {
     let mut random = Random::fresh();
     for (name, device) in host_devices() {
         for (dtype, window) in [(DType::F32, None), (DType::BF16, Some(50)), (DType::F16, None)] {
-            let shape = Shape { kv_heads: 2, group: 3, dim: 40, block: 16, window, softcap: None };
+            let shape = Shape { kv_heads: 2, group: 3, dim: 40, block: 16, window, sink_tokens: 0, softcap: None };
             let (len, width) = (150, 2 * 3 * 40);
             let filled = Filled::new(&device, &mut random, shape, &[len], dtype);
             let q = random.matrix(len, width).rounded(DType::F32);

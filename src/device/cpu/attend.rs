@@ -50,9 +50,21 @@ impl Sizes {
 pub(super) struct Reach {
     pub(super) window: Option<usize>,
     pub(super) chunk: Option<usize>,
+    /// Seen beside the window.
+    pub(super) sink_tokens: usize,
 }
 
 impl Reach {
+    /// Whether the queries from a position on see nothing of a chunk of keys.
+    pub(super) fn skips(self, chunk: usize, position: usize) -> bool {
+        chunk * CHUNK_TOKENS >= self.sink_tokens && (chunk + 1) * CHUNK_TOKENS <= self.first_seen(position)
+    }
+
+    /// The first chunk of keys that a query at a position sees something of.
+    pub(super) fn first_chunk(self, position: usize) -> usize {
+        if self.sink_tokens > 0 { 0 } else { self.first_seen(position) / CHUNK_TOKENS }
+    }
+
     /// The first key that a query at a position sees.
     pub(super) fn first_seen(self, position: usize) -> usize {
         let in_window = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
@@ -165,6 +177,12 @@ impl<E: Float> Kernel for Attend<'_, E> {
             for (index, chunk) in self.chunks.clone().enumerate() {
                 let partial =
                     self.partials.map(|memory| Partial::at(memory.wrapping_add(index * sizes.partial_len()), sizes));
+                if self.reach.skips(chunk, self.queries.position) {
+                    if let Some(partial) = partial {
+                        std::slice::from_raw_parts_mut(partial.maxima, rows).fill(f32::NEG_INFINITY);
+                    }
+                    continue;
+                }
                 self.chunk::<S>(chunk, &workspace, partial.unwrap_or(workspace.chunk));
                 if partial.is_none() {
                     merge::<S>(workspace.total, workspace.chunk, rows, sizes);
@@ -225,7 +243,8 @@ impl<E: Float> Attend<'_, E> {
         let Sizes { head_dim, padded_dim, group, .. } = self.sizes;
         let rows = self.queries.count * group;
         let start = chunk * CHUNK_TOKENS;
-        let first_seen = self.reach.first_seen(self.queries.position);
+        let sinks = self.reach.sink_tokens.saturating_sub(start).min(CHUNK_TOKENS);
+        let first_seen = if sinks > 0 { start } else { self.reach.first_seen(self.queries.position) };
         let seen = first_seen.saturating_sub(start).min(CHUNK_TOKENS)
             ..(self.queries.position + self.queries.count - start).min(CHUNK_TOKENS);
         // SAFETY: by the contract; `seen` are keys of the context.
@@ -248,7 +267,7 @@ impl<E: Float> Attend<'_, E> {
                         *scores.add(key) += slopes[row % group] * (key as f32 - behind);
                     }
                 }
-                let (maximum, sum) = self.softmax::<S>(scores, from..until);
+                let (maximum, sum) = self.softmax::<S>(scores, sinks.min(from)..from, until);
                 *to.maxima.add(row) = maximum;
                 *to.sums.add(row) = sum;
             }
@@ -260,12 +279,13 @@ impl<E: Float> Attend<'_, E> {
         }
     }
 
-    /// Turns a row's scores into weights. Their maximum and sum; minus infinity and zero where it sees no key here.
+    /// Turns a row's scores up to `until` into weights, but for those `hidden`. Their maximum and sum; minus infinity and
+    /// zero where it sees no key here.
     ///
     /// # Safety
     /// `scores` is good for a chunk; this CPU has `S`.
     #[inline(always)]
-    unsafe fn softmax<S: Simd>(&self, scores: *mut f32, seen: Range<usize>) -> (f32, f32) {
+    unsafe fn softmax<S: Simd>(&self, scores: *mut f32, hidden: Range<usize>, until: usize) -> (f32, f32) {
         // SAFETY: by the contract.
         unsafe {
             if let Some(cap) = self.softcap {
@@ -275,8 +295,8 @@ impl<E: Float> Attend<'_, E> {
                 }
             }
             let row = std::slice::from_raw_parts_mut(scores, CHUNK_TOKENS);
-            row[..seen.start].fill(f32::NEG_INFINITY);
-            row[seen.end.max(seen.start)..].fill(f32::NEG_INFINITY);
+            row[until.max(hidden.end)..].fill(f32::NEG_INFINITY);
+            row[hidden].fill(f32::NEG_INFINITY);
             let mut maxima = S::splat(f32::NEG_INFINITY);
             for i in (0..CHUNK_TOKENS).step_by(S::LANES) {
                 maxima = S::max(S::load(scores.add(i)), maxima);

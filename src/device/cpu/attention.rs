@@ -48,7 +48,7 @@ fn attention_as<E: Float>(device: &CpuDevice, args: &Attention<'_>) -> Result<()
     let group = args.num_heads / cache.kv_heads;
     let tiles = tiles(args, &cache, group)?;
     let sizes = Sizes::new(cache.head_dim, group, (TILE_ROWS / group).max(1));
-    let reach = Reach { window: args.window, chunk: args.chunk };
+    let reach = Reach { window: args.window, chunk: args.chunk, sink_tokens: args.sink_tokens };
     let (slopes, sinks) = (args.alibi.map(widened).transpose()?, args.sinks.map(widened).transpose()?);
     let attend = |tile: &Tile<'_>, chunks: Range<usize>, partials: Option<*mut f32>| {
         let queries = Queries {
@@ -148,7 +148,7 @@ fn split(
 impl Tile<'_> {
     /// Numbers of the chunks of keys that some of the queries see.
     fn chunks(&self, reach: Reach) -> Range<usize> {
-        reach.first_seen(self.position) / CHUNK_TOKENS..(self.position + self.tokens.len()).div_ceil(CHUNK_TOKENS)
+        reach.first_chunk(self.position)..(self.position + self.tokens.len()).div_ceil(CHUNK_TOKENS)
     }
 }
 

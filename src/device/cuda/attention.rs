@@ -76,7 +76,8 @@ impl CudaDevice {
         let class = HEAD_DIMS.iter().position(|&dim| head_dim <= dim);
         let tensor_cores =
             a.q.dtype().size() == 2 && head_dim.is_multiple_of(8) && aligned(a.q) && aligned(&a.cache.data);
-        let tensor_cores = tensor_cores && !a.cache.keys_only;
+        // Only the plain kernel sees sinks.
+        let tensor_cores = tensor_cores && !a.cache.keys_only && a.sink_tokens == 0;
         match class.filter(|&class| tensor_cores && self.has_shared_for(class)) {
             Some(class) => self.attend_packed(a, args, sequences, class),
             None if head_dim <= WIDE_HEAD_DIM => {
@@ -170,6 +171,7 @@ impl CudaDevice {
             splits: 1,
             chunk: a.chunk.map_or(0, |chunk| chunk.min(i32::MAX as usize) as i32),
             planes: if a.cache.keys_only { 1 } else { 2 },
+            sink_tokens: a.sink_tokens.min(i32::MAX as usize) as i32,
             sinks: a.sinks.map_or(0, Tensor::addr),
             alibi: a.alibi.map_or(0, Tensor::addr),
         }

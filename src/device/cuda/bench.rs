@@ -226,6 +226,7 @@ impl Bench<'_> {
                 num_heads: HEADS,
                 scale: 0.088,
                 window: None,
+                sink_tokens: 0,
                 chunk: None,
                 softcap: None,
                 sinks: None,

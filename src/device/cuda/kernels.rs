@@ -391,6 +391,7 @@ record!(
         splits: i32,
         chunk: i32,
         planes: i32,
+        sink_tokens: i32,
         sinks: u64,
         alibi: u64,
     }

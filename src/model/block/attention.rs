@@ -68,6 +68,7 @@ impl Attention {
             rope: None,
             scale: config.attention_scale,
             window: config.windows[index],
+            sink_tokens: config.sink_tokens[index],
             chunk: config.chunks[index],
             softcap: config.attention_softcap,
             sinks: None,

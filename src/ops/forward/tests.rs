@@ -22,7 +22,14 @@ impl Fixture {
             max_query_len: 3,
             max_context_len: 3,
         };
-        let step = StepTensors { tokens: ids(3), positions: ids(3), slots: ids(3), sample_rows: ids(1), batch };
+        let step = StepTensors {
+            tokens: ids(3),
+            positions: ids(3),
+            slots: ids(3),
+            sample_rows: ids(1),
+            batch,
+            windows: Vec::new(),
+        };
         let data = Tensor::zeros(&device, 2 * 2 * 8, 4, DType::F32, "cache").unwrap();
         let kv = vec![KvLayer { data, kv_heads: 2, block_size_tokens: 8, head_dim: 4, keys_only: false }];
         let arena = Arena::new(&device, 1 << 16).unwrap();
@@ -63,6 +70,7 @@ fn shape_errors_name_the_operation_and_both_shapes() {
         rope: None,
         scale: 1.0,
         window: None,
+        sink_tokens: 0,
         chunk: None,
         softcap: None,
         sinks: None,
