@@ -39,13 +39,13 @@ struct EditArgs {
     int* tables;
     const int* tokens;
     const u32* masks;
-    // Rows of 8 words, as src/device/sampling.rs encodes them.
+    // Rows of 12 words, as src/device/sampling.rs encodes them.
     float* sampling;
     i64 logits_stride, out_stride, counts_stride, mask_stride;
     int vocab, table_words, num_tokens;
 };
 
-constexpr int SAMPLING_WORDS = 8, SAMPLING_TOP_P = 3;
+constexpr int SAMPLING_WORDS = 12, SAMPLING_TOP_P = 3;
 
 extern "C" __global__ void __launch_bounds__(DENSE_THREADS) edit_dense(EditArgs a) {
     const RowEdits& row = a.rows[blockIdx.x];

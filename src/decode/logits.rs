@@ -107,16 +107,11 @@ impl SamplingParams {
         self.top_p.is_some() && self.top_p_decay != 1.0 && self.top_p_reset_id.is_some()
     }
 
-    /// Whether the next token is chosen from more than scaled logits, or by who knows the tokens before. Once false, it
-    /// stays so for the rest of the sequence.
+    /// Whether the next token is chosen from more than scaled logits and what top-k and top-p leave of them, or by who knows
+    /// the tokens before. Once false, it stays so for the rest of the sequence.
     pub fn needs_edits(&self, generated: usize) -> bool {
-        self.edits_logits(generated) || self.top_p_follows_tokens() || self.is_for_host_only()
-    }
-
-    /// Whether something is asked for that only the host does.
-    pub fn is_for_host_only(&self) -> bool {
         let narrowed = !self.is_greedy() && (self.min_p > 0.0 || self.typical_p < 1.0);
-        self.guide.is_some() || self.top_log_probs > 0 || narrowed
+        self.edits_logits(generated) || self.top_p_follows_tokens() || self.guide.is_some() || narrowed
     }
 
     /// Whether what is done to the logits depends on the tokens before.

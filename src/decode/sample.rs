@@ -85,7 +85,7 @@ pub fn choose(
         candidates.truncate(kept);
     }
     if params.typical_p < 1.0 {
-        keep_typical(candidates, f64::from(params.typical_p));
+        keep_typical(candidates, max, f64::from(params.typical_p));
     }
     // Drawn in the order of ids: an order of selection would depend on the last bits of unrelated logits.
     if candidates.len() < logits.len() {
@@ -232,16 +232,17 @@ fn nucleus(candidates: &mut [Candidate], top_p: f64) -> usize {
 }
 
 /// Keeps the smallest set with at least `typical_p` of the mass of the candidates whose information content is closest
-/// to the entropy of all candidates.
+/// to the entropy of all candidates: whose logits are closest to the mean logit.
 ///
 /// Source: Meister et al., "Locally typical sampling", TACL 2023.
-fn keep_typical(candidates: &mut Vec<Candidate>, typical_p: f64) {
-    let mass: f64 = candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
-    let information = |candidate: &Candidate| -(f64::from(candidate.weight) / mass).ln();
+fn keep_typical(candidates: &mut Vec<Candidate>, max: f32, typical_p: f64) {
     candidates.retain(|candidate| candidate.weight > 0.0);
-    let entropy: f64 =
-        candidates.iter().map(|candidate| f64::from(candidate.weight) / mass * information(candidate)).sum();
-    let distance = |candidate: &Candidate| (information(candidate) - entropy).abs();
+    let mass: f64 = candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
+    let below: f64 =
+        candidates.iter().map(|candidate| f64::from(candidate.weight) * f64::from(max - candidate.logit)).sum();
+    // ln(mass) is part of both the information and the entropy.
+    let center = max - (below / mass) as f32;
+    let distance = |candidate: &Candidate| (candidate.logit - center).abs();
     candidates.sort_unstable_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.id.cmp(&b.id)));
     let mut cumulative = 0.0;
     let before = candidates.iter().take_while(|candidate| {

@@ -20,7 +20,7 @@ pub struct EditLogits<'a> {
     pub tokens: &'a Tensor,
     /// `[M, ⌈V / 32⌉]` I32: bit `v % 32` of word `v / 32` is set where token v may be chosen.
     pub masks: Option<&'a Tensor>,
-    /// `[R, 8]` I32, of the same rows: top-p is replaced where it depends on the tokens so far.
+    /// `[R, 12]` I32 ([`super::RowSampling`]), of the same rows: top-p is replaced where it depends on the tokens so far.
     pub sampling: &'a Tensor,
 }
 

@@ -14,10 +14,12 @@ pub struct Sample<'a> {
     pub logits: &'a Tensor,
     /// `[R, V]` F32: read instead by rows that are [`RowSampling::edited`].
     pub edited: Option<&'a Tensor>,
-    /// `[R, 8]` I32: a [`RowSampling`] for each row.
+    /// `[R, 12]` I32: a [`RowSampling`] for each row.
     pub params: &'a Tensor,
     /// `[R, 4]` I32: becomes a [`RowSample`] for each row but the skipped.
     pub out: &'a Tensor,
+    /// Whether rows may have min-p or typical-p.
+    pub narrowed: bool,
     /// `[1, N]` I32: the entry that a row names gets its token, or 0 where none could be chosen.
     pub sampled: &'a Tensor,
 }
@@ -28,7 +30,7 @@ pub struct TopTokens<'a> {
     pub logits: &'a Tensor,
     /// `[R, V]` F32: read instead by rows that are [`RowSampling::edited`].
     pub edited: Option<&'a Tensor>,
-    /// `[R, 8]` I32: a [`RowSampling`] for each row, whose logits are scaled by its `inverse_temperature`; skipped rows are
+    /// `[R, 12]` I32: a [`RowSampling`] for each row, whose logits are scaled by its `inverse_temperature`; skipped rows are
     /// left out. `None`: all rows as they are.
     pub params: Option<&'a Tensor>,
     /// `[R, N]` I32, contiguous, N up to [`MAX_TOP_TOKENS`]: the most likely tokens, best first, equals by their ids. What lies
@@ -48,7 +50,7 @@ pub enum RowMode {
     Skip = 0,
     /// The most likely token, the lowest id among equals.
     Greedy = 1,
-    /// Drawn from what top-k and top-p leave.
+    /// Drawn from what top-k, min-p, top-p and typical-p leave.
     Draw = 2,
 }
 
@@ -65,6 +67,10 @@ pub struct RowSampling {
     pub top_k: u32,
     /// 1: no limit.
     pub top_p: f32,
+    /// 0: no limit.
+    pub min_p: f32,
+    /// 1: no limit.
+    pub typical_p: f32,
     pub seed: u64,
     /// Tokens before the one that is chosen.
     pub position: u32,
@@ -76,10 +82,12 @@ pub struct RowSampling {
 const LOG_PROBS: i32 = 1 << 8;
 /// Set in the first word where edited logits are read.
 const EDITED: i32 = 1 << 9;
+/// Set in the first word where min-p or typical-p narrow what is drawn from.
+const NARROWED: i32 = 1 << 10;
 
 impl RowSampling {
     /// Words of a row.
-    pub const WORDS: usize = 8;
+    pub const WORDS: usize = 12;
 
     /// The word of [`RowSampling::top_p`].
     pub const TOP_P_WORD: usize = 3;
@@ -92,6 +100,8 @@ impl RowSampling {
         inverse_temperature: 1.0,
         top_k: 0,
         top_p: 1.0,
+        min_p: 0.0,
+        typical_p: 1.0,
         seed: 0,
         position: 0,
         slot: 0,
@@ -106,6 +116,8 @@ impl RowSampling {
             inverse_temperature: params.inverse_temperature(),
             top_k: params.top_k,
             top_p: params.top_p.unwrap_or(1.0).min(1.0),
+            min_p: params.min_p,
+            typical_p: params.typical_p,
             seed: params.seed,
             position: position as u32,
             slot: slot as u32,
@@ -120,8 +132,9 @@ impl RowSampling {
     /// As a device reads it.
     pub fn encode(&self) -> [i32; Self::WORDS] {
         let flag = |set: bool, flag: i32| if set { flag } else { 0 };
+        let narrowed = self.mode == RowMode::Draw && (self.min_p > 0.0 || self.typical_p < 1.0);
         [
-            self.mode as i32 | flag(self.log_probs, LOG_PROBS) | flag(self.edited, EDITED),
+            self.mode as i32 | flag(self.log_probs, LOG_PROBS) | flag(self.edited, EDITED) | flag(narrowed, NARROWED),
             self.inverse_temperature.to_bits() as i32,
             self.top_k as i32,
             self.top_p.to_bits() as i32,
@@ -129,14 +142,21 @@ impl RowSampling {
             (self.seed >> 32) as i32,
             self.position as i32,
             self.slot as i32,
+            self.min_p.to_bits() as i32,
+            self.typical_p.to_bits() as i32,
+            0,
+            0,
         ]
     }
 
     /// # Errors
     /// Internal, for words that [`RowSampling::encode`] does not make.
     pub fn decode(words: &[i32]) -> Result<Self> {
-        let &[flags, inverse_temperature, top_k, top_p, seed_low, seed_high, position, slot] = words else {
-            return Err(Error::internal(format!("a row of sampling parameters has {} words, not 8", words.len())));
+        let &[flags, inverse_temperature, top_k, top_p, seed_low, seed_high, position, slot, min_p, typical_p, _, _] =
+            words
+        else {
+            let (found, wanted) = (words.len(), Self::WORDS);
+            return Err(Error::internal(format!("a row of sampling parameters has {found} words, not {wanted}")));
         };
         let mode = match flags & (LOG_PROBS - 1) {
             0 => RowMode::Skip,
@@ -151,6 +171,8 @@ impl RowSampling {
             inverse_temperature: f32::from_bits(inverse_temperature as u32),
             top_k: top_k as u32,
             top_p: f32::from_bits(top_p as u32),
+            min_p: f32::from_bits(min_p as u32),
+            typical_p: f32::from_bits(typical_p as u32),
             seed: u64::from(seed_low as u32) | u64::from(seed_high as u32) << 32,
             position: position as u32,
             slot: slot as u32,
@@ -213,6 +235,8 @@ mod tests {
             temperature: 0.7,
             top_k: 40,
             top_p: Some(0.9),
+            min_p: 0.05,
+            typical_p: 0.8,
             seed: u64::MAX - 5,
             log_probs: true,
             ..Default::default()

@@ -5,7 +5,8 @@
 //! recorded at load; nothing is recorded while requests run.
 
 use super::input::StepShape;
-use crate::device::{Graph, SharedDevice, Tensor};
+use super::local::StepLogits;
+use crate::device::{Graph, SharedDevice};
 use crate::error::Result;
 use crate::step::ExecutorLimits;
 use std::collections::HashMap;
@@ -58,7 +59,7 @@ fn shape(limits: &ExecutorLimits, size: usize, context_len: usize) -> StepShape 
 
 struct Recorded {
     graph: Box<dyn Graph>,
-    logits: Tensor,
+    logits: StepLogits,
 }
 
 /// The buckets of decode steps and what was recorded of them.
@@ -101,7 +102,7 @@ impl Graphs {
         &mut self,
         device: &SharedDevice,
         bucket: StepShape,
-        step: &mut dyn FnMut() -> Result<Tensor>,
+        step: &mut dyn FnMut() -> Result<StepLogits>,
     ) -> Result<bool> {
         for attempt in 1..=ATTEMPTS {
             let mut logits = None;
@@ -126,7 +127,7 @@ impl Graphs {
     }
 
     /// Runs a step of this bucket: its recording where there is one, else as it is.
-    pub(super) fn run(&self, bucket: StepShape, step: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor> {
+    pub(super) fn run(&self, bucket: StepShape, step: &mut dyn FnMut() -> Result<StepLogits>) -> Result<StepLogits> {
         let Some(Recorded { graph, logits }) = self.recorded.get(&bucket) else { return step() };
         graph.launch()?;
         Ok(logits.clone())

@@ -1,7 +1,6 @@
 //! The device tensors of one step: one buffer, one upload.
 
-use super::sequences::RunnerSequence;
-use crate::decode::PassOrder;
+use super::sequences::{RunnerSequence, Sampler};
 use crate::device::{AttentionBatch, Buffer, DType, RowEdits, RowSampling, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, TokenId};
@@ -33,7 +32,7 @@ pub struct StepShape {
 impl StepShape {
     /// Without padding.
     pub(super) fn exact(chunks: &[(&Chunk, &RunnerSequence)]) -> Self {
-        let edited = chunks.iter().any(|(chunk, sequence)| chunk.sample && sequence.places.is_some());
+        let edited = chunks.iter().any(|(chunk, sequence)| chunk.sample && is_edited(sequence));
         Self {
             tokens: chunks.iter().map(|(chunk, _)| chunk.len).sum(),
             sequences: chunks.len(),
@@ -87,7 +86,7 @@ struct Sections {
 /// The inputs of one step on the device.
 pub(super) struct UploadedStep {
     pub(super) tensors: StepTensors,
-    /// `[R, 8]`: how each row is sampled.
+    /// `[R, 12]`: how each row is sampled.
     pub(super) sampling: Tensor,
     /// `[R, 24]`: how each row's logits are edited, if any are.
     pub(super) edits: Option<Tensor>,
@@ -215,7 +214,7 @@ impl StepInput {
                     None => RowSampling { slot: (first_slot + row) as u32, ..RowSampling::SKIP },
                 };
                 self.staging[words..words + RowSampling::WORDS].copy_from_slice(&sampling.encode());
-                if let Some(places) = sequence.places.as_ref().filter(|_| guesses == Some(0)) {
+                if let Some(places) = sequence.places.as_ref().filter(|_| guesses == Some(0) && is_edited(sequence)) {
                     let edits = places.row(sequence, sequence.tokens.len(), token - 1).encode();
                     let words = sections.edits.start + row * RowEdits::WORDS;
                     self.staging[words..words + RowEdits::WORDS].copy_from_slice(&edits);
@@ -264,15 +263,15 @@ fn token_at(chunk: &Chunk, sequence: &RunnerSequence, position: usize) -> i32 {
     }
 }
 
+/// Whether the step itself edits the sequence's logits.
+fn is_edited(sequence: &RunnerSequence) -> bool {
+    sequence.places.is_some() && sequence.sampler() == Sampler::Step
+}
+
 fn sampling_of(sequence: &RunnerSequence, draft: &[TokenId], slot: usize) -> RowSampling {
-    match sequence.is_sampled_by_host() {
-        true => RowSampling { slot: slot as u32, ..RowSampling::SKIP },
-        false => {
-            let sampling = sequence.sampling_behind(draft);
-            let row = RowSampling::new(&sampling, sequence.tokens.len() + draft.len(), slot);
-            let scaled = sequence.sampling.order == PassOrder::TemperatureFirst;
-            if sequence.places.is_some() { row.of_edited(scaled) } else { row }
-        }
+    match sequence.sampler() {
+        Sampler::Step => sequence.row_sampling(draft, slot),
+        Sampler::LateRow | Sampler::Host => RowSampling { slot: slot as u32, ..RowSampling::SKIP },
     }
 }
 

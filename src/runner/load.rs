@@ -2,8 +2,10 @@
 
 use super::graphs;
 use super::input::StepInput;
+use super::late::LateRows;
 use super::local::{LocalExecutor, Parts, edit_workspace, largest_step};
 use super::memory::{KvBudget, KvLimits, KvPlan, KvWindow, WindowPlan};
+use super::results::Results;
 use super::tables::table_bytes;
 use crate::device::{self, DType, DeviceInfo, DeviceKind, DeviceOptions, GpuId, KvLayer, SharedDevice, Tensor};
 use crate::error::{Error, Result, ResultExt};
@@ -427,8 +429,9 @@ impl LoadPlan {
     fn kv_plan(&self, device: &SharedDevice, options: &ModelOptions) -> Result<KvPlan> {
         let info = device.info();
         let prompt_bytes = PromptWindow::bytes(self.config.embedding_size(), device.activation_dtype(self.dtype));
-        let tables = table_bytes(&self.limits) + prompt_bytes;
-        let taken = (self.weight_bytes + self.workspace_bytes + self.graph_bytes + tables) as u64;
+        let rows = LateRows::bytes(&self.limits) + Results::bytes(&self.limits) + table_bytes(&self.limits);
+        let taken = self.weight_bytes + self.workspace_bytes + self.graph_bytes + rows + prompt_bytes;
+        let taken = taken as u64;
         let free_bytes = info.free_bytes.checked_sub(taken).ok_or_else(|| {
             Error::unavailable(format!(
                 "the model needs {} MiB for weights and {} MiB for its workspace and recorded steps; {} has {} MiB free",

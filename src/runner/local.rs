@@ -1,21 +1,25 @@
 //! A model on a device of this process.
 
+mod rows;
+
 use super::graphs::Graphs;
-use super::host_rows::{HostSample, HostSampler, download_rows};
-use super::input::{StepInput, StepShape, UploadedStep, prompt_rows};
+use super::host_rows::{HostSampler, download_rows};
+use super::input::{StepInput, StepShape, prompt_rows};
+use super::late::LateRows;
+use super::results::Results;
 use super::sequences::Sequences;
 use super::tables::Tables;
 use super::tiers::Tiers;
 use crate::decode::rank::log_prob;
-use crate::device::{DType, EditLogits, KvLayer, RowSample, Sample, SharedDevice, Tensor, Transfers};
+use crate::device::{DType, KvLayer, Sample, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result, ResultExt};
-use crate::ids::{SeqId, TokenId};
 use crate::model::Model;
 use crate::ops::{Arena, Forward, PromptWindow};
 use crate::step::{
-    Chunk, Executor, ExecutorLimits, ExecutorMemory, Inspection, Landed, SampledRow, StepOutput, StepPlan, TierLimits,
-    Transfer, WindowBlocks, WindowPool,
+    Chunk, Executor, ExecutorLimits, ExecutorMemory, Inspection, Landed, StepOutput, StepPlan, TierLimits, Transfer,
+    WindowBlocks, WindowPool,
 };
+use rows::{Flight, edit_logits};
 use std::collections::VecDeque;
 
 /// Enqueues each step when it is launched; `collect` waits for its tokens.
@@ -40,8 +44,8 @@ pub struct LocalExecutor {
     table_width: usize,
     /// `[1, depth * max_step_rows]`.
     sampled: Tensor,
-    /// `[max_step_rows, 4]`.
-    results: Tensor,
+    results: Results,
+    late_rows: LateRows,
     activation: DType,
     limits: ExecutorLimits,
     memory: ExecutorMemory,
@@ -80,45 +84,41 @@ pub(super) struct Parts {
     pub(super) fault_step: Option<u64>,
 }
 
-/// A step whose tokens were not collected.
-struct Flight {
-    step: u64,
-    rows: Vec<FlightRow>,
-    inspections: Vec<Inspection>,
-    /// Whether the device samples some of its rows.
-    fetches: bool,
+/// The logits of a step, and the memory of what edits make of them, `[R, V]` all. Valid until the next step.
+#[derive(Clone)]
+pub(super) struct StepLogits {
+    rows: Tensor,
+    edited: Tensor,
+    /// Of tokens.
+    counts: Tensor,
 }
 
-struct FlightRow {
-    seq: SeqId,
-    /// Row of the step's logits that the first token is sampled from.
-    row: usize,
-    draft: Vec<TokenId>,
-    /// Of the sampled token.
-    position: usize,
-    log_probs: bool,
-    /// Known at once, when the host has sampled; else empty.
-    sampled: Vec<RowSample>,
-    /// Why the sequence cannot go on whatever was sampled.
-    error: Option<Error>,
-    /// The most likely tokens of each row, where they were asked for.
-    top: Vec<Vec<(TokenId, f32)>>,
+/// A step that was enqueued.
+struct Launched {
+    logits: StepLogits,
+    /// `[1, T]`.
+    tokens: Tensor,
+    /// `[R, 12]`: how the step itself samples its rows.
+    sampling: Tensor,
+    first_slot: usize,
 }
 
 impl LocalExecutor {
     pub(super) fn new(parts: Parts) -> Result<Self> {
         let (device, limits) = (parts.device, parts.limits);
         let (largest, depth) = (largest_step(&limits), limits.pipeline_depth);
-        let result_bytes = largest.rows * RowSample::WORDS * DType::I32.size();
-        let transfers = device.transfers(StepInput::bytes(largest, parts.windows.len()), result_bytes, depth)?;
+        let upload_bytes = StepInput::bytes(largest, parts.windows.len());
+        let transfers = device.transfers(upload_bytes, Results::bytes(&limits), depth)?;
         let tables = Tables::new(&device, &limits)?;
         let prompt_window = PromptWindow::new(&device, parts.embedding_size, parts.activation)?;
+        let late_rows = LateRows::new(&device, &limits)?;
         let tiers = match parts.host_blocks {
             0 => None,
             blocks => Some(Tiers::new(&device, &parts.kv, blocks)?),
         };
         let tier_bytes = tiers.as_ref().map_or(0, Tiers::pinned_bytes);
-        let pinned_bytes = (transfers.pinned_bytes() + tables.pinned_bytes() + tier_bytes) as u64;
+        let row_bytes = tables.pinned_bytes() + late_rows.pinned_bytes();
+        let pinned_bytes = (transfers.pinned_bytes() + row_bytes + tier_bytes) as u64;
         let memory = ExecutorMemory { pinned_bytes, ..parts.memory };
         Ok(Self {
             tiers,
@@ -131,7 +131,8 @@ impl LocalExecutor {
             prompt_window,
             table_width: parts.embedding_size,
             sampled: Tensor::zeros(&device, 1, depth * largest.rows, DType::I32, "sampled tokens")?,
-            results: Tensor::zeros(&device, largest.rows, RowSample::WORDS, DType::I32, "sampled tokens")?,
+            results: Results::new(&device, &limits)?,
+            late_rows,
             model: parts.model,
             kv: parts.kv,
             windows: parts.windows,
@@ -192,12 +193,13 @@ impl LocalExecutor {
         for layer in self.kv.iter().filter(|_| !plan.block_copies.is_empty()) {
             self.device.copy_blocks(layer, &plan.block_copies)?;
         }
-        let mut flight = Flight { step: plan.step, rows: Vec::new(), inspections: Vec::new(), fetches: false };
+        let mut flight = Flight { step: plan.step, rows: Vec::new(), inspections: Vec::new(), fetches: None };
         if !plan.chunks.is_empty() {
             let first_slot = self.launched % self.limits.pipeline_depth * self.limits.max_step_rows;
             self.launched += 1;
-            let logits = self.forward(&plan.chunks, first_slot, None)?;
-            self.sample(plan, &logits, first_slot, &mut flight)?;
+            let launched = self.forward(&plan.chunks, first_slot, None)?;
+            self.sample(plan, &launched, &mut flight)?;
+            let logits = launched.logits.rows;
             flight.inspections = self.inspect(plan, &logits)?;
             self.last_logits = Some((plan.chunks.iter().map(Chunk::rows).sum(), logits));
         }
@@ -205,9 +207,9 @@ impl LocalExecutor {
         Ok(())
     }
 
-    /// Enqueues uploads, forward pass and the sampling of rows that the device samples. Returns the logits. `padding`: a
-    /// shape to warm up, where `chunks` are none.
-    fn forward(&mut self, chunks: &[Chunk], first_slot: usize, padding: Option<StepShape>) -> Result<Tensor> {
+    /// Enqueues uploads, forward pass and the sampling of rows that need to wait for nothing. `padding`: a shape to warm up,
+    /// where `chunks` are none.
+    fn forward(&mut self, chunks: &[Chunk], first_slot: usize, padding: Option<StepShape>) -> Result<Launched> {
         let Self { graphs, device, model, kv, arena, input, transfers, tables, sampled, results, sequences, .. } = self;
         let (activation, prompt_window, layer_pools) = (self.activation, &self.prompt_window, &self.layer_pools[..]);
         let chunks = chunks.iter().map(|chunk| Ok((chunk, sequences.find(chunk.seq)?)));
@@ -218,84 +220,35 @@ impl LocalExecutor {
         let bucket = graphs_of_step.and_then(|graphs| graphs.bucket(exact));
         let shape = bucket.unwrap_or(exact);
         let step = input.upload(&mut **transfers, &chunks, shape, first_slot)?;
-        let out = results.row_range(0, shape.rows);
+        let out = results.samples(shape.rows)?;
         let mut run = || {
             device.resolve_tokens(&step.tensors.tokens, sampled)?;
             let _scope = arena.scope();
             let cx = Forward::new(device, arena, &step.tensors, kv, activation).with_pools(layer_pools);
-            let logits = model.forward(&cx.with_prompt_rows(prompt_window, &prompt_rows))?;
+            let rows = model.forward(&cx.with_prompt_rows(prompt_window, &prompt_rows))?;
+            let (edited, counts) = edit_workspace(arena, rows.rows(), rows.cols())?;
+            let logits = StepLogits { rows, edited, counts };
             if shape.rows > 0 {
-                let edited = edit_logits(device, arena, &step, &logits, tables.tensor())?;
-                let edited = edited.as_ref();
-                device.sample(&Sample { logits: &logits, edited, params: &step.sampling, out: &out, sampled })?;
+                let (tokens, edits) = (&step.tensors.tokens, step.edits.as_ref());
+                if let Some(edits) = edits {
+                    edit_logits(device, &logits, edits, tables.tensor(), tokens, None, &step.sampling)?;
+                }
+                let edited = edits.map(|_| &logits.edited);
+                let (narrowed, params) = (edited.is_some(), &step.sampling);
+                device.sample(&Sample { logits: &logits.rows, edited, params, out: &out, narrowed, sampled })?;
             }
             Ok(logits)
         };
-        match (graphs, bucket) {
+        let logits = match (graphs, bucket) {
             (Some(graphs), Some(bucket)) if padding.is_some() => {
                 let logits = run()?;
                 graphs.record(device, bucket, &mut run)?;
-                Ok(logits)
+                logits
             }
-            (Some(graphs), Some(bucket)) => graphs.run(bucket, &mut run),
-            _ => run(),
-        }
-    }
-
-    /// Appends a token to each sampled sequence: at once where the host samples it, else one in flight.
-    fn sample(&mut self, plan: &StepPlan, logits: &Tensor, first_slot: usize, flight: &mut Flight) -> Result<()> {
-        let mut by_host = Vec::new();
-        let mut end = 0;
-        for chunk in &plan.chunks {
-            end += chunk.rows();
-            if !chunk.sample {
-                continue;
-            }
-            let draft = chunk.draft.clone();
-            let row = end - 1 - draft.len();
-            let sequence = self.sequences.find_mut(chunk.seq)?;
-            let (position, log_probs) = (sequence.tokens.len(), sequence.sampling.log_probs);
-            flight.rows.push(FlightRow {
-                seq: chunk.seq,
-                row,
-                draft,
-                position,
-                log_probs,
-                sampled: Vec::new(),
-                error: None,
-                top: Vec::new(),
-            });
-            if sequence.is_sampled_by_host() {
-                by_host.push(flight.rows.len() - 1);
-            } else if chunk.draft.is_empty() {
-                sequence.push_in_flight(first_slot + row);
-            }
-        }
-        if by_host.len() < flight.rows.len() {
-            flight.fetches = true;
-            self.transfers.fetch(&self.results.row_range(0, end))?;
-        }
-        if !by_host.is_empty() {
-            // Reading the logits waits for the steps before anyhow, and their tokens belong to the history.
-            while !self.in_flight.is_empty() {
-                self.land_oldest()?;
-            }
-        }
-        for index in by_host {
-            let row = &mut flight.rows[index];
-            let sequence = self.sequences.find_mut(row.seq)?;
-            for guesses in 0..=row.draft.len() {
-                let HostSample { sample, error, top } =
-                    self.host_sampler.sample(&self.device, logits, row.row + guesses, sequence)?;
-                row.sampled.push(sample);
-                row.error = error;
-                row.top.extend(Some(top).filter(|top| !top.is_empty()));
-                if row.error.is_some() || !comes_true(&row.draft, guesses, &sample) {
-                    break;
-                }
-            }
-        }
-        Ok(())
+            (Some(graphs), Some(bucket)) => graphs.run(bucket, &mut run)?,
+            _ => run()?,
+        };
+        Ok(Launched { logits, tokens: step.tensors.tokens, sampling: step.sampling, first_slot })
     }
 
     /// Reads what chunks are inspected for: waits for the logits, which the next step overwrites.
@@ -318,60 +271,6 @@ impl LocalExecutor {
             inspections.push(Inspection { seq: chunk.seq, start, logits, next_log_probs });
         }
         Ok(inspections)
-    }
-
-    /// Waits for the oldest step in flight.
-    fn land_oldest(&mut self) -> Result<()> {
-        let Some(flight) = self.in_flight.pop_front() else {
-            return Err(Error::internal("no step was launched that could be collected"));
-        };
-        if flight.fetches {
-            self.transfers.collect(&mut self.fetched).context(format!("step {}", flight.step))?;
-        }
-        let rows = Vec::with_capacity(flight.rows.len());
-        let mut output = StepOutput { step: flight.step, rows, inspections: flight.inspections };
-        for row in flight.rows {
-            let samples = match row.sampled.is_empty() {
-                true => self.land(&row)?,
-                false => row.sampled,
-            };
-            let tokens = Vec::with_capacity(samples.len());
-            let mut sampled = SampledRow { seq: row.seq, tokens, top: row.top, error: row.error };
-            for sample in samples {
-                match sample.0 {
-                    Ok(token) => sampled.tokens.push(token),
-                    Err(fault) => sampled.error = Some(fault.into_error(self.limits.vocab_size)),
-                }
-            }
-            if sampled.error.is_some() {
-                sampled.tokens.clear();
-                sampled.top.clear();
-            }
-            output.rows.push(sampled);
-        }
-        self.finished.push_back(output);
-        Ok(())
-    }
-
-    /// Tokens of a row that the device has sampled, up to the first that was not guessed.
-    fn land(&mut self, row: &FlightRow) -> Result<Vec<RowSample>> {
-        let bytes = RowSample::WORDS * DType::I32.size();
-        let mut samples = Vec::with_capacity(1 + row.draft.len());
-        for (guesses, at) in (row.row..=row.row + row.draft.len()).enumerate() {
-            let Some(fetched) = self.fetched.get(at * bytes..(at + 1) * bytes) else {
-                return Err(Error::internal("a step has fewer results than rows"));
-            };
-            let sample = RowSample::decode(&integers(fetched), row.log_probs)?;
-            match row.draft.is_empty() {
-                true => self.sequences.land(row.seq, row.position, sample.token()),
-                false => self.sequences.push(row.seq, sample.token()),
-            }
-            samples.push(sample);
-            if !comes_true(&row.draft, guesses, &sample) {
-                break;
-            }
-        }
-        Ok(samples)
     }
 
     /// Holds a plan against the limits that the memory was planned for.
@@ -409,29 +308,6 @@ impl LocalExecutor {
             None => Ok(()),
         }
     }
-}
-
-/// Edits the rows of a step whose requests say so: returns logits that hold them, if there are any.
-fn edit_logits(
-    device: &SharedDevice,
-    arena: &Arena,
-    step: &UploadedStep,
-    logits: &Tensor,
-    tables: &Tensor,
-) -> Result<Option<Tensor>> {
-    let Some(rows) = &step.edits else { return Ok(None) };
-    let (out, counts) = edit_workspace(arena, logits.rows(), logits.cols())?;
-    device.edit_logits(&EditLogits {
-        logits,
-        out: &out,
-        counts: &counts,
-        rows,
-        tables,
-        tokens: &step.tensors.tokens,
-        masks: None,
-        sampling: &step.sampling,
-    })?;
-    Ok(Some(out))
 }
 
 /// Edited logits and counts of tokens, `[R, V]` both.
@@ -506,13 +382,4 @@ impl Drop for LocalExecutor {
             tracing::error!("{error}");
         }
     }
-}
-
-/// Whether what was sampled behind so many guesses is the next guess.
-fn comes_true(draft: &[TokenId], guesses: usize, sample: &RowSample) -> bool {
-    sample.0.is_ok_and(|token| draft.get(guesses) == Some(&token.id))
-}
-
-fn integers(bytes: &[u8]) -> Vec<i32> {
-    bytes.chunks_exact(4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
 }

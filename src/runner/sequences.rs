@@ -1,14 +1,28 @@
 //! What the runner remembers of each sequence between steps.
 
 use super::guided::GuideRow;
+use super::results::MAX_TOP_TOKENS;
 use super::tables::Places;
-use crate::decode::SamplingParams;
 use crate::decode::logits::{History, Occurrences};
+use crate::decode::{PassOrder, SamplingParams};
+use crate::device::RowSampling;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, SeqId, TokenId};
 use crate::step::{Chunk, NewSequence, PromptTable, StepPlan};
 use std::borrow::Cow;
 use std::collections::HashMap;
+
+/// Who samples a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sampler {
+    /// The device, as part of the step.
+    Step,
+    /// The device, as soon as all tokens before are known.
+    LateRow,
+    /// The host, which must know all tokens before: more is asked for than the device does, or there is no room on it for
+    /// what the edits of the logits need.
+    Host,
+}
 
 /// Tokens, memory and sampling state of one sequence.
 #[derive(Debug)]
@@ -62,10 +76,20 @@ impl RunnerSequence {
         self.sampling.needs_edits(self.tokens.len() - self.prompt_len)
     }
 
-    /// Whether the next token is sampled by the host, which must know all tokens before: it has passes that only the host
-    /// has, or there is no room on the device for what the edits of its logits need.
-    pub(super) fn is_sampled_by_host(&self) -> bool {
-        self.places.is_none() && self.needs_edits()
+    /// Whether something is asked for that only the host does.
+    pub(super) fn is_for_host_only(&self) -> bool {
+        self.sampling.top_log_probs as usize > MAX_TOP_TOKENS
+    }
+
+    /// Who samples the next token.
+    pub(super) fn sampler(&self) -> Sampler {
+        if self.is_for_host_only() || (self.places.is_none() && self.needs_edits()) {
+            Sampler::Host
+        } else if self.guide.is_some() {
+            Sampler::LateRow
+        } else {
+            Sampler::Step
+        }
     }
 
     pub(super) fn prompt_len(&self) -> usize {
@@ -96,6 +120,14 @@ impl RunnerSequence {
         let tokens = [&self.tokens, draft].concat();
         let history = History { tokens: &tokens, prompt_len: self.prompt_len, occurrences: &none };
         Cow::Owned(self.sampling.for_next(&history).into_owned())
+    }
+
+    /// How the device samples the token behind all that are known and these further ones.
+    pub(super) fn row_sampling(&self, draft: &[TokenId], slot: usize) -> RowSampling {
+        let sampling = self.sampling_behind(draft);
+        let row = RowSampling::new(&sampling, self.tokens.len() + draft.len(), slot);
+        let scaled = self.sampling.order == PassOrder::TemperatureFirst;
+        if self.places.is_some() { row.of_edited(scaled) } else { row }
     }
 
     pub(super) fn history<'a>(&'a self, occurrences: &'a Occurrences) -> History<'a> {
@@ -203,6 +235,9 @@ impl Sequences {
     pub(super) fn land(&mut self, seq: SeqId, position: usize, token: TokenId) {
         if let Some(sequence) = self.by_id.get_mut(&seq) {
             sequence.tokens[position] = token;
+            if let Some(guide) = &mut sequence.guide {
+                guide.advance(token);
+            }
         }
     }
 

@@ -129,8 +129,7 @@ impl Tables {
             let sequence = sequences.find_mut(chunk.seq)?;
             // What edits a guessed row depends on the guesses before it: those are the host's.
             // Nor does the device know tokens behind the vocabulary.
-            let by_host =
-                sequence.sampling.is_for_host_only() || !chunk.draft.is_empty() || sequence.prompt_table.is_some();
+            let by_host = sequence.is_for_host_only() || !chunk.draft.is_empty() || sequence.prompt_table.is_some();
             if !sequence.needs_edits() || by_host {
                 self.release(sequence);
             } else if !self.is_ready(sequence) && !self.place(sequence, sampled)? {

@@ -219,7 +219,14 @@ fn edited_rows_are_sampled_from_the_edited_logits() {
         let rows = [plain, RowSampling { slot: 1, ..plain }.of_edited(true)];
         let params = integers(&device, 2, &rows.iter().flat_map(RowSampling::encode).collect::<Vec<_>>());
         let (out, sampled) = (integers(&device, 2, &[0; 2 * RowSample::WORDS]), integers(&device, 1, &[POISON; 2]));
-        let args = Sample { logits: &logits, edited: Some(&edited), params: &params, out: &out, sampled: &sampled };
+        let args = Sample {
+            logits: &logits,
+            edited: Some(&edited),
+            params: &params,
+            out: &out,
+            narrowed: true,
+            sampled: &sampled,
+        };
         device.sample(&args).unwrap();
         assert_eq!(words(&device, &sampled), [1, 0], "{name}");
     }

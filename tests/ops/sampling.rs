@@ -31,7 +31,16 @@ fn run(device: &SharedDevice, logits: &[Vec<f32>], rows: &[RowSampling]) -> (Vec
     let params = upload(device, rows.len(), &rows.iter().flat_map(RowSampling::encode).collect::<Vec<_>>());
     let out = upload(device, rows.len(), &vec![POISON; rows.len() * RowSample::WORDS]);
     let sampled = upload(device, 1, &[POISON; SLOTS]);
-    device.sample(&Sample { logits: &tensor, edited: None, params: &params, out: &out, sampled: &sampled }).unwrap();
+    device
+        .sample(&Sample {
+            logits: &tensor,
+            edited: None,
+            params: &params,
+            out: &out,
+            narrowed: true,
+            sampled: &sampled,
+        })
+        .unwrap();
     (words(device, &out).chunks_exact(RowSample::WORDS).map(<[i32]>::to_vec).collect(), words(device, &sampled))
 }
 
@@ -63,6 +72,8 @@ fn params(random: &mut Random, vocab: usize) -> SamplingParams {
         temperature: [1.0, 0.0, 0.3, 1.7][random.below(4)],
         top_k: [0, 0, 1, 2, 50, vocab as u32, 3_000_000][random.below(7)],
         top_p: [None, Some(1.0), Some(0.9), Some(0.37), Some(1e-6)][random.below(5)],
+        min_p: [0.0, 0.0, 0.02, 0.5, 1.0][random.below(5)],
+        typical_p: [1.0, 1.0, 0.95, 0.3, 1e-6][random.below(5)],
         seed: random.bits() << 11 ^ random.bits(),
         log_probs: random.below(2) == 0,
         ..Default::default()

@@ -97,6 +97,8 @@ fn choose_row(logits: &[f32], row: &RowSampling) -> RowSample {
         temperature: if row.mode == RowMode::Greedy { 0.0 } else { 1.0 },
         top_k: row.top_k,
         top_p: Some(row.top_p),
+        min_p: row.min_p,
+        typical_p: row.typical_p,
         seed: row.seed,
         log_probs: row.log_probs,
         ..Default::default()

@@ -71,6 +71,7 @@ pub(super) struct Kernels {
     pub read_bandwidth: Kernel,
     pub resolve_tokens: Kernel,
     pub sample: Kernel,
+    pub sample_narrowed: Kernel,
     pub top_tokens: Kernel,
     pub edit_dense: Kernel,
     pub edit_sparse: Kernel,
@@ -185,6 +186,7 @@ impl Modules {
             read_bandwidth: self.one("gemv", "read_bandwidth")?,
             resolve_tokens: self.one("sampling", "resolve_tokens")?,
             sample: self.one("sampling", "sample")?,
+            sample_narrowed: self.one("sampling_narrow", "sample_narrowed")?,
             top_tokens: self.one("sampling", "top_tokens")?,
             edit_dense: self.one("logits", "edit_dense")?,
             edit_sparse: self.one("logits", "edit_sparse")?,
@@ -408,7 +410,7 @@ record!(
 );
 
 record!(
-    /// `sample` in `kernels/sampling.cu`.
+    /// `sample` in `kernels/sampling.cu`, `sample_narrowed` in `kernels/sampling_narrow.cu`.
     SampleArgs {
         logits: u64,
         edited: u64,

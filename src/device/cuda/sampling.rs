@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 /// Threads that choose one row's token (`THREADS`).
 const ROW_THREADS: usize = 1024;
 
+/// The same in `sample_narrowed`.
+const NARROW_THREADS: usize = 512;
+
 /// Threads of a block of `edit_dense` (`DENSE_THREADS`), and the logits that it takes (`DENSE_LOGITS`).
 const DENSE_THREADS: usize = 256;
 const DENSE_LOGITS: usize = 4096;
@@ -54,7 +57,13 @@ impl CudaDevice {
         let geometry = Geometry { grid: (a.logits.rows(), 1, 1), block: (ROW_THREADS, 1), shared_bytes: 0 };
         // SAFETY: the kernel takes these arguments; rows of parameters and results are contiguous and as many as those
         // of the logits.
-        unsafe { launch(&self.context, self.kernels.sample, geometry, &args, []) }
+        unsafe { launch(&self.context, self.kernels.sample, geometry, &args, []) }?;
+        if !a.narrowed {
+            return Ok(());
+        }
+        let geometry = Geometry { block: (NARROW_THREADS, 1), ..geometry };
+        // SAFETY: as above.
+        unsafe { launch(&self.context, self.kernels.sample_narrowed, geometry, &args, []) }
     }
 
     pub(super) fn edit_rows(&self, a: &EditLogits<'_>) -> Result<()> {
