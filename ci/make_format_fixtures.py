@@ -187,6 +187,22 @@ OWN_NAMES = {
         "mlp.dense_h_to_4h": "ffn_up",
         "mlp.dense_4h_to_h": "ffn_down",
     },
+    "gptj": {
+        "ln_1": "attn_norm",
+        "attn.q_proj": "attn_q",
+        "attn.k_proj": "attn_k",
+        "attn.v_proj": "attn_v",
+        "attn.out_proj": "attn_output",
+        "mlp.fc_in": "ffn_up",
+        "mlp.fc_out": "ffn_down",
+    },
+    "opt": {
+        "self_attn_layer_norm": "attn_norm",
+        "final_layer_norm": "ffn_norm",
+        "self_attn.out_proj": "attn_output",
+        "fc1": "ffn_up",
+        "fc2": "ffn_down",
+    },
     "bloom": {
         "self_attention.query_key_value": "attn_qkv",
         "self_attention.dense": "attn_output",
@@ -218,11 +234,19 @@ def main():
     parser.add_argument("--models", type=Path, default=Path("tests/fixtures/models"))
     parser.add_argument("--out", type=Path, default=Path("tests/fixtures/formats"))
     parser.add_argument("--gguf", nargs="*", help="only these GGUF models, beside what is there")
+    parser.add_argument("--families", nargs="*", help="only these TensorRT-LLM checkpoints of further families, or all of them")
     parser.add_argument("--experts", action="store_true", help="only TensorRT-LLM checkpoints with experts")
     parser.add_argument("--gemma", action="store_true", help="only the tokenizer of Gemma")
     args = parser.parse_args()
     if args.gemma:
         write_gguf_gemma(args.out / "gemma-tokenizer.gguf")
+        return
+    if args.families is not None:
+        for name in args.families or FAMILIES:
+            kind, tp, pp, extra = FAMILIES[name]
+            folder = args.out / "trtllm" / f"{name}-tp{tp}-pp{pp}"
+            shutil.rmtree(folder, ignore_errors=True)
+            write_trtllm_family(args.models / name, folder, kind, tp, pp, extra)
         return
     if args.experts:
         for name, tp, pp, options in EXPERT_MODELS:
@@ -252,6 +276,8 @@ def main():
         *EXPERT_MODELS,
     ]:
         write_trtllm(args.models / name, args.out / "trtllm" / f"{name}-tp{tp}-pp{pp}", tp, pp, **options)
+    for name, (kind, tp, pp, extra) in FAMILIES.items():
+        write_trtllm_family(args.models / name, args.out / "trtllm" / f"{name}-tp{tp}-pp{pp}", kind, tp, pp, extra)
     for name, architecture in GGUF_MODELS.items():
         write_gguf_model(args.models / name, args.out / "gguf" / name, architecture)
     for name, alias in GGUF_ALIASES.items():
@@ -403,6 +429,194 @@ def embedding(weights, rank, tp, parallel):
     return chunk(padded(value, tp), rank, tp, 0) if parallel == 0 else chunk(value, rank, tp, 1)
 
 
+# Fixture, its architecture as a GGUF file (which has the parts under one set of names), ranks, stages, what config.json
+# says beside the rest.
+FAMILIES = {
+    "qwen2-moe": ("qwen2moe", 2, 2, {"architecture": "QWenForCausalLM", "qwen_type": "qwen2_moe"}),
+    "qwen3-moe": ("qwen3moe", 2, 1, {"architecture": "Qwen3MoeForCausalLM", "expert_groups": 2}),
+    "granite": ("granite", 1, 2, {}),
+    "granite-moe": ("granitemoe", 2, 1, {"expert_groups": 2}),
+    "dbrx": ("dbrx", 2, 1, {}),
+    "internlm2": ("internlm2", 2, 1, {}),
+    "qwen": ("qwen", 2, 1, {"architecture": "QWenForCausalLM", "qwen_type": "qwen"}),
+    "gemma": ("gemma", 2, 1, {"parallel_embedding": 0}),
+    "gemma2": ("gemma2", 1, 2, {}),
+    "gemma3": ("gemma3", 1, 1, {}),
+    "phi3": ("phi3", 2, 1, {}),
+    "phi": ("phi2", 2, 1, {}),
+    "baichuan": ("baichuan", 2, 1, {}),
+    "chatglm": ("chatglm", 2, 1, {"position_embedding_type": "rope_gptj", "chatglm_version": "chatglm3"}),
+    "cohere": ("command-r", 2, 1, {"position_embedding_type": "rope_gptj", "qk_layernorm": True}),
+    "gpt2": ("gpt2", 2, 2, {"position_embedding_type": "learned_absolute"}),
+    "gpt-bigcode": ("starcoder", 2, 1, {"position_embedding_type": "learned_absolute"}),
+    "starcoder2": ("starcoder2", 2, 1, {}),
+    "nemotron": ("nemotron", 2, 1, {}),
+    "gpt-neox": ("gptneox", 2, 1, {}),
+    "gptj": ("gptj", 2, 1, {"position_embedding_type": "rope_gptj", "rotary_dim": 4}),
+    "opt": ("opt", 2, 1, {"position_embedding_type": "learned_absolute", "do_layer_norm_before": True}),
+    "bloom": ("bloom", 2, 2, {"position_embedding_type": "alibi"}),
+    "mpt": ("mpt", 2, 1, {"position_embedding_type": "alibi", "alibi_bias_max": 8}),
+    "falcon-7b": ("falcon", 2, 1, {"new_decoder_architecture": False, "parallel_attention": True}),
+    "falcon-40b": ("falcon", 2, 1, {"new_decoder_architecture": True, "parallel_attention": True}),
+}
+ACTIVATIONS = {"gpt2": "gelu_new", "phi2": "gelu_new", "gptj": "gelu_new", "starcoder": "gelu_pytorch_tanh", "opt": "relu",
+    "nemotron": "squared-relu", "gemma": "gelu", "gemma2": "gelu_pytorch_tanh", "gemma3": "gelu_pytorch_tanh"}
+PLAIN_MLP = ("gpt2", "starcoder", "starcoder2", "nemotron", "phi2", "gptneox", "gptj", "opt", "bloom", "mpt", "falcon")
+
+
+def write_trtllm_family(source, folder, kind, tp, pp, extra):
+    """The parts of a GGUF file, cut by rank."""
+    metadata, tensors = gguf_contents(source, kind, permuted=())
+    weights = {name: widened(*value) for name, value in tensors.items() if name != "rope_freqs.weight"}
+    if kind == "opt":
+        # Without the two rows before position 0.
+        weights["position_embd.weight"] = weights["position_embd.weight"][2:]
+    config = json.loads((source / "config.json").read_text())
+    config |= {**config.pop("attn_config", {}), **config.pop("ffn_config", {})}
+    own = lambda key, default=None: metadata.get(f"{kind}.{key}", (0, default))[1]
+    heads, kv_heads, hidden = own("attention.head_count"), own("attention.head_count_kv"), own("embedding_length")
+    layers, head_dim = own("block_count"), own("attention.key_length")
+    extra = dict(extra)
+    groups, parallel = extra.pop("expert_groups", 1), extra.pop("parallel_embedding", None)
+    eps = own("attention.layer_norm_rms_epsilon", 1e-5)
+    written = {
+        "architecture": config["architectures"][0],
+        "dtype": "float32",
+        "vocab_size": len(weights["token_embd.weight"]),
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_size": head_dim,
+        "hidden_act": ACTIVATIONS.get(kind, "gelu" if kind in PLAIN_MLP else "swiglu"),
+        "intermediate_size": own("feed_forward_length"),
+        "norm_epsilon": eps,
+        "position_embedding_type": "rope_gpt_neox",
+        "max_position_embeddings": own("context_length"),
+        "rotary_base": own("rope.freq_base"),
+        "rotary_pct": own("rope.dimension_count") / head_dim,
+        "rotary_scaling": config.get("rope_scaling"),
+        "share_embedding_table": "output.weight" not in weights,
+        "use_parallel_embedding": parallel is not None,
+        "embedding_sharding_dim": parallel or 0,
+        "mapping": {"world_size": tp * pp, "tp_size": tp, "pp_size": pp, "moe_tp_size": tp // groups, "moe_ep_size": groups},
+        "quantization": {"quant_algo": None},
+        **extra,
+    }
+    for key in (
+        "embedding_multiplier",
+        "residual_multiplier",
+        "query_pre_attn_scalar",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "sliding_window",
+        "sliding_window_pattern",
+        "rope_local_base_freq",
+        "layer_types",
+        "clip_qkv",
+    ):
+        if config.get(key) is not None:
+            written[key] = config[key]
+    if "attention_multiplier" in config:
+        written["attention_multiplier"] = config["attention_multiplier"] * head_dim**0.5
+    if "logits_scaling" in config or "logit_scale" in config:
+        written["output_multiplier_scale"] = config.get("logit_scale", 1 / config.get("logits_scaling", 1))
+    if kind == "gemma2":
+        # The queries of the GGUF contents are those for this scalar.
+        written["query_pre_attn_scalar"] = head_dim
+    experts = own("expert_count", 0)
+    if experts:
+        written["moe"] = {"num_experts": experts, "top_k": own("expert_used_count"),
+            "normalization_mode": int(config.get("norm_topk_prob", kind != "qwen2moe"))}
+        if kind == "qwen2moe":
+            written["moe"]["shared_expert_intermediate_size"] = own("expert_shared_feed_forward_length")
+    folder.mkdir(parents=True)
+    shutil.copy(source / "reference.json", folder)
+    (folder / "config.json").write_text(json.dumps(written, indent=1) + "\n")
+    first = 0
+    for stage in range(pp):
+        count = layers // pp + (1 if stage < layers % pp else 0)
+        for rank in range(tp):
+            out = {}
+            for local in range(count):
+                layer = {n.split(".", 2)[2]: v for n, v in weights.items() if n.startswith(f"blk.{first + local}.")}
+                fused = family_layer(layer, kind, (rank, tp, groups), (heads, kv_heads, head_dim))
+                out |= {f"transformer.layers.{local}.{name}": value for name, value in fused.items()}
+            ends = {"token_embd": "vocab_embedding", "position_embd": "position_embedding", "token_embd_norm": "ln_embed"}
+            for name, value in weights.items():
+                stem, _, suffix = name.rpartition(".")
+                if stem == "token_embd" and stage == 0 and parallel == 0:
+                    value = chunk(padded(value, tp), rank, tp, 0)
+                if stem in ends and stage == 0:
+                    out[f"transformer.{ends[stem]}.{suffix}"] = value
+                elif stem == "output_norm" and stage == pp - 1:
+                    out[f"transformer.ln_f.{suffix}"] = value
+                elif stem == "output" and stage == pp - 1:
+                    out[f"lm_head.{suffix}"] = chunk(value, rank, tp, 0)
+            save_file({n: np.ascontiguousarray(v) for n, v in out.items()}, folder / f"rank{stage * tp + rank}.safetensors")
+        first += count
+
+
+def family_layer(layer, kind, ranks, heads):
+    """A layer of one rank."""
+    rank, tp, groups = ranks
+    count, kv_count, dim = heads
+    out = {}
+    sandwich = kind in ("gemma2", "gemma3")
+    names = {
+        "attn_norm": "input_layernorm",
+        "attn_norm_2": "input_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm" if sandwich else "post_layernorm",
+        "attn_output_norm": "post_layernorm",
+        "post_attention_norm": "post_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+        "attn_q_norm": "attention.q_layernorm",
+        "attn_k_norm": "attention.k_layernorm",
+        "ffn_gate_inp": "mlp.router",
+        "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    }
+    for suffix in ("weight", "bias"):
+        get = lambda part: layer.get(f"{part}.{suffix}")
+        columns = lambda value: value if suffix == "bias" else chunk(value, rank, tp, 1)
+        if get("attn_qkv") is not None:
+            query, key, value = np.split(get("attn_qkv"), [count * dim, (count + kv_count) * dim])
+        else:
+            query, key, value = get("attn_q"), get("attn_k"), get("attn_v")
+        if query is not None:
+            of_rank = [chunk(query, rank, tp, 0)] + [kv_chunk(v, {"num_key_value_heads": kv_count}, rank, tp) for v in (key, value)]
+            out[f"attention.qkv.{suffix}"] = np.concatenate(of_rank)
+        for part, name in (("attn_output", "attention.dense"), ("ffn_down", "mlp.proj"), ("ffn_down_shexp", "mlp.shared_expert.proj")):
+            if get(part) is not None:
+                out[f"{name}.{suffix}"] = columns(get(part))
+        up, gate = get("ffn_up"), get("ffn_gate")
+        if kind in ("phi3", "chatglm"):
+            gate, up = np.split(up, 2) if up is not None else (None, None)
+            if up is not None:
+                out[f"mlp.fc.{suffix}"] = np.concatenate([chunk(up, rank, tp, 0), chunk(gate, rank, tp, 0)])
+        elif up is not None and kind in PLAIN_MLP:
+            out[f"mlp.fc.{suffix}"] = chunk(up, rank, tp, 0)
+        elif up is not None:
+            out |= {f"mlp.fc.{suffix}": chunk(gate, rank, tp, 0), f"mlp.gate.{suffix}": chunk(up, rank, tp, 0)}
+        if get("ffn_up_shexp") is not None:
+            both = [chunk(get("ffn_up_shexp"), rank, tp, 0), chunk(get("ffn_gate_shexp"), rank, tp, 0)]
+            out[f"mlp.shared_expert.fc.{suffix}"] = np.concatenate(both)
+        for part, name in names.items():
+            if get(part) is not None:
+                value = get(part)
+                if value.ndim == 2 and part in ("attn_q_norm", "attn_k_norm"):
+                    value = chunk(value, rank, tp, 0)
+                if part == "attn_norm" and get("attn_norm_2") is not None:
+                    name = "mlp_layernorm"
+                out[f"{name}.{suffix}"] = value
+    if "ffn_up_exps.weight" in layer:
+        up, gate, down = (layer[f"ffn_{part}_exps.weight"] for part in ("up", "gate", "down"))
+        mine = np.split(np.arange(len(up)), groups)[rank % groups]
+        part, parts = rank // groups, tp // groups
+        out["mlp.fc.weight"] = np.stack([np.concatenate([chunk(m[e], part, parts, 0) for m in (up, gate)]) for e in mine])
+        out["mlp.proj.weight"] = np.stack([chunk(down[e], part, parts, 1) for e in mine])
+    return out
+
+
 # GGUF
 
 U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
@@ -421,6 +635,9 @@ MODEL_NAMES = {
     "transformer.encoder.final_layernorm": "output_norm",
     "transformer.output_layer": "output",
     "embed_out": "output",
+    "model.decoder.embed_tokens": "token_embd",
+    "model.decoder.embed_positions": "position_embd",
+    "model.decoder.final_layer_norm": "output_norm",
     "model.norm": "output_norm",
     "transformer.ln_f": "output_norm",
     "lm_head": "output",
@@ -442,6 +659,14 @@ LAYER_NAMES = {
 
 
 def write_gguf_model(source, folder, architecture):
+    metadata, tensors = gguf_contents(source, architecture)
+    folder.mkdir(parents=True)
+    shutil.copy(source / "reference.json", folder)
+    write_gguf(folder / "model.gguf", metadata, tensors)
+
+
+def gguf_contents(source, architecture, permuted=PERMUTED):
+    """Metadata, and name -> (type, array) of the tensors."""
     config = json.loads((source / "config.json").read_text())
     weights = read_safetensors(source / "model.safetensors")
     config |= {**config.pop("attn_config", {}), **config.pop("ffn_config", {})}
@@ -451,13 +676,13 @@ def write_gguf_model(source, folder, architecture):
     single = architecture in ("falcon", "starcoder")
     kv_heads = of("num_key_value_heads", "num_kv_heads", "kv_n_heads", "multi_query_group_num", default=1 if single else heads)
     head_dim = config.get("head_dim", hidden // heads)
-    fraction = of("partial_rotary_factor", "rotary_pct", default=0.5 if architecture == "chatglm" else 1.0)
+    fraction = of("partial_rotary_factor", "rotary_pct", default=0.5 if architecture in ("chatglm", "nemotron") else 1.0)
     own = {
         "context_length": (U32, of("max_position_embeddings", "n_positions", "max_seq_len", "seq_length",
             default=2048)),
         "embedding_length": (U32, hidden),
         "block_count": (U32, of("num_hidden_layers", "n_layer", "n_layers", "num_layers")),
-        "feed_forward_length": (U32, of("intermediate_size_mlp", "intermediate_size", "n_inner", "ffn_hidden_size",
+        "feed_forward_length": (U32, of("intermediate_size_mlp", "intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim",
             default=4 * hidden)),
         "attention.head_count": (U32, heads),
         "attention.head_count_kv": (U32, kv_heads),
@@ -529,12 +754,10 @@ def write_gguf_model(source, folder, architecture):
             tensors[f"{MODEL_NAMES[stem]}.{suffix}"] = (type_id, value)
             continue
         layer, part = stem[re.match(r"\D*", stem).end() :].split(".", 1)
-        if architecture in PERMUTED and part in ("self_attn.q_proj", "self_attn.k_proj"):
+        if architecture in permuted and part in ("self_attn.q_proj", "self_attn.k_proj"):
             value = interleaved(value, heads if part == "self_attn.q_proj" else kv_heads)
         tensors[f"blk.{layer}.{names[part]}.{suffix}"] = (type_id, value)
-    folder.mkdir(parents=True)
-    shutil.copy(source / "reference.json", folder)
-    write_gguf(folder / "model.gguf", metadata, tensors)
+    return metadata, tensors
 
 
 def value_rank(value):
@@ -597,7 +820,7 @@ SPLIT_LATENT = lambda config: config["q_lora_rank"] is not None
 
 # Of configurations that do not say them.
 EPS = {"gpt2": 1e-5, "falcon": 1e-5, "stablelm": 1e-5, "command-r": 1e-5, "cohere2": 1e-5, "starcoder2": 1e-5, "gpt-oss": 1e-5,
-    "dbrx": 1e-5, "phi2": 1e-5, "gptneox": 1e-5, "bloom": 1e-5, "mpt": 1e-5, "starcoder": 1e-5}
+    "dbrx": 1e-5, "phi2": 1e-5, "gptneox": 1e-5, "bloom": 1e-5, "mpt": 1e-5, "starcoder": 1e-5, "opt": 1e-5, "gptj": 1e-5}
 THETA = {"llama": 1e6, "gemma3": 1e6, "command-r": 5e5}
 
 

@@ -104,8 +104,7 @@ impl TensorNames {
             mlp_norm: kept(self.mlp_norm, "post_attention_layernorm"),
             mlp_post_norm: kept(self.mlp_post_norm, "post_mlp_layernorm"),
             mlp: match self.mlp {
-                MlpNames::Gated { .. } => Self::STANDARD.mlp,
-                MlpNames::Fused { .. } => MlpNames::Fused { gate_up: "mlp.gate_up_proj", down: "mlp.down_proj" },
+                MlpNames::Gated { .. } | MlpNames::Fused { .. } => Self::STANDARD.mlp,
                 MlpNames::Plain { .. } => MlpNames::Plain { up: "mlp.up_proj", down: "mlp.down_proj" },
             },
             ..Self::STANDARD

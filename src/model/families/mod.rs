@@ -29,6 +29,7 @@ mod stablelm;
 mod starcoder2;
 mod wrapped;
 
+pub use opt::POSITION_OFFSET;
 pub use wrapped::text_part;
 
 use super::{ModelConfig, Section};

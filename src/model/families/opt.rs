@@ -5,6 +5,9 @@ use crate::error::{Error, Result};
 use crate::model::{MlpNames, ModelConfig, NormKind, QkvNames, Section, TensorNames};
 use serde_json::json;
 
+/// Key that no folder has: rows of the table of positions before position 0.
+pub const POSITION_OFFSET: &str = "position_offset";
+
 pub(super) const FAMILY: Family =
     Family { name: "opt", architectures: &["OPTForCausalLM"], model_type: "opt", configure };
 
@@ -24,7 +27,7 @@ fn configure(section: &Section) -> Result<ModelConfig> {
     config.norm = NormKind::Layer { bias: true };
     config.set_biases(section.flag("enable_bias", true)?);
     config.without_rope();
-    config.position_offset = Some(2);
+    config.position_offset = Some(section.index(&[POSITION_OFFSET])?.unwrap_or(2));
     config.names = TensorNames {
         embedding: "model.decoder.embed_tokens",
         positions: "model.decoder.embed_positions",

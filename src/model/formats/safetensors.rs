@@ -82,6 +82,11 @@ impl SafetensorsFolder {
         Ok(checkpoint)
     }
 
+    /// Whether there is a tensor of this name, whatever its type.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     fn add_shard(&mut self, path: PathBuf) -> Result<()> {
         let file = MappedFile::open(&path)?;
         let (header_bytes, metadata) =

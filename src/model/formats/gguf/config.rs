@@ -153,10 +153,10 @@ fn partial_rotation(own: &Section, config: &mut Value) -> Result<()> {
     let Some(rotary_dim) = own.count(&["rope.dimension_count"], 1 << 14)? else { return Ok(()) };
     let number = |key: &str| config[key].as_u64().map(|number| number as usize);
     let of_heads = || Some(number("hidden_size")? / number("num_attention_heads").filter(|heads| *heads > 0)?);
-    let head_dim = number("head_dim").or_else(of_heads).filter(|head_dim| *head_dim != rotary_dim);
-    if let Some(head_dim) = head_dim.filter(|head_dim| *head_dim > 0) {
+    if let Some(head_dim) = number("head_dim").or_else(of_heads).filter(|head_dim| *head_dim > 0) {
         // A fraction whose product with head_dim is not rounded down.
-        config["partial_rotary_factor"] = json!((rotary_dim as f64 + 0.25) / head_dim as f64);
+        let fraction = if head_dim == rotary_dim { 1.0 } else { (rotary_dim as f64 + 0.25) / head_dim as f64 };
+        config["partial_rotary_factor"] = json!(fraction);
     }
     Ok(())
 }

@@ -16,13 +16,23 @@ pub enum Split {
     Query,
     Key,
     Value,
+    /// A norm of each query or key head: with weights of their own, each rank has those of its heads.
+    QueryNorm,
+    KeyNorm,
+    /// Rows; without a gate beside it, what it multiplies lies above it on every rank.
+    Gate,
+    /// That part above the gate.
+    AboveGate,
     /// Rows, or as `use_parallel_embedding` and `embedding_sharding_dim` say; padded at the end.
     Embedding,
     /// Rows, padded at the end.
     Head,
 }
 
-/// Name in the Hugging Face folder, name in the rank files, how it is shared. Without `.weight` and `.bias`.
+/// Name of [`ModelConfig::use_standard_names`], name in the rank files, how it is shared. Without `.weight` and `.bias`.
+/// Where a name has several places, the first that is there counts.
+///
+/// [`ModelConfig::use_standard_names`]: crate::model::ModelConfig::use_standard_names
 pub type Rule = (&'static str, &'static str, Split);
 
 /// How checkpoints of some architectures are read.
@@ -32,72 +42,144 @@ pub struct Layout {
     names: &'static [(&'static str, Option<&'static str>)],
     /// `architectures[0]` of the Hugging Face folder.
     pub hugging_face: &'static str,
-    /// Behind `model.layers.N.` and `transformer.layers.N.`.
-    pub layer: &'static [Rule],
-    /// The experts' name in the folder, and those of up, gate and down of each.
-    pub experts: Option<(&'static str, [&'static str; 3])>,
+    /// Behind `model.layers.N.` and `transformer.layers.N.`, beside [`LAYER_RULES`].
+    pub own_rules: &'static [&'static [Rule]],
+    /// What `position_embedding_type` may be.
+    pub positions: &'static [&'static str],
 }
 
 /// Outside of the layers.
-pub const MODEL_RULES: [Rule; 3] = [
+pub const MODEL_RULES: [Rule; 6] = [
     ("model.embed_tokens", "transformer.vocab_embedding", Split::Embedding),
+    ("model.embed_positions", "transformer.position_embedding", Split::Replicated),
+    ("model.embed_positions", "transformer.embedding.position_embedding", Split::Replicated),
+    ("model.embed_norm", "transformer.ln_embed", Split::Replicated),
     ("model.norm", "transformer.ln_f", Split::Replicated),
     ("lm_head", "lm_head", Split::Head),
 ];
 
-const GATED: &[Rule] = &[
+/// The rules of [`MODEL_RULES`] whose tensors the last pipeline stage has.
+pub const LAST_STAGE: [&str; 2] = ["model.norm", "lm_head"];
+
+/// In the layers of all architectures.
+pub const LAYER_RULES: &[Rule] = &[
     ("input_layernorm", "input_layernorm", Split::Replicated),
     ("self_attn.q_proj", "attention.qkv", Split::Query),
     ("self_attn.k_proj", "attention.qkv", Split::Key),
     ("self_attn.v_proj", "attention.qkv", Split::Value),
     ("self_attn.o_proj", "attention.dense", Split::Columns),
-    ("self_attn.q_norm", "attention.q_layernorm", Split::Replicated),
-    ("self_attn.k_norm", "attention.k_layernorm", Split::Replicated),
-    ("post_attention_layernorm", "post_layernorm", Split::Replicated),
-    ("mlp.gate_proj", "mlp.fc", Split::Rows),
-    ("mlp.up_proj", "mlp.gate", Split::Rows),
+    ("self_attn.q_norm", "attention.q_layernorm", Split::QueryNorm),
+    ("self_attn.k_norm", "attention.k_layernorm", Split::KeyNorm),
     ("mlp.down_proj", "mlp.proj", Split::Columns),
+    ("mlp.gate", "mlp.router", Split::Replicated),
+    ("mlp.shared_expert.gate_proj", "mlp.shared_expert.fc", Split::Gate),
+    ("mlp.shared_expert.up_proj", "mlp.shared_expert.gate", Split::Rows),
+    ("mlp.shared_expert.up_proj", "mlp.shared_expert.fc", Split::AboveGate),
+    ("mlp.shared_expert.down_proj", "mlp.shared_expert.proj", Split::Columns),
+    ("mlp.shared_expert_gate", "mlp.shared_expert_gate", Split::Replicated),
+    ("mlp.shared_expert.gate_proj", "shared_expert.fc", Split::Gate),
+    ("mlp.shared_expert.up_proj", "shared_expert.gate", Split::Rows),
+    ("mlp.shared_expert.up_proj", "shared_expert.fc", Split::AboveGate),
+    ("mlp.shared_expert.down_proj", "shared_expert.proj", Split::Columns),
+    ("mlp.shared_expert_gate", "shared_expert_gate", Split::Replicated),
 ];
 
-const WITH_EXPERTS: &[Rule] = &[
-    ("input_layernorm", "input_layernorm", Split::Replicated),
-    ("self_attn.q_proj", "attention.qkv", Split::Query),
-    ("self_attn.k_proj", "attention.qkv", Split::Key),
-    ("self_attn.v_proj", "attention.qkv", Split::Value),
-    ("self_attn.o_proj", "attention.dense", Split::Columns),
-    ("post_attention_layernorm", "post_layernorm", Split::Replicated),
-    ("block_sparse_moe.gate", "mlp.router", Split::Replicated),
+/// A feed-forward layer with a gate: `silu(fc) * gate`.
+const GATED: &[Rule] = &[
+    ("mlp.gate_proj", "mlp.fc", Split::Gate),
+    ("mlp.up_proj", "mlp.gate", Split::Rows),
+    ("mlp.up_proj", "mlp.fc", Split::AboveGate),
 ];
+/// One without.
+const PLAIN: &[Rule] = &[("mlp.up_proj", "mlp.fc", Split::Rows)];
+/// One norm before the feed-forward layer, under one of two names.
+const ONE_NORM: &[Rule] = &[
+    ("post_attention_layernorm", "mlp_layernorm", Split::Replicated),
+    ("post_attention_layernorm", "post_layernorm", Split::Replicated),
+];
+/// Norms before and behind it, and behind the attention.
+const SANDWICH: &[Rule] = &[
+    ("post_self_attn_layernorm", "post_layernorm", Split::Replicated),
+    ("post_attention_layernorm", "pre_feedforward_layernorm", Split::Replicated),
+    ("post_mlp_layernorm", "post_feedforward_layernorm", Split::Replicated),
+];
+
+/// Ways of encoding positions.
+const ROTARY: &[&str] = &["rope_gpt_neox", "long_rope", "yarn", "deferred"];
+const INTERLEAVED: &[&str] = &["rope_gptj", "chatglm", "deferred"];
+const LEARNED: &[&str] = &["learned_absolute", "deferred"];
+const LINEAR_BIAS: &[&str] = &["alibi", "alibi_with_scale"];
+const ROTARY_OR_BIAS: &[&str] = &["rope_gpt_neox", "deferred", "alibi", "alibi_with_scale"];
+const LEARNED_OR_BIAS: &[&str] = &["learned_absolute", "alibi"];
+
+/// Norms divided by the root of mean squares, rotated halves, a gate: what most are.
+const fn usual(names: &'static [(&'static str, Option<&'static str>)], hugging_face: &'static str) -> Layout {
+    Layout { names, hugging_face, own_rules: &[GATED, ONE_NORM], positions: ROTARY }
+}
+
+const fn ungated(
+    names: &'static [(&'static str, Option<&'static str>)],
+    hugging_face: &'static str,
+    positions: &'static [&'static str],
+) -> Layout {
+    Layout { names, hugging_face, own_rules: &[PLAIN, ONE_NORM], positions }
+}
 
 /// Converters named it both ways.
-const MIXTRAL: Layout = Layout {
-    names: &[("MixtralForCausalLM", None)],
-    hugging_face: "MixtralForCausalLM",
-    layer: WITH_EXPERTS,
-    experts: Some(("block_sparse_moe.experts", ["w3", "w1", "w2"])),
-};
+const MIXTRAL: Layout = usual(&[("MixtralForCausalLM", None)], "MixtralForCausalLM");
 
 const LAYOUTS: &[Layout] = &[
     MIXTRAL,
+    usual(
+        &[
+            ("LlamaForCausalLM", None),
+            ("LLaMAForCausalLM", None),
+            ("SkyworkForCausalLM", None),
+            ("InternLMForCausalLM", None),
+            ("InternLM2ForCausalLM", None),
+        ],
+        "LlamaForCausalLM",
+    ),
+    usual(&[("MistralForCausalLM", None)], "MistralForCausalLM"),
+    usual(&[("GraniteForCausalLM", None)], "GraniteForCausalLM"),
+    usual(&[("GraniteMoeForCausalLM", None)], "GraniteMoeForCausalLM"),
+    usual(&[("QWenLMHeadModel", None), ("QWenForCausalLM", Some("qwen"))], "QWenLMHeadModel"),
+    usual(&[("Qwen2ForCausalLM", None), ("QWenForCausalLM", Some("qwen2"))], "Qwen2ForCausalLM"),
+    usual(&[("Qwen2MoeForCausalLM", None), ("QWenForCausalLM", Some("qwen2_moe"))], "Qwen2MoeForCausalLM"),
+    usual(&[("Qwen3ForCausalLM", None), ("QWenForCausalLM", Some("qwen3"))], "Qwen3ForCausalLM"),
+    usual(&[("Qwen3MoeForCausalLM", None), ("QWenForCausalLM", Some("qwen3_moe"))], "Qwen3MoeForCausalLM"),
+    usual(&[("GemmaForCausalLM", None)], "GemmaForCausalLM"),
+    Layout { own_rules: &[GATED, SANDWICH], ..usual(&[("Gemma2ForCausalLM", None)], "Gemma2ForCausalLM") },
+    Layout { own_rules: &[GATED, SANDWICH], ..usual(&[("Gemma3ForCausalLM", None)], "Gemma3ForCausalLM") },
+    usual(&[("Phi3ForCausalLM", None)], "Phi3ForCausalLM"),
+    usual(&[("DbrxForCausalLM", None)], "DbrxForCausalLM"),
     Layout {
-        names: &[("LlamaForCausalLM", None), ("LLaMAForCausalLM", None), ("SkyworkForCausalLM", None)],
-        hugging_face: "LlamaForCausalLM",
-        layer: GATED,
-        experts: None,
+        positions: ROTARY_OR_BIAS,
+        ..usual(&[("BaichuanForCausalLM", None), ("BaiChuanForCausalLM", None)], "BaichuanForCausalLM")
     },
-    Layout { names: &[("MistralForCausalLM", None)], hugging_face: "MistralForCausalLM", layer: GATED, experts: None },
+    Layout { positions: INTERLEAVED, ..usual(&[("CohereForCausalLM", None)], "CohereForCausalLM") },
     Layout {
-        names: &[("Qwen2ForCausalLM", None), ("QWenForCausalLM", Some("qwen2"))],
-        hugging_face: "Qwen2ForCausalLM",
-        layer: GATED,
-        experts: None,
+        positions: INTERLEAVED,
+        ..usual(
+            &[("ChatGLMForCausalLM", None), ("ChatGLMModel", None), ("ChatGLMForConditionalGeneration", None)],
+            "GlmForCausalLM",
+        )
     },
-    Layout {
-        names: &[("Qwen3ForCausalLM", None), ("QWenForCausalLM", Some("qwen3"))],
-        hugging_face: "Qwen3ForCausalLM",
-        layer: GATED,
-        experts: None,
-    },
+    ungated(
+        &[("GPT2LMHeadModel", None), ("GPT2LMHeadCustomModel", None), ("GPTForCausalLM", None)],
+        "GPT2LMHeadModel",
+        LEARNED,
+    ),
+    ungated(&[("GPTBigCodeForCausalLM", None)], "GPTBigCodeForCausalLM", LEARNED),
+    ungated(&[("Starcoder2ForCausalLM", None)], "Starcoder2ForCausalLM", ROTARY),
+    ungated(&[("NemotronForCausalLM", None)], "NemotronForCausalLM", ROTARY),
+    ungated(&[("PhiForCausalLM", None)], "PhiForCausalLM", ROTARY),
+    ungated(&[("GPTNeoXForCausalLM", None)], "GPTNeoXForCausalLM", ROTARY),
+    ungated(&[("GPTJForCausalLM", None)], "GPTJForCausalLM", INTERLEAVED),
+    ungated(&[("OPTForCausalLM", None)], "OPTForCausalLM", LEARNED),
+    ungated(&[("BloomForCausalLM", None)], "BloomForCausalLM", LINEAR_BIAS),
+    ungated(&[("MPTForCausalLM", None), ("MptForCausalLM", None)], "MPTForCausalLM", LEARNED_OR_BIAS),
+    ungated(&[("FalconForCausalLM", None), ("RWForCausalLM", None)], "FalconForCausalLM", ROTARY_OR_BIAS),
 ];
 
 /// Experts of a layer, as new and old files say it; 0: none.
@@ -126,6 +208,11 @@ const OTHER_KINDS: [(&str, &str); 9] = [
 ];
 
 impl Layout {
+    /// The rules of a layer.
+    pub fn layer_rules(&self) -> impl Iterator<Item = &'static Rule> {
+        LAYER_RULES.iter().chain(self.own_rules.iter().copied().flatten())
+    }
+
     /// The layout that `config.json` names.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ mod layout;
 pub use self::engine::{EngineFolder, EngineLimits};
 pub(super) use self::engine::{MANAGED, Searched};
 
-use self::layout::{Layout, MODEL_RULES, Rule, Split};
+use self::layout::{LAST_STAGE, Layout, MODEL_RULES, Split};
 use super::{SafetensorsFolder, StoredTensor, TensorStore};
 use crate::device::DType;
 use crate::error::{Error, Result};
@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
 
+/// The experts' name, and those of up, gate and down of each.
+const EXPERTS: &str = "mlp.experts";
+const EXPERT_PARTS: [&str; 3] = ["up_proj", "gate_proj", "down_proj"];
 /// Number of the last of an expert's matrices.
 const DOWN: usize = 2;
 /// A mode of older files.
@@ -87,12 +90,8 @@ impl TrtllmCheckpoint {
         let ranks = files.iter().map(|file| SafetensorsFolder::open_file(file)).collect::<Result<Vec<_>>>()?;
         let mut checkpoint = Self { ranks, layout, sizes, names: BTreeSet::new() };
         checkpoint.names = checkpoint.folder_names();
-        let traits = config::Traits {
-            has_head: checkpoint.names.contains("lm_head.weight"),
-            has_attention_bias: checkpoint.names.contains("model.layers.0.self_attn.q_proj.bias"),
-            has_mlp_bias: checkpoint.names.contains("model.layers.0.mlp.gate_proj.bias"),
-        };
-        let folder_config = config::folder_config(config, layout.hugging_face, &traits)?;
+        let traits = checkpoint.traits()?;
+        let folder_config = config::folder_config(config, layout, &traits)?;
         Ok((checkpoint, folder_config))
     }
 
@@ -106,24 +105,46 @@ impl TrtllmCheckpoint {
         &self.ranks[stage * self.sizes.tp..(stage + 1) * self.sizes.tp]
     }
 
-    /// Rule, name in the rank files and pipeline stage of a tensor of the folder.
-    fn place(&self, name: &str) -> Option<(Split, String, usize)> {
-        let (stem, suffix) = name.rsplit_once('.')?;
-        if let Some((_, rank_name, split)) = MODEL_RULES.iter().find(|rule| rule.0 == stem) {
-            let stage = if *split == Split::Embedding { 0 } else { self.sizes.pp - 1 };
-            return Some((*split, format!("{rank_name}.{suffix}"), stage));
-        }
-        let (layer, part) = stem.strip_prefix("model.layers.")?.split_once('.')?;
-        let (_, rank_name, split) = self.layout.layer.iter().find(|rule| rule.0 == part)?;
-        let (stage, layer) = self.sizes.stage_of(layer.parse().ok()?)?;
-        Some((*split, format!("transformer.layers.{layer}.{rank_name}.{suffix}"), stage))
+    /// What the tensors say of the configuration.
+    fn traits(&self) -> Result<config::Traits> {
+        let has = |name: &str| self.names.contains(name);
+        let rows_of = |name: &str| Ok::<_, Error>(self.tensor(name)?.and_then(|tensor| tensor.shape.first().copied()));
+        let with_experts = |layer: &usize| has(&format!("model.layers.{layer}.mlp.gate.weight"));
+        let expert = (0..self.sizes.num_layers).find(with_experts);
+        let expert = expert.map(|layer| format!("model.layers.{layer}.{EXPERTS}.0.up_proj.weight"));
+        Ok(config::Traits {
+            has_head: has("lm_head.weight"),
+            has_attention_bias: has("model.layers.0.self_attn.q_proj.bias"),
+            has_mlp_bias: has("model.layers.0.mlp.up_proj.bias"),
+            has_mlp_norm: has("model.layers.0.post_attention_layernorm.weight"),
+            positions: rows_of("model.embed_positions.weight")?,
+            expert_size: expert.map(|name| rows_of(&name)).transpose()?.flatten(),
+            dense_layers: (0..self.sizes.num_layers).filter(|layer| !with_experts(layer)).collect(),
+        })
+    }
+
+    /// How a tensor of the folder is shared, its name in the rank files and its pipeline stage: all places where it may
+    /// be.
+    fn places(&self, name: &str) -> Vec<(Split, String, usize)> {
+        let Some((stem, suffix)) = name.rsplit_once('.') else { return Vec::new() };
+        let in_layer = stem.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+        let Some((layer, part)) = in_layer else {
+            let stage = if LAST_STAGE.contains(&stem) { self.sizes.pp - 1 } else { 0 };
+            let rules = MODEL_RULES.iter().filter(|rule| rule.0 == stem);
+            return rules.map(|(_, rank_name, split)| (*split, format!("{rank_name}.{suffix}"), stage)).collect();
+        };
+        let Some((stage, layer)) = layer.parse().ok().and_then(|layer| self.sizes.stage_of(layer)) else {
+            return Vec::new();
+        };
+        let rules = self.layout.layer_rules().filter(|rule| rule.0 == part);
+        let place = |rule: &layout::Rule| (rule.2, format!("transformer.layers.{layer}.{}.{suffix}", rule.1), stage);
+        rules.map(place).collect()
     }
 
     fn expert_place(&self, name: &str) -> Option<ExpertPlace> {
-        let (experts, parts) = self.layout.experts?;
         let (layer, rest) = name.strip_prefix("model.layers.")?.strip_suffix(".weight")?.split_once('.')?;
-        let (expert, part) = rest.strip_prefix(experts)?.strip_prefix('.')?.split_once('.')?;
-        let part = parts.iter().position(|known| *known == part)?;
+        let (expert, part) = rest.strip_prefix(EXPERTS)?.strip_prefix('.')?.split_once('.')?;
+        let part = EXPERT_PARTS.iter().position(|known| *known == part)?;
         let (stage, layer) = self.sizes.stage_of(layer.parse().ok()?)?;
         let expert = expert.parse().ok().filter(|&expert: &usize| expert < self.sizes.num_experts)?;
         let stored = if part == DOWN { "proj" } else { "fc" };
@@ -159,9 +180,8 @@ impl TrtllmCheckpoint {
     fn folder_names(&self) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
         for stage in 0..self.sizes.pp {
-            let first_layer = self.sizes.first_layer(stage);
             for name in self.stage(stage).iter().flat_map(|rank| TensorStore::names(rank)) {
-                let known = self.folder_names_of(name, first_layer);
+                let known = self.folder_names_of(stage, name);
                 if known.is_empty() {
                     names.insert(name.to_owned());
                 }
@@ -171,27 +191,54 @@ impl TrtllmCheckpoint {
         names
     }
 
-    fn folder_names_of(&self, name: &str, first_layer: usize) -> Vec<String> {
+    fn folder_names_of(&self, stage: usize, name: &str) -> Vec<String> {
         let Some((stem, suffix)) = name.rsplit_once('.') else { return Vec::new() };
-        let all = |rules: &[Rule], part: &str, prefix: &str| -> Vec<String> {
-            rules.iter().filter(|rule| rule.1 == part).map(|rule| format!("{prefix}{}.{suffix}", rule.0)).collect()
-        };
         let in_layer = stem.strip_prefix("transformer.layers.").and_then(|rest| rest.split_once('.'));
-        match in_layer.and_then(|(layer, part)| Some((layer.parse::<usize>().ok()?, part))) {
-            Some((layer, part @ ("mlp.fc" | "mlp.proj"))) if self.layout.experts.is_some() => {
-                let (experts, parts) = self.layout.experts.unwrap_or_default();
-                let parts = if part == "mlp.fc" { &parts[..DOWN] } else { &parts[DOWN..] };
-                let name = |expert: usize, part: &str| {
-                    format!("model.layers.{}.{experts}.{expert}.{part}.{suffix}", first_layer.saturating_add(layer))
-                };
-                let of_expert = |expert| parts.iter().map(move |part| name(expert, part));
-                (0..self.sizes.num_experts).flat_map(of_expert).collect()
-            }
-            Some((layer, part)) => {
-                all(self.layout.layer, part, &format!("model.layers.{}.", first_layer.saturating_add(layer)))
-            }
-            None => all(&MODEL_RULES, stem, ""),
+        let Some((layer, part)) = in_layer.and_then(|(layer, part)| Some((layer.parse::<usize>().ok()?, part))) else {
+            let rules = MODEL_RULES.iter().filter(|rule| rule.1 == stem);
+            return rules.map(|rule| format!("{}.{suffix}", rule.0)).collect();
+        };
+        let prefix = format!("model.layers.{}.", self.sizes.first_layer(stage).saturating_add(layer));
+        if matches!(part, "mlp.fc" | "mlp.proj") && self.has_router(stage, layer) {
+            let parts = if part == "mlp.fc" { &EXPERT_PARTS[..DOWN] } else { &EXPERT_PARTS[DOWN..] };
+            let name = |expert: usize, part: &str| format!("{prefix}{EXPERTS}.{expert}.{part}.{suffix}");
+            let of_expert = |expert| parts.iter().map(move |part| name(expert, part));
+            return (0..self.sizes.num_experts).flat_map(of_expert).collect();
         }
+        let rules = self.layout.layer_rules().filter(|rule| rule.1 == part);
+        rules.map(|rule| format!("{prefix}{}.{suffix}", rule.0)).collect()
+    }
+
+    /// Whether a layer of a pipeline stage has experts.
+    fn has_router(&self, stage: usize, layer: usize) -> bool {
+        let router = format!("transformer.layers.{layer}.mlp.router.weight");
+        self.sizes.num_experts > 0 && self.stage(stage).iter().any(|rank| rank.contains(&router))
+    }
+
+    /// The tensor `rank_name` of all ranks of a stage.
+    fn shared(&self, split: Split, rank_name: &str, stage: usize) -> Result<Option<StoredTensor<'_>>> {
+        let mut parts = Vec::new();
+        for rank in self.stage(stage) {
+            match rank.tensor(rank_name)? {
+                Some(part) if !part.shape.is_empty() => parts.push(part),
+                Some(part) => return Err(Error::invalid(format!("{}: {rank_name} is no matrix", part.file.display()))),
+                None => {}
+            }
+        }
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        if parts.len() != self.sizes.tp {
+            return Err(Error::invalid(format!(
+                "{}: only {} of {} ranks have {rank_name}",
+                parts[0].file.display(),
+                parts.len(),
+                self.sizes.tp
+            )));
+        }
+        let beside = rank_name.replace(".fc.", ".gate.");
+        let is_apart = split == Split::Gate && self.stage(stage)[0].contains(&beside);
+        self.merge(if is_apart { Split::Rows } else { split }, parts).map(Some)
     }
 
     fn merge<'a>(&'a self, split: Split, parts: Vec<StoredTensor<'a>>) -> Result<StoredTensor<'a>> {
@@ -200,6 +247,12 @@ impl TrtllmCheckpoint {
             Split::Replicated => first(parts),
             Split::Columns if is_vector => first(parts),
             Split::Rows => StoredTensor::stack(parts),
+            Split::Gate => self.half(parts, 1),
+            Split::AboveGate => self.half(parts, 0),
+            Split::QueryNorm | Split::KeyNorm => {
+                let heads = if split == Split::QueryNorm { self.sizes.num_heads } else { self.sizes.num_kv_heads };
+                if is_vector || parts[0].shape[0] >= heads { first(parts) } else { StoredTensor::stack(parts) }
+            }
             Split::Columns => StoredTensor::concat_columns(parts),
             Split::Query | Split::Key | Split::Value => self.heads(split, parts),
             Split::Head => self.without_padding(StoredTensor::stack(parts)?),
@@ -212,6 +265,15 @@ impl TrtllmCheckpoint {
                 self.without_padding(whole)
             }
         }
+    }
+
+    /// The upper (0) or lower half of each rank's rows.
+    fn half<'a>(&self, parts: Vec<StoredTensor<'a>>, half: usize) -> Result<StoredTensor<'a>> {
+        let halves = parts.into_iter().map(|part| {
+            let rows = part.shape[0] / 2;
+            part.slice(half * rows..(half + 1) * rows)
+        });
+        StoredTensor::stack(halves.collect::<Result<_>>()?)
     }
 
     /// The queries, keys or values out of each rank's fused projection.
@@ -258,27 +320,12 @@ impl TensorStore for TrtllmCheckpoint {
         if let Some(place) = self.expert_place(name) {
             return self.expert(&place);
         }
-        let Some((split, rank_name, stage)) = self.place(name) else { return Ok(None) };
-        let mut parts = Vec::new();
-        for rank in self.stage(stage) {
-            match rank.tensor(&rank_name)? {
-                Some(part) if !part.shape.is_empty() => parts.push(part),
-                Some(part) => return Err(Error::invalid(format!("{}: {rank_name} is no matrix", part.file.display()))),
-                None => {}
+        for (split, rank_name, stage) in self.places(name) {
+            if let Some(tensor) = self.shared(split, &rank_name, stage)? {
+                return Ok(Some(tensor));
             }
         }
-        if parts.is_empty() {
-            return Ok(None);
-        }
-        if parts.len() != self.sizes.tp {
-            return Err(Error::invalid(format!(
-                "{}: only {} of {} ranks have {rank_name}",
-                parts[0].file.display(),
-                parts.len(),
-                self.sizes.tp
-            )));
-        }
-        self.merge(split, parts).map(Some)
+        Ok(None)
     }
 
     fn main_dtype(&self) -> Option<DType> {
