@@ -1,5 +1,7 @@
 //! Whole requests through the entry points: tensors in, tensors out, with an executor whose tokens a test writes down.
 
+#[path = "adapter/beams.rs"]
+mod beams;
 #[path = "adapter/contract.rs"]
 mod contract;
 #[path = "adapter/docs.rs"]

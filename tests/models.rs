@@ -3,6 +3,8 @@
 
 #[path = "models/bad_checkpoints.rs"]
 mod bad_checkpoints;
+#[path = "models/beams.rs"]
+mod beams;
 #[path = "models/driver.rs"]
 mod driver;
 #[path = "models/engine.rs"]

@@ -160,8 +160,8 @@ parameters! {
         "Longest sequence, prompt and output together.";
     tokens_per_block "tokens_per_block": Option<i32> = None, "64", Range::Numbers(1.0, 1024.0), Applied,
         "Tokens in one block of the KV cache, a power of two.";
-    max_beam_width "max_beam_width": i32 = 1, "1", POSITIVE, NotYet,
-        "Largest `beam_width` of a request. Beam search is not served yet: requests with a beam width above 1 are refused.";
+    max_beam_width "max_beam_width": i32 = 1, "1", POSITIVE, Applied,
+        "Largest `beam_width` of a request. Searches of different widths and sampled requests run together.";
     batch_scheduler_policy "batch_scheduler_policy": BatchSchedulerPolicy = BatchSchedulerPolicy::Balanced, "`balanced` (the C++ backend: `guaranteed_no_evict`)", Range::Words(BatchSchedulerPolicy::WORDS), Applied,
         "`balanced`: a request starts when it can be expected to end beside the others, judged by the output lengths of late; where that was wrong, the youngest is paused and computed again. `guaranteed_no_evict`: a request starts when memory for its longest possible output is there. `max_utilization`: it starts as soon as its tokens fit and may be paused and computed again. Another word: a warning and the default.";
     enable_chunked_context "enable_chunked_context": bool = true, "true (the C++ backend: false)", ANY, Applied,
@@ -255,7 +255,7 @@ parameters! {
     lora_prefetch_dir "lora_prefetch_dir": Option<String> = None, "unset", ANY, NotYet,
         "Folder with one adapter per numeric sub-folder that is loaded at start.";
     decoding_mode "decoding_mode": Option<DecodingMode> = None, "auto", Range::Words(DecodingMode::WORDS), Applied,
-        "How tokens are chosen: `top_k` takes no notice of a request's top-p, `top_p` none of its top-k, `top_k_top_p` and auto take both. Beams and the drafts of Medusa, Eagle, ReDrafter and lookahead are not served yet: requests are decoded without. Another word: a warning and auto.";
+        "How tokens are chosen: `top_k` takes no notice of a request's top-p, `top_p` none of its top-k, `top_k_top_p`, `beam_search` and auto take both. Requests with a `beam_width` above 1 need auto or `beam_search`. The drafts of Medusa, Eagle, ReDrafter and lookahead are not served yet: requests are decoded without. Another word: a warning and auto.";
     ngram_max_draft_len "ngram_max_draft_len": i32 = 0, "0 = off", COUNT, Applied,
         "Most tokens that a sequence guesses from its own prompt and output (prompt lookup) and verifies in one step. No token changes; where text repeats itself, as in code edits and answers from documents, several come in the time of one.";
     ngram_max_matching_size "ngram_max_matching_size": i32 = 3, "3", POSITIVE, Applied,

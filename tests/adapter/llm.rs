@@ -229,10 +229,14 @@ fn bad_requests_are_refused_and_the_next_one_is_served() {
         (base().input(Tensor::int32("stop_words_list", &[1, 3], &[1, 2, 3])), INVALID_ARG, "odd length"),
         (words(&[999, 11, 1, -1]), INVALID_ARG, "stop_words_list is 999"),
         (base().input(int("num_return_sequences", 2)), INVALID_ARG, "num_return_sequences is 2"),
+        (base().input(int("beam_width", 2)), INVALID_ARG, "beam_width is 2, expected 1 to max_beam_width, which is 1"),
+        (base().input(int("beam_width", 0)), INVALID_ARG, "beam_width is 0, expected 1 or more"),
+        (base().input(int("beam_width", 1_000_000_000)), INVALID_ARG, "expected 1 to max_beam_width, which is 1"),
+        (float("len_penalty", -1.0), INVALID_ARG, "len_penalty is -1, expected 0 or more"),
         (
-            base().input(int("beam_width", 2)),
-            UNSUPPORTED,
-            "\"beam_width\" is not supported by this version: it must be 1",
+            float("beam_search_diversity_rate", -1.0),
+            INVALID_ARG,
+            "beam_search_diversity_rate is -1, expected 0 or more",
         ),
         (
             base().input(Tensor::fp32("embedding_bias", &[1, 2], &[0.0, f32::NAN])),

@@ -51,15 +51,10 @@ impl<'a> Inputs<'a> {
             let neutral = match row.usage {
                 Use::Served | Use::Ignored => true,
                 Use::OnlyEmpty => tensor.element_count() == 0 || empty_strings(tensor),
-                Use::OnlyNumber(number) => all_equal(tensor, number),
             };
             if !neutral {
-                let accepted = match row.usage {
-                    Use::OnlyNumber(number) => format!("it must be {number} or absent"),
-                    _ => "it must be absent or empty".to_owned(),
-                };
                 return Err(Error::unsupported(format!(
-                    "input {:?} is not supported by this version: {accepted}",
+                    "input {:?} is not supported by this version: it must be absent or empty",
                     tensor.name
                 )));
             }
@@ -281,7 +276,7 @@ fn check_type(row: &InputRow, tensor: &Input<'_>) -> Result<()> {
     let float = |dtype| matches!(dtype, DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64);
     let text = |dtype| dtype == DataType::Bytes;
     let kind = |dtype| (float(dtype), text(dtype));
-    let read = matches!(row.usage, Use::Served | Use::OnlyNumber(_)) && row.declared != Declared::ByUser;
+    let read = row.usage == Use::Served && row.declared != Declared::ByUser;
     if read && kind(row.dtype) != kind(tensor.dtype) {
         return Err(Error::invalid(format!(
             "input {:?} has type {}, expected {}",
@@ -306,17 +301,4 @@ fn check_type(row: &InputRow, tensor: &Input<'_>) -> Result<()> {
 fn empty_strings(tensor: &Input<'_>) -> bool {
     tensor.dtype == DataType::Bytes
         && decode_strings(tensor.name, &tensor.bytes).is_ok_and(|texts| texts.iter().all(|text| text.is_empty()))
-}
-
-fn all_equal(tensor: &Input<'_>, number: i32) -> bool {
-    let bytes = &tensor.bytes;
-    match tensor.dtype.size_bytes() {
-        Some(1) => bytes.iter().all(|&byte| i32::from(byte) == number),
-        Some(4) if tensor.dtype == DataType::Fp32 => {
-            bytes.as_chunks().0.iter().all(|&chunk| f32::from_le_bytes(chunk) == number as f32)
-        }
-        Some(4) => bytes.as_chunks().0.iter().all(|&chunk| i32::from_le_bytes(chunk) == number),
-        Some(8) => bytes.as_chunks().0.iter().all(|&chunk| i64::from_le_bytes(chunk) == i64::from(number)),
-        _ => bytes.is_empty(),
-    }
 }

@@ -4,6 +4,7 @@ use half::f16;
 use serde_json::Value;
 
 use super::request::Plan;
+use crate::decode::beam::Hypothesis;
 use crate::engine::DeltaLogits;
 use crate::error::{Error, Result};
 use crate::triton::{DataType, OutputTensor};
@@ -32,8 +33,8 @@ impl Logits {
     }
 
     /// The wanted tensors: `context_logits` `[1, P, V]` in every response; `generation_logits` `[1, 1, T, V]` of all
-    /// tokens, or when streaming `[1, T, 1, V]` of the response's.
-    pub fn tensors(&mut self, plan: &Plan) -> Vec<OutputTensor> {
+    /// tokens, or when streaming `[1, T, 1, V]` of the response's. `of_tokens`: whether the latter are here.
+    pub fn tensors(&mut self, plan: &Plan, of_tokens: bool) -> Vec<OutputTensor> {
         let row_bytes = self.vocab_size * plan.logits.size_bytes().unwrap_or(1);
         let rows = |bytes: &[u8]| bytes.len().checked_div(row_bytes).unwrap_or(0) as i64;
         let vocab = self.vocab_size as i64;
@@ -42,7 +43,7 @@ impl Logits {
             let shape = plan.shape(&[rows(&self.context), vocab]);
             tensors.push(tensor("context_logits", plan.logits, shape, self.context.clone()));
         }
-        if plan.wanted.has("generation_logits") {
+        if of_tokens && plan.wanted.has("generation_logits") {
             let bytes = std::mem::take(&mut self.generation);
             let count = rows(&bytes);
             let shape = plan.shape(&if plan.streaming { [count, 1, vocab] } else { [1, count, vocab] });
@@ -50,6 +51,21 @@ impl Logits {
         }
         tensors
     }
+}
+
+/// `generation_logits` `[1, B, T, V]` of hypotheses that have kept theirs.
+pub fn beam_logits(plan: &Plan, hypotheses: &[Hypothesis]) -> OutputTensor {
+    let rows = || hypotheses.iter().map(|beam| beam.logits.len());
+    let vocab = hypotheses.iter().flat_map(|beam| &beam.logits).map(|row| row.len()).max().unwrap_or(0);
+    let longest = rows().max().unwrap_or(0);
+    let row_bytes = vocab * plan.logits.size_bytes().unwrap_or(1);
+    let mut bytes = Vec::with_capacity(hypotheses.len() * longest * row_bytes);
+    for (at, beam) in hypotheses.iter().enumerate() {
+        beam.logits.iter().for_each(|row| encode(plan.logits, row, &mut bytes));
+        bytes.resize((at + 1) * longest * row_bytes, 0);
+    }
+    let shape = plan.shape(&[hypotheses.len() as i64, longest as i64, vocab as i64]);
+    tensor("generation_logits", plan.logits, shape, bytes)
 }
 
 fn tensor(name: &'static str, dtype: DataType, shape: Vec<i64>, bytes: Vec<u8>) -> OutputTensor {

@@ -1,6 +1,7 @@
 //! The LLM: tokens or text in, tokens or text out.
 
 mod active;
+mod beams;
 mod cache;
 mod checkpoint;
 mod complete;

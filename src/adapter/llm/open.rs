@@ -113,6 +113,7 @@ fn engine_config(
         } else {
             CPU_STALL_MS
         })),
+        max_beam_width: parameters.max_beam_width.value as usize,
         kv_reuse: parameters.enable_kv_cache_reuse.value,
         max_input_len: count(parameters.max_input_len.value).or(engine_input_len).unwrap_or(default.max_input_len),
         ..default

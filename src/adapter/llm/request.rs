@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
+use super::beams;
 use super::cache;
 use super::inputs::Inputs;
 use super::interface::{Form, Interface};
@@ -176,7 +177,10 @@ impl Call {
             let item = reader.items(row);
             items.extend(if batch > 1 { item.context(format!("batch item {row}"))? } else { item? });
         }
-        let several = items.len() > batch || items.iter().any(|item| item.request.num_sequences > 1);
+        let returns_beams = |item: &Item| item.request.beam.as_ref().is_some_and(|beam| beam.num_return > 1);
+        let several = items.len() > batch
+            || items.iter().any(|item| item.request.num_sequences > 1)
+            || (inputs.has("num_return_sequences") && items.iter().any(returns_beams));
         let wanted = Wanted::new(rules, &inputs, requested, batch > 1, several)?;
         let logits = if wanted.logits() { rules.logits.clone()? } else { DataType::Fp32 };
         let skip_special_tokens = rules.text.as_ref().is_none_or(|text| text.skip_special_tokens);
@@ -209,6 +213,7 @@ impl Reader<'_> {
     fn items(&self, row: usize) -> Result<Vec<Item>> {
         let prompt_table = prompt_table::read(self.inputs, row, self.rules.prompt_table_width)?;
         let prompt = self.prompt(row, prompt_table.as_ref().map_or(0, PromptTable::rows))?;
+        let beam = beams::params(self.rules, self.inputs, row, self.streaming)?;
         let mut sampling = self.sampling(row)?;
         let guide = self.guide(row, &mut sampling)?;
         let stop = self.stop(row, &sampling)?;
@@ -218,7 +223,7 @@ impl Reader<'_> {
         let include_stop = self.inputs.flag_of("include_stop_str_in_output", row)?.unwrap_or(true);
         let exclude = self.inputs.flag_of("exclude_input_in_output", row)?.unwrap_or(self.rules.exclude_input)
             || self.rules.batching == BatchingType::Static;
-        let sequences = self.return_sequences(row)? as usize;
+        let sequences = if beam.is_some() { 1 } else { self.return_sequences(row)? as usize };
         cache::refuse_adapter(self.inputs, row)?;
         let mut extra_ids = cache::extra_ids(self.inputs, row, prompt.len())?;
         if let Some(table) = prompt_table.as_ref().filter(|_| extra_ids.is_empty()) {
@@ -239,6 +244,7 @@ impl Reader<'_> {
                 retention: retention.clone(),
                 outputs,
                 draft: draft.clone(),
+                beam: beam.clone(),
                 num_sequences: (sequences - first).min(self.rules.max_sequences),
                 ..engine::Request::default()
             },
@@ -530,6 +536,7 @@ fn fresh_seed() -> u64 {
     RandomState::new().hash_one(0_u8)
 }
 
-fn out_of_range(name: &str, value: impl std::fmt::Display, range: &str) -> Error {
+/// The error of a number outside of its range.
+pub fn out_of_range(name: &str, value: impl std::fmt::Display, range: &str) -> Error {
     Error::invalid(format!("{name} is {value}, expected {range}"))
 }

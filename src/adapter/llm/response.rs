@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::beams::BeamRow;
 use super::logits::Logits;
 use super::request::{Item, LogProbs, Plan};
 use crate::engine::{Delta, FinishReason, RequestStats};
@@ -30,6 +31,8 @@ pub struct Row {
     cum_log_prob: f64,
     logits: Logits,
     text: Option<RowText>,
+    /// Of a beam search, whose hypotheses come in place of tokens.
+    beams: Option<BeamRow>,
     ended: bool,
 }
 
@@ -47,11 +50,13 @@ pub enum Step {
     Ended,
 }
 
-struct RowText {
+/// The text of a sequence on its way to the client.
+#[derive(Clone)]
+pub struct RowText {
     detokenizer: Detokenizer,
     matcher: StopMatcher,
     /// Text of the next response.
-    pending: String,
+    pub pending: String,
     /// The stop text that ended the sequence.
     stopped_by: Option<usize>,
 }
@@ -69,6 +74,13 @@ impl Row {
         let prompt = &item.request.prompt;
         let wants_text = plan.wanted.has("text_output") || item.stop_texts.is_some();
         let text = tokenizer.filter(|_| wants_text).map(|tokenizer| RowText::new(plan, item, tokenizer));
+        let (text, beams) = match &item.request.beam {
+            None => (text, None),
+            Some(_) => {
+                let echoed = if item.echo { prompt.clone() } else { Vec::new() };
+                (None, Some(BeamRow { echoed, text, hypotheses: Vec::new() }))
+            }
+        };
         Self {
             batch_index: item.batch_index,
             sequence_index,
@@ -84,6 +96,7 @@ impl Row {
             cum_log_prob: 0.0,
             logits: Logits::default(),
             text,
+            beams,
             ended: false,
         }
     }
@@ -103,6 +116,9 @@ impl Row {
             self.ended = true;
             return Step::Failed(error);
         }
+        if let (Some(beams), Some(hypotheses)) = (&mut self.beams, &delta.beams) {
+            beams.hypotheses = hypotheses.to_vec();
+        }
         let before = self.tokens.len();
         let stopped = self.take(&delta);
         if let Some(logits) = &delta.logits {
@@ -118,7 +134,8 @@ impl Row {
             let reason = delta.finish.as_ref().filter(|_| !stopped).map(|finish| finish.reason);
             self.finish_reason = reason_word(reason.unwrap_or(FinishReason::StopWords));
         }
-        let something = last || plan.streaming && !delta.tokens.is_empty() && self.has_news(plan);
+        let is_new = !delta.tokens.is_empty() && self.has_news(plan);
+        let something = last || plan.streaming && (is_new || delta.beams.is_some());
         if !something {
             return Step::Nothing;
         }
@@ -155,15 +172,27 @@ impl Row {
 
     fn response(&mut self, plan: &Plan, stats: &RequestStats) -> Response {
         let tokens = std::mem::take(&mut self.tokens);
-        let text = self.text.as_mut().map(|text| std::mem::take(&mut text.pending)).unwrap_or_default();
         let mut out = Outputs { plan, tensors: Vec::new() };
-        let length = tokens.len() as i32;
-        out.ints("output_ids", &[1, i64::from(length)], &tokens);
-        out.ints("sequence_length", &[1], &[length]);
-        out.tensors.extend(self.logits.tensors(plan));
-        let log_probs = &self.token_log_probs;
-        out.floats("output_log_probs", &[1, log_probs.len() as i64], log_probs);
-        out.floats("cum_log_probs", &[1], &[self.cum_log_prob as f32]);
+        let (length, texts) = match &self.beams {
+            Some(beams) => {
+                let length = beams.put_tokens(&mut out) as i32;
+                out.tensors.extend(self.logits.tensors(plan, false));
+                beams.put_logits(plan, &mut out);
+                beams.put_log_probs(&mut out);
+                (length, beams.texts())
+            }
+            None => {
+                let length = tokens.len() as i32;
+                out.ints("output_ids", &[1, i64::from(length)], &tokens);
+                out.ints("sequence_length", &[1], &[length]);
+                out.tensors.extend(self.logits.tensors(plan, true));
+                let log_probs = &self.token_log_probs;
+                out.floats("output_log_probs", &[1, log_probs.len() as i64], log_probs);
+                out.floats("cum_log_probs", &[1], &[self.cum_log_prob as f32]);
+                let text = self.text.as_mut().map(|text| std::mem::take(&mut text.pending));
+                (length, vec![text.unwrap_or_default()])
+            }
+        };
         out.ints("batch_index", &[1], &[self.batch_index]);
         out.ints("sequence_index", &[1], &[self.sequence_index]);
         out.ints("kv_cache_alloc_new_blocks", &[1], &[stats.new_blocks as i32]);
@@ -189,7 +218,7 @@ impl Row {
         }
         out.strings("finish_reason", self.finish_reason);
         out.uint64("seed", self.seed);
-        out.text("text_output", &text);
+        out.texts("text_output", &texts);
         Response { outputs: out.tensors, parameters: Vec::new() }
     }
 }
@@ -213,7 +242,7 @@ impl RowText {
     }
 
     /// Says whether a stop text is complete.
-    fn push(&mut self, token: TokenId) -> bool {
+    pub fn push(&mut self, token: TokenId) -> bool {
         let text = self.detokenizer.push(token);
         self.append(&text)
     }
@@ -225,7 +254,8 @@ impl RowText {
         chunk.stop.is_some()
     }
 
-    fn finish(&mut self, stopped: bool) {
+    /// Adds what was held back, at the end of the sequence.
+    pub fn finish(&mut self, stopped: bool) {
         let rest = self.detokenizer.finish();
         if !stopped && !self.append(&rest) {
             let held = self.matcher.flush();
@@ -245,20 +275,20 @@ fn reason_word(reason: FinishReason) -> &'static str {
 }
 
 /// Collects the wanted tensors, in the order of the calls.
-struct Outputs<'a> {
+pub struct Outputs<'a> {
     plan: &'a Plan,
-    tensors: Vec<OutputTensor>,
+    pub tensors: Vec<OutputTensor>,
 }
 
 impl Outputs<'_> {
-    fn ints(&mut self, name: &'static str, shape: &[i64], values: &[i32]) {
+    pub fn ints(&mut self, name: &'static str, shape: &[i64], values: &[i32]) {
         if self.plan.wanted.has(name) {
             let shape = self.plan.shape(shape);
             self.tensors.push(OutputTensor::int32(name, &shape, values));
         }
     }
 
-    fn floats(&mut self, name: &'static str, shape: &[i64], values: &[f32]) {
+    pub fn floats(&mut self, name: &'static str, shape: &[i64], values: &[f32]) {
         if self.plan.wanted.has(name) {
             let shape = self.plan.shape(shape);
             self.tensors.push(OutputTensor::fp32(name, &shape, values));
@@ -288,11 +318,11 @@ impl Outputs<'_> {
     }
 
     /// A text request without token outputs gets its text first: clients that read the first output expect the answer.
-    fn text(&mut self, name: &'static str, text: &str) {
+    fn texts(&mut self, name: &'static str, texts: &[String]) {
         if self.plan.wanted.has(name) {
             let place = if self.plan.wanted.tokens() { self.tensors.len() } else { 0 };
-            let shape = self.plan.shape(&[1]);
-            self.tensors.insert(place, OutputTensor::strings(name, &shape, &[text]));
+            let shape = self.plan.shape(&[texts.len() as i64]);
+            self.tensors.insert(place, OutputTensor::strings(name, &shape, texts));
         }
     }
 }

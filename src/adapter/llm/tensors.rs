@@ -26,9 +26,7 @@ pub enum Use {
     Served,
     /// Refused unless it has no element.
     OnlyEmpty,
-    /// Refused unless every element is this number (or it has no element).
-    OnlyNumber(i32),
-    /// Accepted and ignored: it has no meaning for a decoder-only model without beams.
+    /// Accepted and ignored: it has no meaning for a decoder-only model.
     Ignored,
 }
 
@@ -102,7 +100,7 @@ pub const SEQUENCE_CONTROLS: [&str; 3] = ["START", "CORRID", "END"];
 
 use Declared::{ByUser, WithText};
 use Shape::{Dims, One, Ragged, Scalar};
-use Use::{Ignored, OnlyEmpty, OnlyNumber, Served};
+use Use::{Ignored, OnlyEmpty, Served};
 
 /// Every input, in the template's order.
 #[rustfmt::skip]
@@ -112,7 +110,7 @@ pub const INPUTS: &[InputRow] = &[
     row("encoder_output_lengths", Int32, Scalar, Ignored, "none", "Length of the encoder's output."),
     row("input_lengths", Int32, Scalar, Served, "none", "Length of each prompt; used only when the batch is larger than 1."),
     row("request_output_len", Int32, Scalar, Served, "mandatory", "Most tokens to generate, at least 1; cut to what the longest sequence leaves.").or(&["max_tokens"]),
-    row("num_return_sequences", Int32, Scalar, Served, "1", "Sequences per prompt, sampled independently: sequence k has the seed plus k."),
+    row("num_return_sequences", Int32, Scalar, Served, "1", "Sequences per prompt, sampled independently: sequence k has the seed plus k. With beams: how many of them are returned, all unless given."),
     row("draft_input_ids", Int32, Ragged(ANY1), Served, "none", "Tokens that are expected behind the prompt: as far as they come true, one step yields them all and the token behind them. They change no token, only the speed. Not with beams."),
     row("decoder_input_ids", Int32, Ragged(ANY1), Ignored, "none", "For encoder-decoder models."),
     row("decoder_input_lengths", Int32, Scalar, Ignored, "none", "For encoder-decoder models."),
@@ -125,20 +123,21 @@ pub const INPUTS: &[InputRow] = &[
     row("stop_words_list", Int32, Ragged(WORDS), Served, "none", "Token sequences that end a sequence and are returned: row 0 all words back to back, row 1 their cumulative ends, padded with -1."),
     row("bad_words_list", Int32, Ragged(WORDS), Served, "none", "Token sequences that are never completed, in the same format."),
     row("embedding_bias", Fp32, Ragged(ANY1), Served, "none", "Added to the logits of every step, one number for each token id; a shorter list leaves the other tokens alone, what exceeds the vocabulary has no effect."),
-    row("beam_width", Int32, Scalar, OnlyNumber(1), "1", "Beam search."),
+    row("beam_width", Int32, Scalar, Served, "1", "Above 1: beam search with so many hypotheses, at most max_beam_width. One response has them all, best first; a stream has all of their tokens so far in every response. Temperature, penalties, bias and forbidden words act on each; what draws tokens has no effect. Not with guides, draft tokens, stop_words (texts) and num_top_log_probs."),
+    row("beam_width_array", Int32, Ragged(ANY1), Served, "none", "Hypotheses that are followed after the first token, the second and so on, each at most beam_width; the last number goes for all further tokens.").declared(ByUser),
     row("temperature", Fp32, Scalar, Served, "1.0", "At least 0; 0 is greedy. Without effect unless top-k, top-p, min-p or typical-p is set."),
     row("runtime_top_k", Int32, Scalar, Served, "0", "Only the k most likely tokens; 0: no limit, 1: greedy.").or(&["top_k"]),
     row("runtime_top_p", Fp32, Scalar, Served, "unset", "Smallest set of tokens with this mass, at most 1; 0 and less: unset.").or(&["top_p"]),
     row("runtime_top_p_min", Fp32, Scalar, Served, "1e-6", "0 to 1: what the decay does not go below."),
     row("runtime_top_p_decay", Fp32, Scalar, Served, "1", "More than 0, at most 1: top-p is multiplied by it after each token."),
     row("runtime_top_p_reset_ids", Int32, Scalar, Served, "unset", "Token that brings top-p back to its start."),
-    row("len_penalty", Fp32, Scalar, Ignored, "0", "For beam search.").or(&["length_penalty"]),
-    row("early_stopping", Bool, Scalar, Ignored, "1", "For beam search."),
+    row("len_penalty", Fp32, Scalar, Served, "0", "At least 0. Beams are compared by cum_log_prob / length ^ len_penalty, the end token counted: above 0 favours long answers.").or(&["length_penalty"]),
+    row("early_stopping", Bool, Scalar, Served, "1", "When a beam search ends before the longest output: 1 or true, as soon as beam_width hypotheses are complete; 0 or false, when the best other one at its present length is no better than the worst of them; another number, when it could not become better at any length. INT32 is taken too."),
     row("min_p", Fp32, Scalar, Served, "0", "0 to 1: only tokens with at least this share of the largest probability.").declared(ByUser),
     row("typical_p", Fp32, Scalar, Served, "1", "More than 0, at most 1: smallest set of the most typical tokens with this mass.").declared(ByUser),
     row("repetition_penalty", Fp32, Scalar, Served, "1.0", "More than 0. Logits of seen tokens are divided by it, or multiplied where they are negative."),
     row("min_tokens", Int32, Scalar, Served, "1", "The end token is not sampled before this many tokens.").or(&["min_length"]),
-    row("beam_search_diversity_rate", Fp32, Scalar, Ignored, "0", "For beam search."),
+    row("beam_search_diversity_rate", Fp32, Scalar, Served, "0", "At least 0. Added to the ranking of a continuation, times the rank of the beam that it continues."),
     row("presence_penalty", Fp32, Scalar, Served, "0", "Subtracted from the logits of seen tokens."),
     row("frequency_penalty", Fp32, Scalar, Served, "0", "Subtracted from the logits of seen tokens, times their count."),
     row("prompt_ignore_length", Int32, Scalar, Served, "0", "Leading prompt tokens that count for neither the presence nor the frequency penalty."),
@@ -199,12 +198,12 @@ const fn out(name: &'static str, dtype: DataType, dims: &'static [i64], served: 
 /// Every output, in the order in which a response carries them.
 #[rustfmt::skip]
 pub const OUTPUTS: &[OutputRow] = &[
-    out("output_ids", Int32, ANY2, true, "Tokens: the prompt (unless excluded) and the answer, or when streaming the new ones. Never the end token."),
+    out("output_ids", Int32, ANY2, true, "Tokens: the prompt (unless excluded) and the answer, or when streaming the new ones (of beams all of the answer). A row for each beam, short ones filled with -1. Never the end token."),
     out("sequence_length", Int32, ANY1, true, "Length of each row of output_ids."),
     out("context_logits", Fp32, ANY2, true, "Logits at each prompt token, before anything changes them; FP16 where the configuration declares that."),
-    out("generation_logits", Fp32, &[-1, -1, -1], true, "Logits that each token was chosen from: [1, tokens, vocabulary], when streaming [tokens of the response, 1, vocabulary]. FP32 or FP16 as declared."),
-    out("output_log_probs", Fp32, ANY2, true, "Log-probability of each generated token so far."),
-    out("cum_log_probs", Fp32, ANY1, true, "Sum of the log-probabilities so far."),
+    out("generation_logits", Fp32, &[-1, -1, -1], true, "Logits that each token was chosen from: [1, tokens, vocabulary], when streaming [tokens of the response, 1, vocabulary]; of beams [beams, tokens, vocabulary], short ones filled with 0, not when streaming. FP32 or FP16 as declared."),
+    out("output_log_probs", Fp32, ANY2, true, "Log-probability of each generated token so far; a row for each beam, short ones filled with -1."),
+    out("cum_log_probs", Fp32, ANY1, true, "Sum of the log-probabilities so far, of each beam; that of a beam's end token included."),
     out("batch_index", Int32, &[1], true, "Which prompt of the batch this answers, when there are several."),
     out("sequence_index", Int32, &[1], true, "Which of num_return_sequences this is, when there are several."),
     out("context_phase_params", Uint8, ANY1, false, "Result of a context-only request."),
@@ -223,9 +222,9 @@ pub const OUTPUTS: &[OutputRow] = &[
     out("top_log_prob_ids", Int32, &[-1, -1, -1], true, "For each token of this response the most likely tokens in its place, best first."),
     out("top_log_probs", Fp32, &[-1, -1, -1], true, "Their log-probabilities within the whole vocabulary, after all passes."),
     out("prompt_log_probs", Fp32, ANY2, true, "Log-probability of each prompt token but the first, by the model alone; in the first response."),
-    out("finish_reason", Bytes, &[1], true, "`stop` (end token, stop word or text), `length`, `timeout` or `cancelled`; empty before the last response."),
+    out("finish_reason", Bytes, &[1], true, "`stop` (end token, stop word or text), `length`, `timeout` or `cancelled`; empty before the last response. Of beams that of the best."),
     out("seed", Uint64, &[1], true, "The seed that the sequence was sampled with."),
-    out("text_output", Bytes, ANY1, true, "The answer as text; needs a tokenizer."),
+    out("text_output", Bytes, ANY1, true, "The answer as text, one for each beam; needs a tokenizer."),
 ];
 
 /// `docs/tensors.md`.
@@ -244,7 +243,6 @@ pub fn tensors_markdown() -> String {
             Served => "yes".to_owned(),
             Ignored => "accepted, no effect".to_owned(),
             OnlyEmpty => "refused unless empty".to_owned(),
-            OnlyNumber(number) => format!("refused unless {number}"),
         };
         text.push_str(&format!(
             "| `{}` | {} | {} | {dims} | {} | {served} | {} |\n",
