@@ -9,5 +9,5 @@ pub mod rank;
 pub mod sample;
 mod stop;
 
-pub use params::{PassOrder, SamplingParams, StopCriteria};
+pub use params::{DraftLogits, PassOrder, SamplingParams, StopCriteria};
 pub use stop::StopVerdict;

@@ -52,10 +52,32 @@ pub struct SamplingParams {
     pub end_ids: Vec<TokenId>,
     /// Which tokens may follow; `None`: all.
     pub guide: Option<Guide>,
+    /// What the tokens that are expected behind the prompt were drawn from; `None`: they are accepted where they are what is
+    /// sampled anyhow.
+    pub draft: Option<DraftLogits>,
     /// How many of the most likely tokens [`crate::step::SampledRow::top`] tells for each token.
     pub top_log_probs: u32,
     /// Whether [`crate::step::SampledToken::log_prob`] is filled.
     pub log_probs: bool,
+}
+
+/// Expected tokens with the distributions that they were drawn from: each is accepted by probability.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DraftLogits {
+    pub tokens: Arc<[TokenId]>,
+    /// `[V]` for each token, before any pass.
+    pub rows: Arc<[Vec<f32>]>,
+    /// Least share of the target's in the draft's probability with which a token is accepted, in `(0, 1]`; `None`: a random
+    /// number for each token, so that what is generated has the target's distribution.
+    pub threshold: Option<f32>,
+}
+
+impl DraftLogits {
+    /// The token that is expected behind what was generated, and its logits.
+    pub fn behind(&self, generated: &[TokenId]) -> Option<(TokenId, &[f32])> {
+        let &token = self.tokens.strip_prefix(generated)?.first()?;
+        Some((token, self.rows.get(generated.len())?))
+    }
 }
 
 /// The two orders of the passes that serving systems have. They agree where the temperature is 1 or no penalty is set.
@@ -91,6 +113,7 @@ impl Default for SamplingParams {
             bad_words: Vec::new(),
             end_ids: Vec::new(),
             guide: None,
+            draft: None,
             top_log_probs: 0,
             log_probs: false,
         }

@@ -75,6 +75,85 @@ pub fn choose(
         });
         return Ok(SampledToken { id: best, log_prob });
     }
+    narrow(logits, max, params, scratch);
+    let candidates = &scratch.candidates;
+    let mass = mass_of(candidates);
+    let chosen = draw(candidates, uniform(params.seed, position as u64, CHOICE) * mass);
+    Ok(sampled(chosen, mass, logits, max, params))
+}
+
+/// A token that was drawn from other logits, on its way to be accepted.
+#[derive(Clone, Copy, Debug)]
+pub struct Drafted<'a> {
+    pub token: TokenId,
+    /// `[V]`, processed as the target's.
+    pub logits: &'a [f32],
+    /// As [`super::DraftLogits::threshold`].
+    pub threshold: Option<f32>,
+}
+
+/// [`choose`] where a token is expected: it is chosen with the probability `p / q`, at most 1, of the target's in the
+/// draft's; else another one is drawn from what `p` has more than `q`. So tokens drawn from `q` become tokens of `p`.
+///
+/// Source: Leviathan et al., "Fast inference from transformers via speculative decoding", ICML 2023.
+///
+/// # Errors
+/// As [`sample`].
+pub fn verify(
+    logits: &[f32],
+    drafted: Drafted<'_>,
+    params: &SamplingParams,
+    position: usize,
+    scratch: &mut SampleScratch,
+) -> std::result::Result<SampledToken, SampleFault> {
+    let (_, max) = argmax(logits)?;
+    let draft_max = argmax(drafted.logits).map(|(_, max)| max);
+    let (Ok(draft_max), false) = (draft_max, params.is_greedy()) else {
+        return choose(logits, params, position, scratch);
+    };
+    narrow(drafted.logits, draft_max, params, scratch);
+    let draft = std::mem::take(&mut scratch.candidates);
+    narrow(logits, max, params, scratch);
+    let target = &scratch.candidates;
+    let (mass, draft_mass) = (mass_of(target), mass_of(&draft));
+    let share = |candidates: &[Candidate], mass: f64, id: u32| {
+        let at = candidates.binary_search_by_key(&id, |candidate| candidate.id);
+        at.map_or(0.0, |at| f64::from(candidates[at].weight) / mass)
+    };
+    let id = drafted.token as u32;
+    let (p, q) = (share(target, mass, id), share(&draft, draft_mass, id));
+    let needed = drafted.threshold.map_or_else(|| uniform(params.seed, position as u64, ACCEPTANCE), f64::from);
+    let accepted = target.iter().find(|candidate| candidate.id == id).filter(|_| p > 0.0 && p >= needed * q);
+    let chosen = accepted.copied().unwrap_or_else(|| {
+        let excess = |candidate: &Candidate| {
+            let p = f64::from(candidate.weight) / mass;
+            Candidate { weight: (p - share(&draft, draft_mass, candidate.id)).max(0.0) as f32, ..*candidate }
+        };
+        let rest: Vec<_> = target.iter().map(excess).collect();
+        let rest_mass = mass_of(&rest);
+        // Nothing is left where both are the same up to rounding.
+        let (from, from_mass) = if rest_mass > 0.0 { (&rest, rest_mass) } else { (target, mass) };
+        let drawn = draw(from, uniform(params.seed, position as u64, CHOICE) * from_mass);
+        Candidate { weight: (drawn.logit - max).exp(), ..drawn }
+    });
+    Ok(sampled(chosen, mass, logits, max, params))
+}
+
+/// The chosen token with what was asked for about it.
+fn sampled(chosen: Candidate, mass: f64, logits: &[f32], max: f32, params: &SamplingParams) -> SampledToken {
+    let log_prob = params.log_probs.then(|| TokenLogProb {
+        full: (f64::from(chosen.weight) / total_weight(logits, max)).ln() as f32,
+        candidates: (f64::from(chosen.weight) / mass).ln() as f32,
+    });
+    SampledToken { id: chosen.id as TokenId, log_prob }
+}
+
+fn mass_of(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
+}
+
+/// Fills the candidates with what top-k, min-p, top-p and typical-p leave, in the order of ids.
+fn narrow(logits: &[f32], max: f32, params: &SamplingParams, scratch: &mut SampleScratch) {
     collect_candidates(logits, max, params.top_k as usize, scratch);
     let candidates = &mut scratch.candidates;
     if params.min_p > 0.0 {
@@ -88,16 +167,10 @@ pub fn choose(
         keep_typical(candidates, max, f64::from(params.typical_p));
     }
     // Drawn in the order of ids: an order of selection would depend on the last bits of unrelated logits.
-    if candidates.len() < logits.len() {
+    let in_order = candidates.len() == logits.len() && params.top_p.is_none_or(|p| p >= 1.0) && params.typical_p >= 1.0;
+    if !in_order {
         candidates.sort_unstable_by_key(|candidate| candidate.id);
     }
-    let mass: f64 = candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
-    let chosen = draw(candidates, uniform(params.seed, position as u64) * mass);
-    let log_prob = params.log_probs.then(|| TokenLogProb {
-        full: (f64::from(chosen.weight) / total_weight(logits, max)).ln() as f32,
-        candidates: (f64::from(chosen.weight) / mass).ln() as f32,
-    });
-    Ok(SampledToken { id: chosen.id as TokenId, log_prob })
 }
 
 /// The `count` most likely tokens of processed logits `[V]` with their natural log-probabilities within the whole
@@ -267,10 +340,15 @@ fn draw(candidates: &[Candidate], target: f64) -> Candidate {
     last
 }
 
-/// A number in `[0, 1)` that depends on the seed and the position only.
-fn uniform(seed: u64, position: u64) -> f64 {
+/// The stream of numbers that tokens are drawn by.
+const CHOICE: u32 = 0;
+/// The stream of numbers that expected tokens are accepted by.
+const ACCEPTANCE: u32 = 1;
+
+/// A number in `[0, 1)` that depends on the seed, the position and the stream only.
+fn uniform(seed: u64, position: u64, stream: u32) -> f64 {
     let [low, high, ..] =
-        philox4x32([position as u32, (position >> 32) as u32, 0, 0], [seed as u32, (seed >> 32) as u32]);
+        philox4x32([position as u32, (position >> 32) as u32, stream, 0], [seed as u32, (seed >> 32) as u32]);
     let bits = (u64::from(high) << 32 | u64::from(low)) >> 11;
     bits as f64 / (1_u64 << 53) as f64
 }

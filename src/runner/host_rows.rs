@@ -3,7 +3,7 @@
 use super::sequences::RunnerSequence;
 use crate::decode::SamplingParams;
 use crate::decode::logits;
-use crate::decode::sample::{SampleScratch, choose, most_likely};
+use crate::decode::sample::{Drafted, SampleScratch, choose, most_likely, verify};
 use crate::device::{DType, RowSample, SharedDevice, Tensor};
 use crate::error::{Error, Result};
 use crate::ids::TokenId;
@@ -59,7 +59,18 @@ impl HostSampler {
         // A row without a choice has its fault in the sample.
         let top = most_likely(&self.row, sampling.top_log_probs as usize, &mut self.scratch).unwrap_or_default();
         let sampling = sampling.for_next(&sequence.history(&occurrences));
-        let sample = RowSample(choose(&self.row, &sampling, sequence.tokens.len(), &mut self.scratch));
+        let position = sequence.tokens.len();
+        let sample = match sequence.expected() {
+            None => choose(&self.row, &sampling, position, &mut self.scratch),
+            Some((token, drawn_from)) => {
+                let mut drawn_from = drawn_from.to_vec();
+                logits::apply(&mut drawn_from, &sampling, &sequence.history(&occurrences));
+                let threshold = sampling.draft.as_ref().and_then(|draft| draft.threshold);
+                let drafted = Drafted { token, logits: &drawn_from, threshold };
+                verify(&self.row, drafted, &sampling, position, &mut self.scratch)
+            }
+        };
+        let sample = RowSample(sample);
         sequence.push(sample.token());
         Ok(HostSample { sample, error, top })
     }

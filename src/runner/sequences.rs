@@ -78,7 +78,12 @@ impl RunnerSequence {
 
     /// Whether something is asked for that only the host does.
     pub(super) fn is_for_host_only(&self) -> bool {
-        self.sampling.top_log_probs as usize > MAX_TOP_TOKENS
+        self.sampling.top_log_probs as usize > MAX_TOP_TOKENS || self.expected().is_some()
+    }
+
+    /// The next token that a draft with logits expects, and its logits.
+    pub(super) fn expected(&self) -> Option<(TokenId, &[f32])> {
+        self.sampling.draft.as_ref()?.behind(&self.tokens[self.prompt_len..])
     }
 
     /// Who samples the next token.

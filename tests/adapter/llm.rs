@@ -6,7 +6,6 @@ use crate::script::{EOS, Tokens, VOCAB, error, flag, int, model, outputs, reques
 const NOT_FOUND: u32 = 2;
 const INVALID_ARG: u32 = 3;
 const UNAVAILABLE: u32 = 4;
-const UNSUPPORTED: u32 = 5;
 
 const PROMPT: [i32; 3] = [5, 6, 7];
 
@@ -255,8 +254,23 @@ fn bad_requests_are_refused_and_the_next_one_is_served() {
         (base().input(Tensor::uint64("lora_task_id", &[1], &[7])), NOT_FOUND, "LoRA task 7 not found in cache"),
         (
             base().input(Tensor::fp32("draft_logits", &[1, 1, 1], &[1.0])),
-            UNSUPPORTED,
-            "\"draft_logits\" is not supported by this version: it must be absent or empty",
+            INVALID_ARG,
+            "draft_logits has 1 rows, expected one for each of the 0 tokens of draft_input_ids",
+        ),
+        (
+            base().input(int("draft_input_ids", 3)).input(Tensor::fp32("draft_logits", &[1, 1, 2], &[1.0; 2])),
+            INVALID_ARG,
+            "draft_logits has 2 logits for each token, expected the 300 of the vocabulary",
+        ),
+        (
+            base().input(int("draft_input_ids", 3)).input(Tensor::fp32("draft_logits", &[1, 1, 300], &[f32::NAN; 300])),
+            INVALID_ARG,
+            "draft_logits has the logit NaN, expected numbers or -inf",
+        ),
+        (
+            float("draft_acceptance_threshold", 0.0),
+            INVALID_ARG,
+            "draft_acceptance_threshold is 0, expected more than 0 and at most 1",
         ),
         (unlisted("output_ids"), INVALID_ARG, "output_ids must be in the list"),
         (unlisted("sequence_length"), INVALID_ARG, "sequence_length must be in the list"),

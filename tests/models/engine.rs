@@ -3,7 +3,7 @@
 use crate::driver::{BLOCK_SIZE, fixtures, load, options};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use triton_trtllm::decode::draft::NGramOptions;
-use triton_trtllm::decode::{SamplingParams, StopCriteria};
+use triton_trtllm::decode::{DraftLogits, SamplingParams, StopCriteria};
 use triton_trtllm::engine::{
     Delta, Engine, EngineConfig, FinishReason, Request, RequestSink, RequestStats, SchedulerPolicy,
 };
@@ -294,4 +294,47 @@ fn guesses_change_the_speed_and_no_token() {
         assert!(got.equals(expected), "request {index}: {got:?}, not {expected:?}");
         assert!(got.stats.accepted_draft_tokens >= expected.tokens.len() / 4, "request {index}: {:?}", got.stats);
     }
+}
+
+/// First tokens of requests whose draft of one token was drawn from other logits, and how many drafts were accepted.
+#[test]
+fn drafts_with_logits_are_accepted_by_probability() {
+    let engine = engine(SchedulerPolicy::Balanced, 400, ONE_BY_ONE);
+    let prompt: Vec<TokenId> = (1..20).collect();
+    let run = |draft: Option<(TokenId, Vec<f32>)>, seed: u64, threshold: Option<f32>| {
+        let tokens: Vec<_> = draft.iter().map(|draft| draft.0).collect();
+        let rows = draft.into_iter().map(|draft| draft.1).collect();
+        let draft = DraftLogits { tokens: tokens.as_slice().into(), rows, threshold };
+        let draft_of = (!tokens.is_empty()).then_some(draft);
+        let sampling = SamplingParams { top_k: 3, temperature: 2.0, seed, draft: draft_of, ..Default::default() };
+        let stop = StopCriteria { max_tokens: 2, ..Default::default() };
+        submit(&engine, Request { prompt: prompt.clone(), sampling, stop, draft: tokens, ..Request::default() })
+    };
+    const RUNS: u64 = 600;
+    let plain: Vec<_> = (0..RUNS).map(|seed| run(None, seed, None)).collect();
+    let plain: Vec<_> = plain.iter().map(|deltas| answer(deltas).tokens[0]).collect();
+    let mut ids = plain.clone();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 3, "top-k");
+    // A draft model that finds one of the three most likely, each as often, whatever the target says.
+    let mut logits = vec![f32::NEG_INFINITY; 128];
+    ids.iter().for_each(|&id| logits[id as usize] = 1.0);
+    let drafts = |threshold| {
+        let draft = |seed: u64| Some((ids[seed as usize % 3], logits.clone()));
+        let running: Vec<_> = (0..RUNS).map(|seed| run(draft(seed), 10_000 + seed, threshold)).collect();
+        running.iter().map(answer).collect::<Vec<_>>()
+    };
+    let drafted = drafts(None);
+    let count = |tokens: &[TokenId], id: TokenId| tokens.iter().filter(|&&token| token == id).count() as f64;
+    let firsts: Vec<_> = drafted.iter().map(|answer| answer.tokens[0]).collect();
+    let statistic: f64 = ids
+        .iter()
+        .map(|&id| (count(&plain, id) - count(&firsts, id)).powi(2) / (count(&plain, id) + count(&firsts, id)))
+        .sum();
+    assert!(statistic < 13.8, "two samples of one distribution: {statistic}");
+    let accepted = |answers: &[Answer]| answers.iter().map(|answer| answer.stats.accepted_draft_tokens).sum::<usize>();
+    let by_chance = accepted(&drafted);
+    assert!((RUNS as usize / 4..RUNS as usize).contains(&by_chance), "{by_chance} of {RUNS} drafts were accepted");
+    assert_eq!(accepted(&drafts(Some(1e-6))), RUNS as usize, "a low threshold takes every draft");
 }

@@ -13,7 +13,7 @@ use super::wanted::Wanted;
 use crate::adapter::tokenizer::encode_prompt;
 use crate::config::{BatchingType, DecodingMode};
 use crate::decode::guided::{GuideKind, GuideSource};
-use crate::decode::{PassOrder, SamplingParams, StopCriteria};
+use crate::decode::{DraftLogits, PassOrder, SamplingParams, StopCriteria};
 use crate::engine;
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::TokenId;
@@ -233,6 +233,7 @@ impl Reader<'_> {
         let outputs = self.output_options(row)?;
         let draft = self.inputs.ints("draft_input_ids", row)?;
         self.check_vocab("draft_input_ids", &draft)?;
+        sampling.draft = self.draft_logits(row, &draft)?;
         let seed = sampling.seed;
         let item = |first: usize| Item {
             request: engine::Request {
@@ -488,6 +489,28 @@ impl Reader<'_> {
             generation_logits: wants("return_generation_logits", "generation_logits")?,
             prompt_log_probs: self.inputs.flag_of("return_prompt_log_probs", row)?.unwrap_or(false),
         })
+    }
+
+    /// What draft tokens were drawn from. The threshold has a meaning with it only.
+    fn draft_logits(&self, row: usize, draft: &[TokenId]) -> Result<Option<DraftLogits>> {
+        let threshold = self.float("draft_acceptance_threshold", row, "more than 0 and at most 1", |value| {
+            value > 0.0 && value <= 1.0
+        })?;
+        let Some(&[.., rows, width]) = self.inputs.shape("draft_logits") else { return Ok(None) };
+        let (tokens, vocab) = (draft.len(), self.rules.vocab_size);
+        let wrong = |what: &str| Err(Error::invalid(format!("draft_logits has {what}")));
+        if rows != tokens as i64 {
+            return wrong(&format!("{rows} rows, expected one for each of the {tokens} tokens of draft_input_ids"));
+        }
+        if width < vocab as i64 {
+            return wrong(&format!("{width} logits for each token, expected the {vocab} of the vocabulary"));
+        }
+        let values = self.inputs.batch_floats("draft_logits", row)?;
+        if let Some(value) = values.iter().find(|value| value.is_nan() || **value == f32::INFINITY) {
+            return wrong(&format!("the logit {value}, expected numbers or -inf"));
+        }
+        let rows = values.chunks_exact(width as usize).map(|row| row[..vocab].to_vec()).collect();
+        Ok(Some(DraftLogits { tokens: draft.into(), rows, threshold }))
     }
 
     fn return_sequences(&self, row: usize) -> Result<i32> {
