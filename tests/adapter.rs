@@ -2,6 +2,8 @@
 
 #[path = "adapter/beams.rs"]
 mod beams;
+#[path = "adapter/bls.rs"]
+mod bls;
 #[path = "adapter/contract.rs"]
 mod contract;
 #[path = "adapter/docs.rs"]

@@ -12,10 +12,10 @@ const INVALID_ARG: u32 = 3;
 const CPU: u32 = 0;
 const FINAL: u32 = 1;
 
-type Text = *const c_char;
+pub(super) type Text = *const c_char;
 
 /// Why a call fails.
-enum Refusal {
+pub(super) enum Refusal {
     /// The server may say so.
     Error(String),
     /// The caller must never have asked.
@@ -28,7 +28,7 @@ impl From<String> for Refusal {
     }
 }
 
-fn call(name: &'static str, body: impl FnOnce(&mut World) -> Result<(), Refusal>) -> Handle {
+pub(super) fn call(name: &'static str, body: impl FnOnce(&mut World) -> Result<(), Refusal>) -> Handle {
     let mut world = WORLD.lock();
     if let Some(index) = world.failures.iter().position(|(function, _)| *function == name) {
         let (_, message) = world.failures.remove(index);
@@ -45,17 +45,17 @@ fn call(name: &'static str, body: impl FnOnce(&mut World) -> Result<(), Refusal>
     world.errors.add((INVALID_ARG, c_string(&message)))
 }
 
-fn refuse<T>(message: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refuse<T>(message: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::Error(message.into()))
 }
 
-fn violate<T>(message: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn violate<T>(message: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::Violation(message.into()))
 }
 
 /// # Safety
 /// `text` is NUL-terminated.
-unsafe fn text(text: Text) -> Result<String, Refusal> {
+pub(super) unsafe fn text(text: Text) -> Result<String, Refusal> {
     if text.is_null() {
         return violate("a text is null");
     }
@@ -91,26 +91,6 @@ macro_rules! export {
             })
         }
     )*};
-}
-
-/// The stand-in has no in-process requests: no other model is ever there.
-macro_rules! no_other_models {
-    ($($name:ident)*) => {$(
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name() -> Handle {
-            call(stringify!($name), |_| refuse("the stand-in server answers no in-process requests"))
-        }
-    )*};
-}
-
-no_other_models! {
-    TRITONSERVER_InferenceRequestAddInput TRITONSERVER_InferenceRequestAddRequestedOutput
-    TRITONSERVER_InferenceRequestAppendInputData TRITONSERVER_InferenceRequestCancel
-    TRITONSERVER_InferenceRequestDelete TRITONSERVER_InferenceRequestNew TRITONSERVER_InferenceRequestSetId
-    TRITONSERVER_InferenceRequestSetReleaseCallback TRITONSERVER_InferenceRequestSetResponseCallback
-    TRITONSERVER_InferenceResponseDelete TRITONSERVER_InferenceResponseError TRITONSERVER_InferenceResponseOutput
-    TRITONSERVER_InferenceResponseOutputCount TRITONSERVER_ResponseAllocatorDelete TRITONSERVER_ResponseAllocatorNew
-    TRITONSERVER_ServerInferAsync
 }
 
 #[unsafe(no_mangle)]

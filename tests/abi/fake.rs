@@ -6,7 +6,9 @@
 //! `#[path = "abi/fake.rs"] mod fake;`. One [`Server`] lives at a time; tests of one executable take turns.
 #![allow(dead_code, unused_imports, reason = "each test executable uses a part of it")]
 
+#[macro_use]
 mod exports;
+mod server_api;
 mod world;
 
 use std::ffi::c_void;
@@ -141,6 +143,9 @@ impl Server {
             // SAFETY: the handle is one of ours.
             outcome(unsafe { TRITONBACKEND_ModelInstanceInitialize(loaded.instances[index]) })?;
         }
+        if let Some(&first) = loaded.instances.first() {
+            WORLD.lock().served.insert(spec.name.clone(), first);
+        }
         Ok(loaded)
     }
 
@@ -188,6 +193,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         // SAFETY: the handle is one of ours.
         let finalized = outcome(unsafe { TRITONBACKEND_Finalize(self.backend) });
+        server_api::join();
         let mut world = WORLD.lock();
         world.remove_backend(self.backend);
         if !std::thread::panicking() {
@@ -297,6 +303,7 @@ impl Drop for LoadedModel<'_> {
                 assert!(!waited.timed_out(), "unload waits for requests that never end");
             }
         }
+        WORLD.lock().served.retain(|_, instance| !self.instances.contains(instance));
         for &instance in &self.instances {
             // SAFETY: the handle is one of ours.
             let finalized = outcome(unsafe { TRITONBACKEND_ModelInstanceFinalize(instance) });

@@ -6,6 +6,7 @@ use std::ffi::{CString, c_void};
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
+use super::server_api::{AllocatorObject, InnerRequest, InnerResponse};
 use super::{InputSpec, MemoryKind, ModelSpec, RequestSpec};
 
 /// A number in a pointer's clothes: never dereferenced, so a dead one is harmless.
@@ -115,6 +116,11 @@ pub struct World {
     pub families: Table<FamilyObject>,
     pub metrics: Table<MetricObject>,
     pub metric_args: Table<Vec<f64>>,
+    pub allocators: Table<AllocatorObject>,
+    pub inner_requests: Table<InnerRequest>,
+    pub inner_responses: Table<InnerResponse>,
+    /// The first instance of each loaded model, for requests from within.
+    pub served: HashMap<String, Handle>,
     pub records: Vec<Record>,
     pub violations: Vec<String>,
     pub failures: Vec<(&'static str, String)>,
@@ -282,6 +288,10 @@ impl World {
             families: Table::new("metric family"),
             metrics: Table::new("metric"),
             metric_args: Table::new("metric args"),
+            allocators: Table::new("response allocator"),
+            inner_requests: Table::new("request of a model"),
+            inner_responses: Table::new("response to a model"),
+            served: HashMap::new(),
             records: Vec::new(),
             violations: Vec::new(),
             failures: Vec::new(),
@@ -409,6 +419,9 @@ impl World {
             self.families.leak(),
             self.metrics.leak(),
             self.metric_args.leak(),
+            self.allocators.leak(),
+            self.inner_requests.leak(),
+            self.inner_responses.leak(),
         ];
         tables.into_iter().flatten().collect()
     }

@@ -30,6 +30,10 @@ pub const VOCAB: usize = 300;
 /// Values in a row of a prompt table.
 pub const TABLE_WIDTH: usize = 4;
 
+/// A model of this name says the same as the others but for every [`DRAFT_PERIOD`]th token, the third of its answer first.
+pub const DRAFT: &str = "draft";
+pub const DRAFT_PERIOD: usize = 5;
+
 /// What the text model answers to everything, over and over.
 pub const ANSWER: &str = " the end of the story — no more. ";
 
@@ -125,11 +129,13 @@ impl ModelLoader for ScriptLoader {
     }
 
     fn load(&self, model: &Model) -> Result<Arc<dyn ModelHandler>> {
-        adapter::load_model_from(model, Arc::new(script))
+        let drafts = model.name == DRAFT;
+        let source = move |parameters: &Parameters, _: &Path, _: Placement| script(parameters, drafts);
+        adapter::load_model_from(model, Arc::new(source))
     }
 }
 
-fn script(parameters: &Parameters, _: &Path, _: Placement) -> Result<ModelExecutor> {
+fn script(parameters: &Parameters, drafts: bool) -> Result<ModelExecutor> {
     let answer = match parameters.tokenizer_dir.value.as_deref() {
         Some(dir) => Tokenizer::load(Path::new(dir))?.encode(ANSWER, false)?,
         None => Vec::new(),
@@ -147,7 +153,8 @@ fn script(parameters: &Parameters, _: &Path, _: Placement) -> Result<ModelExecut
         vocab_size,
         pipeline_depth: 1,
     };
-    let executor = Box::new(ScriptExecutor { limits, answer, sequences: HashMap::new(), steps: VecDeque::new() });
+    let executor =
+        Box::new(ScriptExecutor { limits, answer, drafts, sequences: HashMap::new(), steps: VecDeque::new() });
     Ok(ModelExecutor { executor, end_ids, max_input_len: None })
 }
 
@@ -155,12 +162,16 @@ fn script(parameters: &Parameters, _: &Path, _: Placement) -> Result<ModelExecut
 struct ScriptExecutor {
     limits: ExecutorLimits,
     answer: Vec<TokenId>,
+    /// Whether it is the one that slips.
+    drafts: bool,
     sequences: HashMap<SeqId, Sequence>,
     steps: VecDeque<StepOutput>,
 }
 
 struct Sequence {
     prompt_len: usize,
+    /// How much of the answer the prompt ends with.
+    said: usize,
     tokens: Vec<TokenId>,
     sampling: SamplingParams,
 }
@@ -190,7 +201,9 @@ impl ScriptExecutor {
 
     fn next(&self, sequence: &Sequence, end: usize) -> Result<TokenId> {
         if !self.answer.is_empty() {
-            return Ok(self.answer[(end - sequence.prompt_len) % self.answer.len()]);
+            let at = sequence.said + end - sequence.prompt_len;
+            let slip = self.drafts && at % DRAFT_PERIOD == 2;
+            return Ok(self.answer[at % self.answer.len()] + TokenId::from(slip));
         }
         match sequence.tokens[end - 1] {
             POISON => Err(Error::internal("the device fell off the bus")),
@@ -230,7 +243,9 @@ impl Executor for ScriptExecutor {
     fn launch(&mut self, plan: &StepPlan) -> Result<()> {
         for new in &plan.new_sequences {
             let (prompt_len, tokens) = (new.prompt.len(), new.prompt.clone());
-            let sequence = Sequence { prompt_len, tokens, sampling: new.sampling.clone() };
+            let begins = |&said: &usize| tokens[prompt_len - said..].iter().eq(self.answer.iter().cycle().take(said));
+            let said = if self.answer.is_empty() { 0 } else { (0..=prompt_len).rev().find(begins).unwrap_or(0) };
+            let sequence = Sequence { prompt_len, said, tokens, sampling: new.sampling.clone() };
             self.sequences.insert(new.seq, sequence);
         }
         let (mut rows, mut inspections) = (Vec::new(), Vec::new());
