@@ -1,6 +1,10 @@
 """What an operator meets: metrics, statistics, cancellation, reload, errors, repositories that already exist."""
 
+import json
 import shutil
+import socket
+import struct
+import threading
 
 import pytest
 from server import DEMO, DEVICE, ROOT, Server, copy_template, eventually, sse_events, write_model
@@ -334,3 +338,35 @@ def test_statistics_line_has_one_key_for_each_series(server):
 def test_readme_commands_exist():
     readme = (ROOT / "README.md").read_text()
     assert "bash ci/serve.sh" in readme and "bash ci/test.sh" in readme
+
+
+def failures(server) -> dict[str, float]:
+    return {series: value for series, value in server.metrics().items() if series.startswith("nv_inference_request_failure") and value}
+
+
+@pytest.mark.parametrize("model", ["tensorrt_llm", "tensorrt_llm_bls", "bls_unary"])
+def test_a_storm_of_cut_connections_is_no_failure(server, model):
+    before = failures(server)
+    body = json.dumps({"text_input": PROMPT, "max_tokens": 400, "stream": model != "bls_unary", "end_id": -1})
+    endpoint = "generate" if model == "bls_unary" else "generate_stream"
+    head = f"POST /v2/models/{model}/{endpoint} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    def cut(number):
+        with socket.create_connection(("127.0.0.1", server.http)) as connection:
+            connection.sendall((head + body).encode())
+            # Some are cut before they run, some while they run, by a closed connection or by a reset one.
+            wanted = number % 4 * 200
+            while wanted > 0 and model != "bls_unary":
+                piece = connection.recv(wanted)
+                wanted -= len(piece) or wanted
+            if number % 2:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    threads = [threading.Thread(target=cut, args=(number,)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    eventually(lambda: active(server) == 0, "every request has left the engine", 60)
+    assert server.text(model, text_input=PROMPT, max_tokens=2)
+    assert failures(server) == before

@@ -15,7 +15,7 @@ use super::metrics::InstanceMetrics;
 use super::request::Plan;
 use super::response::{Row, Step};
 use crate::engine::{Delta, RequestSink};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::triton::{CancelProbe, Response, ResponseSink, Timings, monotonic_ns};
 
 /// How long the FINAL of a request whose client has gone away is held back: a gRPC frontend of known servers crashes
@@ -293,6 +293,9 @@ impl Worker {
 
 impl Final {
     fn send(self) {
-        self.sink.finish(self.outcome, Some(self.timings));
+        // Nobody failed where the client went away first.
+        let gone =
+            self.outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Cancelled || self.sink.is_cancelled());
+        self.sink.finish(self.outcome, (!gone).then_some(self.timings));
     }
 }

@@ -128,7 +128,7 @@ fn serve(settings: &Settings, server: Server, id: &str, request: Request) {
         Err(error) => return sink.finish(Err(error), Some(timings())),
     };
     let Some(probe) = sink.cancel_probe() else { return };
-    let models = ServerModels { server, id, probe: probe.clone() };
+    let models = ServerModels { settings, server, id, probe: probe.clone() };
     let mut only = None;
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut flow = Flow::new(settings, &models, &inputs)?;
@@ -149,7 +149,7 @@ fn serve(settings: &Settings, server: Server, id: &str, request: Request) {
     if probe.is_cancelled() {
         thread::sleep(CANCELLED_HOLD);
         // The HTTP frontend never lets go of a request that was cancelled and ends with the flag alone.
-        return sink.finish(outcome.map(|()| Response::default()), Some(timings()));
+        return sink.finish(Ok(Response::default()), Some(timings()));
     }
     finish(sink, settings.decoupled, outcome.map(|()| only.unwrap_or_default()), timings());
 }
@@ -175,6 +175,7 @@ fn read(request: &Request) -> Result<(Vec<NamedTensor>, Vec<String>)> {
 
 /// The models of the real server, for one request.
 struct ServerModels<'a> {
+    settings: &'a Settings,
     server: Server,
     id: &'a str,
     probe: CancelProbe,
@@ -184,16 +185,20 @@ impl Models for ServerModels<'_> {
     fn call(&self, inner: Inner) -> Result<Box<dyn Responses + '_>> {
         let inputs: Vec<OutputTensor> = inner.inputs.into_iter().map(Into::into).collect();
         let model = inner.model.clone();
+        // The tokenizer's work is short, and a request that the server takes back from a queue counts as a failure.
+        let is_long = model != self.settings.preprocessing && model != self.settings.postprocessing;
         let request = InferRequest { model: inner.model, id: self.id.to_owned(), inputs, outputs: inner.outputs };
         let responses = self.server.infer(request)?;
-        Ok(Box::new(ServerResponses { model, responses, probe: &self.probe, cancelled: false }))
+        let probe = is_long.then_some(&self.probe);
+        Ok(Box::new(ServerResponses { model, responses, probe, cancelled: false }))
     }
 }
 
 struct ServerResponses<'a> {
     model: String,
     responses: InferResponses,
-    probe: &'a CancelProbe,
+    /// Asked whether the client is still there.
+    probe: Option<&'a CancelProbe>,
     cancelled: bool,
 }
 
@@ -202,12 +207,14 @@ impl Iterator for ServerResponses<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if !self.cancelled && self.probe.is_cancelled() {
+            if !self.cancelled && self.probe.is_some_and(CancelProbe::is_cancelled) {
                 self.cancel();
             }
             match self.responses.next(CANCELLATION_PERIOD) {
                 Next::Waiting => {}
                 Next::Ended => return None,
+                // What came before the model heard of it.
+                Next::Response(_) if self.cancelled => {}
                 Next::Response(Ok(outputs)) => {
                     let named = |output: &OutputTensor| {
                         NamedTensor::from_bytes(&output.name, output.dtype, &output.shape, &output.bytes)
