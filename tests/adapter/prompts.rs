@@ -278,7 +278,7 @@ fn s9_vllm_tells_the_log_probabilities_of_the_chosen_tokens_as_json() {
     let with = |json: Value| {
         sampling(ask("Once"), json).input(flag("return_logprobs")).input(flag("return_cumulative_logprob"))
     };
-    let greedy = json!({ "temperature": 0, "max_tokens": 3, "logprobs": 1 });
+    let greedy = json!({ "temperature": 0, "max_tokens": 3, "logprobs": 0 });
     let reply = model.infer(with(greedy.clone())).remove(0);
     let told: Value = serde_json::from_str(&first_text(&reply, "logprobs")).unwrap();
     assert_eq!(told.as_array().unwrap().len(), 3);
@@ -294,6 +294,34 @@ fn s9_vllm_tells_the_log_probabilities_of_the_chosen_tokens_as_json() {
     assert_eq!(counts, [1, 1, 1], "each response has those of its tokens");
     let none = model.infer(with(json!({ "temperature": 0, "max_tokens": 3 }))).remove(0);
     assert_eq!(first_text(&none, "logprobs"), "null");
+}
+
+#[test]
+fn s9_vllm_tells_the_most_likely_tokens_in_each_place() {
+    let server = start();
+    let model = vllm().load(&server).unwrap();
+    let ask = |count: u32, stream: bool| {
+        let json = json!({ "temperature": 0.7, "top_k": 5, "max_tokens": 4, "logprobs": count });
+        let spec = sampling(ask("Once"), json).input(flag("return_logprobs"));
+        let replies = model.infer(if stream { spec.input(flag("stream")) } else { spec });
+        let told = replies.iter().map(|reply| serde_json::from_str::<Value>(&first_text(reply, "logprobs")).unwrap());
+        told.flat_map(|told| told.as_array().unwrap().clone()).collect::<Vec<_>>()
+    };
+    for stream in [false, true] {
+        let told = ask(3, stream);
+        assert_eq!(told.len(), 4, "a place for each token");
+        for place in &told {
+            let mut ranks: Vec<_> = place.as_object().unwrap().values().map(|told| told["rank"].as_u64()).collect();
+            ranks.sort_unstable();
+            assert_eq!(ranks, [Some(1), Some(2), Some(3)], "{place}");
+        }
+        // The script's most likely token is another one.
+        let place = ask(1, stream).remove(0);
+        let ranks: Vec<_> =
+            place.as_object().unwrap().values().map(|told| (told["rank"].as_u64(), &told["logprob"])).collect();
+        assert!(ranks.contains(&(None, &json!(-0.5))) && ranks.contains(&(Some(1), &json!(-0.25))), "{place}");
+        assert_eq!(ask(0, stream)[0].as_object().unwrap().len(), 1);
+    }
 }
 
 #[test]

@@ -267,7 +267,14 @@ impl Executor for ScriptExecutor {
                     break;
                 }
             }
-            rows.push(SampledRow { seq: chunk.seq, tokens, top: Vec::new(), error: None });
+            // The chosen token is the second of the most likely ones.
+            let count = self.sequences[&chunk.seq].sampling.top_log_probs;
+            let places = tokens.iter().filter(|_| count > 0);
+            let log_prob = |rank: u32| -0.25 * (rank + 1) as f32;
+            let top = places
+                .map(|token| (0..count).map(|rank| (token.id + 1 - rank as TokenId, log_prob(rank))).collect())
+                .collect();
+            rows.push(SampledRow { seq: chunk.seq, tokens, top, error: None });
         }
         plan.retired.iter().for_each(|seq| drop(self.sequences.remove(seq)));
         self.steps.push_back(StepOutput { step: plan.step, rows, inspections });

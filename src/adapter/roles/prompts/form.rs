@@ -51,6 +51,9 @@ struct Answer {
     tokens: Vec<TokenId>,
     /// Of `tokens`.
     log_probs: Vec<f32>,
+    /// The most likely tokens in the place of each of `tokens`, as many each, best first.
+    top_ids: Vec<TokenId>,
+    top_log_probs: Vec<f32>,
     /// Log-probabilities that went out with earlier responses.
     log_probs_sent: usize,
     cumulative: f32,
@@ -78,6 +81,8 @@ impl AnswersForm {
                 "output_ids" => row.tokens.extend(tensor.to_i32()?),
                 "output_log_probs" => row.log_probs = tensor.to_f32()?.into_iter().skip(row.log_probs_sent).collect(),
                 "cum_log_probs" => row.cumulative = tensor.to_f32()?.first().copied().unwrap_or(0.0),
+                "top_log_prob_ids" => row.top_ids.extend(tensor.to_i32()?),
+                "top_log_probs" => row.top_log_probs.extend(tensor.to_f32()?),
                 "sequence_length" => {}
                 _ => drop(row.figures.insert(tensor.name, tensor.data)),
             }
@@ -110,6 +115,8 @@ impl AnswersForm {
             row.tokens.clear();
             row.log_probs_sent += row.log_probs.len();
             row.log_probs.clear();
+            row.top_ids.clear();
+            row.top_log_probs.clear();
         }
         Response { outputs, parameters: Vec::new() }
     }
@@ -143,14 +150,23 @@ impl AnswersForm {
         }
     }
 
-    /// Per token an object of the tokens that are told about: the chosen one.
+    /// Per token an object of the tokens that are told about: the chosen one, and the most likely ones.
     fn log_probs(&self, row: &Answer) -> Value {
-        let token = |(&id, &log_prob): (&TokenId, &f32)| {
-            let told =
-                json!({ "logprob": log_prob, "rank": null, "decoded_token": self.tokenizer.decode(&[id], false) });
-            Value::Object(Map::from_iter([(id.to_string(), told)]))
+        let told = |id: TokenId, log_prob: f32, rank: Option<usize>| {
+            let text = self.tokenizer.decode(&[id], false);
+            (id.to_string(), json!({ "logprob": log_prob, "rank": rank, "decoded_token": text }))
         };
-        row.tokens.iter().zip(&row.log_probs).map(token).collect()
+        let count = row.top_ids.len() / row.log_probs.len().max(1);
+        let token = |(at, (&id, &log_prob)): (usize, (&TokenId, &f32))| {
+            let range = at * count..(at + 1) * count;
+            let top = row.top_ids[range.clone()].iter().zip(&row.top_log_probs[range]).enumerate();
+            let mut map: Map<String, Value> = top.map(|(at, (&id, &log))| told(id, log, Some(at + 1))).collect();
+            if !map.contains_key(&id.to_string()) {
+                map.extend([told(id, log_prob, None)]);
+            }
+            Value::Object(map)
+        };
+        row.tokens.iter().zip(&row.log_probs).enumerate().map(token).collect()
     }
 
     /// A performance figure of the first answer.

@@ -142,6 +142,11 @@ fn refuse_unserved(given: &Given) -> Result<()> {
     if lora.contains(&true) && lora.contains(&false) {
         return Err(Error::invalid("lora_id, lora_name, and lora_path must all be provided together"));
     }
+    if let Some(source) =
+        given.texts("lora_ckpt_source")?.iter().find(|source| !["hf", "nemo"].contains(&source.as_str()))
+    {
+        return Err(Error::invalid(format!("lora_ckpt_source is {source:?}, expected hf or nemo")));
+    }
     if lora[0] {
         return Err(Error::unsupported("lora_id: LoRA adapters are not supported by this version"));
     }

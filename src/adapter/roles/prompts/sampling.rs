@@ -13,6 +13,8 @@ use crate::ids::TokenId;
 /// Most answers to one prompt.
 const MAX_ANSWERS: i64 = 256;
 const DEFAULT_MAX_TOKENS: i64 = 16;
+/// Most tokens that log-probabilities are told of in each place.
+const MAX_LOG_PROBS: i64 = 1024;
 /// Below this a temperature means greedy.
 const GREEDY_BELOW: f64 = 1e-5;
 
@@ -42,7 +44,7 @@ const KEYS: &[(&str, &str)] = &[
     ("logit_bias", "object of token id to number, -100 to 100"),
     ("allowed_token_ids", "list of token ids"),
     ("truncate_prompt_tokens", "only the last tokens of the prompt; default and -1: all"),
-    ("logprobs", "0: of the chosen tokens. 1: the same, greedy only, where they are the most likely ones"),
+    ("logprobs", "0 to 1024: of the chosen tokens, and of so many most likely ones in their place; within the whole vocabulary, as the tokens were chosen. `rank` is null where the chosen token is none of them"),
     ("prompt_logprobs", "must be null"),
     ("logits_processors", "must be null"),
     ("guided_decoding", "object with one of `json`, `regex`, `choice`, `grammar`, `json_object`; needs guided decoding"),
@@ -58,8 +60,9 @@ pub struct VllmSampling {
     pub answers: usize,
     pub include_stop_text: bool,
     pub skip_special_tokens: bool,
-    /// Whether the log-probabilities are told about.
-    pub log_probs: bool,
+    /// Of how many of the most likely tokens the log-probabilities are told beside that of the chosen one; `None`: of no
+    /// token at all.
+    pub log_probs: Option<i32>,
     choice: Choice,
     max_tokens: i32,
     min_tokens: i32,
@@ -94,18 +97,12 @@ impl VllmSampling {
             return Err(Error::unsupported(format!("best_of differs from n, which is {answers}: they must be equal")));
         }
         let choice = read.choice()?;
-        let log_probs = read.int("logprobs", 0, i64::from(i32::MAX))?;
-        if log_probs.is_some_and(|count| count > i64::from(choice.greedy)) {
-            return Err(Error::unsupported(format!(
-                "logprobs is {}: this version tells about the chosen tokens only, 0 (1 where greedy)",
-                log_probs.unwrap_or(0)
-            )));
-        }
+        let log_probs = read.int("logprobs", 0, MAX_LOG_PROBS)?;
         Ok(Self {
             answers: answers as usize,
             include_stop_text: read.flag("include_stop_str_in_output", false)?,
             skip_special_tokens: read.flag("skip_special_tokens", true)?,
-            log_probs: log_probs.is_some(),
+            log_probs: log_probs.map(|count| count as i32),
             choice,
             max_tokens: read.max_tokens()?,
             min_tokens: read.int("min_tokens", 0, i64::from(i32::MAX))?.unwrap_or(0) as i32,
@@ -137,6 +134,9 @@ impl VllmSampling {
         // Presence and frequency are those of the answer.
         base.ints("prompt_ignore_length", vec![i32::MAX]);
         base.float("repetition_penalty", self.repetition_penalty);
+        if let Some(count) = self.log_probs.filter(|&count| count > 0) {
+            base.ints("num_top_log_probs", vec![count]);
+        }
         base.seed(self.seed);
         for (name, texts) in [("stop_words", &self.stop), ("bad_words", &self.bad_words)] {
             if !texts.is_empty() {
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!((sampling.answers, sampling.max_tokens, sampling.seed), (1, 16, None));
         let Choice { greedy, temperature, top_k, top_p, .. } = sampling.choice;
         assert_eq!((greedy, temperature, top_k, top_p), (false, 1.0, 0, 1.0));
-        assert!(sampling.skip_special_tokens && !sampling.include_stop_text && !sampling.log_probs);
+        assert!(sampling.skip_special_tokens && !sampling.include_stop_text && sampling.log_probs.is_none());
     }
 
     #[test]
@@ -391,7 +391,7 @@ mod tests {
             (serde_json::json!({ "top_k": 1.5 }), "top_k is 1.5, expected a whole number"),
             (serde_json::json!({ "stop": [1] }), "stop is [1], expected a text or a list of texts"),
             (serde_json::json!({ "best_of": 3 }), "best_of differs from n"),
-            (serde_json::json!({ "logprobs": 1 }), "logprobs is 1"),
+            (serde_json::json!({ "logprobs": 1025 }), "logprobs is 1025, expected 0 to 1024"),
             (serde_json::json!({ "lora_name": "a" }), "LoRA feature is not enabled."),
             (serde_json::json!({ "min_p": 1.5 }), "min_p is 1.5, expected 0 to 1"),
             (serde_json::json!({ "guided_decoding": {} }), "expected one of json, regex"),

@@ -84,7 +84,7 @@ impl Interface for Vllm {
         generate.items = answers(&item, sampling.answers, rules);
         let echo = !streaming && exclude != Some(true);
         let shown = Shown {
-            outputs: outputs(&given, asked.requested, sampling.log_probs)?,
+            outputs: outputs(&given, asked.requested, sampling.log_probs.is_some())?,
             prompt: if echo { prompt } else { String::new() },
             prompt_tokens,
             stops: Vec::new(),
