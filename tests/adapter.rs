@@ -20,6 +20,8 @@ mod operation;
 mod prompt_tables;
 #[path = "adapter/prompts.rs"]
 mod prompts;
+#[path = "adapter/rows.rs"]
+mod rows;
 #[path = "adapter/scheduling.rs"]
 mod scheduling;
 #[path = "adapter/script.rs"]

@@ -63,6 +63,7 @@ pub const ERRORS: &[ErrorRow] = &[
     load("models are not downloaded", "`model` names a model of a hub", "download it, then give its folder"),
     load("supports {number} only", "the model asks for several GPUs or batches in model.yaml or model.json", "the number in the message"),
     load("which this version does not support", "an engine argument asks for something that is not served", "remove the argument"),
+    load("this backend needs {API_MAJOR}.x", "the server's backend API has another major version than this library was written for", "a server of the same major version"),
     request(INVALID, "the prompt is not provided", "neither `input_ids` nor `text_input` has an element", "send one of them"),
     request(INVALID, "input_ids and text_input are both given", "a prompt came twice", "send one of them"),
     request(INVALID, "request_output_len is not present", "`request_output_len` (`max_tokens`) is missing", "send it"),
@@ -82,6 +83,10 @@ pub const ERRORS: &[ErrorRow] = &[
     request(INVALID, "the request can never run", "prompt and output need more KV blocks than there are", "shorten them, or enlarge the KV cache"),
     request(INVALID, "exceeds maximum input length", "the prompt is longer than `max_seq_len` allows", "shorten the prompt, or raise `max_seq_len`"),
     request(INVALID, "both must have the same policy", "`tensorrt_llm_bls` is not decoupled but its LLM is", "give both the same `model_transaction_policy`"),
+    request(INVALID, "num_draft_tokens is {tokens}, which needs", "drafts need a draft model and go with neither streams, batches nor beams", "what the message names"),
+    request("that model's", "model {model:?}", "`tensorrt_llm_bls` passes on what the model of this name said", "the rest of the message is that model's"),
+    request(INVALID, "expected rows of {width}, the embedding size", "`prompt_embedding_table` is not `[rows, embedding size]` for each prompt", "the shape in the message"),
+    request(INVALID, "a prompt with tokens of a prompt table do not exist", "`return_prompt_log_probs` with tokens of `prompt_embedding_table`", "leave one of them out"),
     request(INVALID, "accumulate_tokens needs one row", "`accumulate_tokens` with several beams", "a beam width of 1"),
     request(INVALID, "max_tokens must be a single value > 0", "`max_tokens` of `tensorrt_llm_bls` is missing or not positive", "send it"),
     request(INVALID, "text_input is required", "`text_input` of `tensorrt_llm_bls` is missing", "send it"),
@@ -106,8 +111,8 @@ pub const ERRORS: &[ErrorRow] = &[
 /// `docs/errors.md`.
 pub fn errors_markdown() -> String {
     let mut text = String::from(
-        "# Errors\n\nParts of messages as they stand in the log or in a reply, with what they mean and what to do. More of what operators meet, defects of\n\
-         server releases among it, is in [troubleshooting.md](troubleshooting.md).\n",
+        "# Errors\n\nParts of this backend's messages as they stand in the log or in a reply, with what they mean and what to do. What the server itself\n\
+         says, and what shows without a message, is in [troubleshooting.md](troubleshooting.md).\n",
     );
     // Writing to a String cannot fail.
     let _ = write!(text, "\n## The model does not load\n\n| Message | Cause | Fix |\n|---|---|---|\n");

@@ -41,6 +41,7 @@ use guides::{GuideStore, guide_tokenizer};
 use metrics::ModelMetrics;
 use open::Opened;
 use request::TextRules;
+use tensors::{SEQUENCE_CONTROLS, Use};
 use terms::TermRules;
 
 use crate::adapter::tokenizer;
@@ -92,6 +93,9 @@ impl LlmModel {
                 model.name,
                 parameters.decoding_mode.text.as_deref().unwrap_or_default()
             );
+        }
+        if interface.is_none() {
+            tell_inputs(model);
         }
         let guided = guide_tokenizer(&parameters, tokenizer.as_ref())?;
         if interface.is_some() {
@@ -194,6 +198,21 @@ pub fn has_tokenizer(parameters: &Parameters, model: &Model) -> bool {
 /// A number of the configuration; those of 64 bits are texts in its JSON form.
 fn whole(value: &serde_json::Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_str()?.parse().ok())
+}
+
+/// Says which declared inputs do nothing, and which are none of ours.
+fn tell_inputs(model: &Model) {
+    let declared = model.config["input"].as_array().into_iter().flatten();
+    let names = declared.filter_map(|input| input["name"].as_str()).filter(|name| !SEQUENCE_CONTROLS.contains(name));
+    let (known, unknown): (Vec<_>, Vec<_>) = names.partition(|name| InputRow::find(name).is_some());
+    for name in unknown {
+        tracing::warn!("{}: input {name:?} of the configuration is unknown: requests with it are refused", model.name);
+    }
+    let without_effect = |name: &&str| InputRow::find(name).is_some_and(|row| row.usage == Use::Ignored);
+    let ignored: Vec<_> = known.into_iter().filter(without_effect).collect();
+    if !ignored.is_empty() {
+        tracing::info!("{}: declared inputs without effect on this model: {}", model.name, ignored.join(", "));
+    }
 }
 
 /// What a role that takes text needs.
