@@ -5,6 +5,7 @@ import shutil
 import socket
 import struct
 import threading
+import time
 
 import pytest
 from server import DEMO, DEVICE, ROOT, Server, copy_template, eventually, sse_events, write_model
@@ -78,8 +79,17 @@ def test_token_histograms_count_what_was_served(server):
     eventually(lambda: [a - b for a, b in zip(sums(), before)] == [3, 1, 7, 1], "one request of 3 tokens in and 7 out")
 
 
+def settled_statistics(server):
+    """What was counted when requests of earlier tests, some of whose clients left, have ended too."""
+    before, now = None, server.stats("tensorrt_llm")["inference_stats"]
+    while before != now:
+        time.sleep(0.3)
+        before, now = now, server.stats("tensorrt_llm")["inference_stats"]
+    return now
+
+
 def test_statistics_count_successes_and_failures(server):
-    before = server.stats("tensorrt_llm")["inference_stats"]
+    before = settled_statistics(server)
     for _ in range(3):
         server.text("tensorrt_llm", text_input=PROMPT, max_tokens=2)
     assert server.generate("tensorrt_llm", text_input=PROMPT, max_tokens=0).status == 400
