@@ -153,6 +153,8 @@ fn no_damage_makes_it_panic() {
         ("sentencepiece/normalised.model", "tokenizer.model"),
         ("tiktoken/test.tiktoken", "a.tiktoken"),
         ("tiktoken/tekken.json", "tekken.json"),
+        ("bytelevel/tokenizer.json", "tokenizer.json"),
+        ("metaspace/tokenizer.json", "tokenizer.json"),
     ] {
         let good = fs::read(fixtures().join("tokenizers").join(path)).unwrap();
         let mut refused = 0;
@@ -232,4 +234,28 @@ fn a_chat_never_begins_with_two_bos() {
     assert_eq!(tokenizer.encode_chat("<s><s>[INST] the dog [/INST]").unwrap(), one);
     assert_eq!(tokenizer.encode_chat("[INST] the dog").unwrap(), tokenizer.encode("[INST] the dog", false).unwrap());
     assert!(tokenizer.encode_chat("").unwrap().is_empty());
+}
+
+#[test]
+fn no_kind_of_tokenizer_puts_two_bos_before_a_chat() {
+    let mut all: Vec<_> = references().into_iter().map(|(name, tokenizer, _)| (name, tokenizer)).collect();
+    for name in ["bytelevel", "metaspace"] {
+        let bytes = fs::read(fixtures().join(format!("tokenizers/{name}/tokenizer.json"))).unwrap();
+        let bos = if name == "bytelevel" { "<|begin_of_text|>" } else { "<s>" };
+        let config = json!({"bos_token": bos});
+        all.push((name.to_owned(), Arc::new(tokenizer("tokenizer.json", bytes, &config).unwrap())));
+    }
+    let mut checked = 0;
+    for (name, tokenizer) in all {
+        let Some(bos) = tokenizer.bos() else { continue };
+        let plain = tokenizer.encode("the dog", false).unwrap();
+        for count in [1, 2] {
+            let ids = tokenizer.encode_chat(&(bos.text.repeat(count) + "the dog")).unwrap();
+            assert_eq!(ids.iter().filter(|&&id| id == bos.id).count(), 1, "{name}: {ids:?}");
+            assert_eq!(ids[0], bos.id, "{name}");
+        }
+        assert!(!tokenizer.encode_chat("the dog").unwrap().contains(&bos.id), "{name}: {plain:?}");
+        checked += 1;
+    }
+    assert!(checked >= 5, "{checked} tokenizers have a BOS");
 }

@@ -36,7 +36,8 @@ impl Section {
             return Err(Error::not_found(format!("{shown} {what}; a model is a folder with a config.json")));
         }
         let path = folder.join("config.json");
-        if !path.exists() {
+        // A link that leads nowhere is there, and reading it says what is wrong.
+        if path.symlink_metadata().is_err() {
             return Err(Error::not_found(format!("{shown} is no model: it has no config.json ({})", found_in(folder))));
         }
         Self::read(&path)

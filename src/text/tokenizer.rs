@@ -141,6 +141,11 @@ impl Tokenizer {
         self.vocab_size
     }
 
+    /// Tokens of the vocabulary proper, without those that were added behind it.
+    pub fn own_size(&self) -> usize {
+        self.inner.get_vocab_size(false)
+    }
+
     /// The beginning-of-sequence token.
     pub fn bos(&self) -> Option<&SpecialToken> {
         self.bos.as_ref()

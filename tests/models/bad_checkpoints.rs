@@ -214,3 +214,21 @@ fn options_out_of_range() {
     let unknown = ModelOptions::new(ModelSource::Dummy("llama-9000b".to_owned()));
     assert_names(&failure_with(&unknown), &["no dummy model llama-9000b", "tinyllama-1.1b"]);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_config_that_leads_to_itself() {
+    let folder = copy_of("qwen3");
+    let path = folder.path().join("config.json");
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    assert_names(&failure(folder.path()), &["config.json", "symbolic links"]);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "{\"text_config\":".repeat(100_000)).unwrap();
+    assert_names(&failure(folder.path()), &["config.json is not valid JSON"]);
+    // An engine folder whose checkpoint is the engine folder.
+    fs::write(&path, json!({"build_config": {}, "pretrained_config": {}}).to_string()).unwrap();
+    let mut options = options(folder.path(), 64);
+    options.weight_places.checkpoint_dir = Some(folder.path().to_owned());
+    assert_names(&failure_with(&options), &["is an engine folder; checkpoint_dir must hold weights"]);
+}

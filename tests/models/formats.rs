@@ -503,3 +503,86 @@ fn gguf_errors_name_the_file_and_the_field() {
     let at = type_of(b"output_norm.weight", 1);
     check(&|bytes| bytes[at] = 23, &["output_norm.weight has type IQ4_XS (23)", "supported are F32"]);
 }
+
+/// A model inside one that also takes images: its configuration as a part, its tensors behind a prefix, and a tensor of
+/// the images beside them.
+fn wrap(name: &str, outer: Value, prefix: &str, image: &str) -> TempDir {
+    let root = copies(&[("model", fixtures().join("models").join(name))]);
+    let folder = root.path().join("model");
+    change_config(&folder, |config| {
+        let mut text = config.clone();
+        let whole = config.as_object_mut().unwrap();
+        whole.clear();
+        whole.extend(outer.as_object().unwrap().clone());
+        match outer["text_config"].as_object() {
+            Some(changes) => {
+                text["architectures"] = Value::Null;
+                text.as_object_mut().unwrap().extend(changes.clone());
+                whole.insert("text_config".into(), text);
+            }
+            // Everything is on one level.
+            None => {
+                whole.extend(text.as_object().unwrap().clone().into_iter().filter(|(key, _)| outer.get(key).is_none()))
+            }
+        }
+    });
+    let path = folder.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let old: Value = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
+    let mut header = serde_json::Map::new();
+    for (name, entry) in old.as_object().unwrap() {
+        let inner = name.strip_prefix("model.").map(|inner| format!("{prefix}{inner}"));
+        let head = prefix.strip_suffix(".model.").map(|before| format!("{before}.{name}"));
+        let new = inner.or(head.filter(|_| name != "__metadata__")).unwrap_or_else(|| name.clone());
+        header.insert(new, entry.clone());
+    }
+    let size = bytes.len() - 8 - len;
+    header.insert(image.to_owned(), json!({"dtype": "F32", "shape": [2], "data_offsets": [size, size + 8]}));
+    let header = Value::Object(header).to_string().into_bytes();
+    let parts = [&(header.len() as u64).to_le_bytes(), header.as_slice(), &bytes[8 + len..], &[0; 8]];
+    fs::write(path, parts.concat()).unwrap();
+    root
+}
+
+#[test]
+fn the_language_models_of_models_that_take_images_are_served() {
+    let mrope = json!({"type": "mrope", "mrope_section": [2, 1, 1]});
+    let cases = [
+        (
+            "llama4",
+            json!({"architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4", "vision_config": {},
+                "text_config": {"model_type": "llama4_text"}}),
+            "language_model.model.",
+            "vision_model.class_embedding",
+        ),
+        (
+            "qwen2-tied",
+            json!({"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "vision_config": {},
+                "rope_scaling": mrope}),
+            "model.",
+            "visual.patch_embed.proj.weight",
+        ),
+        (
+            "qwen2-tied",
+            json!({"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
+                "vision_config": {}, "text_config": {"model_type": "qwen2_5_vl_text", "rope_scaling": mrope}}),
+            "model.language_model.",
+            "model.visual.patch_embed.proj.weight",
+        ),
+        (
+            "qwen3",
+            json!({"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "vision_config": {},
+                "text_config": {"model_type": "qwen3_vl_text",
+                    "rope_scaling": {"rope_type": "default", "mrope_interleaved": true, "mrope_section": [4, 2, 2]}}}),
+            "model.language_model.",
+            "model.visual.blocks.0.norm1.weight",
+        ),
+    ];
+    for (name, outer, prefix, image) in cases {
+        let root = wrap(name, outer, prefix, image);
+        let folder = root.path().join("model");
+        check_folder(&folder);
+        assert_eq!(report(&options(&folder, 64)).unwrap().unused, [image], "{name}");
+    }
+}

@@ -177,6 +177,9 @@ impl ModelHandler for LlmModel {
         let executor = (self.source)(&self.parameters, &self.model_dir, place)?;
         let opened =
             Opened::start(executor, &self.parameters, self.batching, self.max_queue_requests(), place.instance)?;
+        if let Some(tokenizer) = &self.tokenizer {
+            check_vocabulary(tokenizer, opened.vocab_size)?;
+        }
         let rules = Arc::new(self.rules(&opened));
         let guides = self.guided.clone().ok().map(|tokenizer| GuideStore::new(tokenizer, opened.vocab_size));
         let period_ms = self.parameters.stats_check_period_ms.value.max(1) as u64;
@@ -185,6 +188,22 @@ impl ModelHandler for LlmModel {
         let fatal = self.parameters.fatal_action.value;
         Ok(Arc::new(LlmInstance::start(rules, guides, opened, self.metrics.instance(), period, fatal)?))
     }
+}
+
+/// A tokenizer of another model would give ids that this one has no embeddings for. Tokens added behind a vocabulary may
+/// be more than the model has: texts rarely have them.
+fn check_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Result<()> {
+    if tokenizer.own_size() > vocab_size {
+        return Err(Error::invalid(format!(
+            "the tokenizer has {} tokens, but the vocabulary of the model {vocab_size}: it is that of another model \
+             (tokenizer_dir, or the files beside the model)",
+            tokenizer.own_size()
+        )));
+    }
+    if tokenizer.vocab_size() > vocab_size {
+        tracing::warn!("the tokenizer has {} tokens, the model {vocab_size}", tokenizer.vocab_size());
+    }
+    Ok(())
 }
 
 /// Whether the model will take text.
@@ -254,5 +273,20 @@ fn load_tokenizer(parameters: &Parameters, model_dir: &Path) -> Result<Option<Ar
             tracing::warn!("the model takes tokens only: {error}");
             Ok(None)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tokenizer_of_another_model_is_refused() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/bytelevel");
+        let tokenizer = tokenizer::load_tokenizer(&folder).unwrap();
+        check_vocabulary(&tokenizer, tokenizer.vocab_size()).unwrap();
+        check_vocabulary(&tokenizer, tokenizer.vocab_size() + 64).unwrap();
+        let error = check_vocabulary(&tokenizer, 96).unwrap_err();
+        assert!(error.message().contains("has 560 tokens, but the vocabulary of the model 96"), "{error}");
     }
 }

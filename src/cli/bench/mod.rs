@@ -1,6 +1,7 @@
 //! `trtllm bench`: throughput and latency of the engine, and the single operations, beside what the machine could do.
 
 mod limits;
+mod load;
 mod load_test;
 mod machine;
 mod ops;
@@ -31,6 +32,8 @@ pub enum Bench {
     Serve(serve::ServeArgs),
     /// Writes a model repository that serves a well-known shape with made-up weights.
     Repository(repository::RepositoryArgs),
+    /// Loading a model, beside reading its files.
+    Load(load::LoadArgs),
     /// Single operations of the device, at the shapes of an 8B model.
     Ops(OpsArgs),
     /// The scheduler without a model: what a step costs on the CPU besides the device's work.
@@ -162,6 +165,7 @@ impl Bench {
             Self::Latency(args) => measure("latency", &args.common, args.requests, args.concurrency),
             Self::Serve(args) => args.run(),
             Self::Repository(args) => args.run(),
+            Self::Load(args) => load::run(&args),
             Self::Ops(args) => ops::run(&args),
             Self::Scheduler(args) => scheduler::run(&args),
         }

@@ -1,0 +1,143 @@
+//! How long a model takes to load beside reading its files, in one run, and what the host holds meanwhile.
+
+use super::{ModelArgs, dtype};
+use crate::error::{Error, Result};
+use crate::runner::{ModelOptions, ModelSource, load, plan};
+use clap::Args;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes that a thread reads at once: as much as loading takes.
+const PIECE_BYTES: usize = 4 << 20;
+const MAX_THREADS: usize = 16;
+const WEIGHTS: [&str; 4] = ["safetensors", "gguf", "bin", "engine"];
+
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// How often the files are read and the model is loaded, in turn; the fastest counts.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// Tokens of the KV cache: it is made at load, too.
+    #[arg(long, default_value_t = 4096)]
+    kv_tokens: usize,
+}
+
+/// Reads and loads in turn, and prints both times with their ratio.
+///
+/// # Errors
+/// When there are no weights, or the model cannot be loaded.
+pub fn run(args: &LoadArgs) -> Result<()> {
+    let ModelSource::Folder(path) = args.model.source()? else {
+        return Err(Error::invalid("bench load reads files: give --model"));
+    };
+    let files = weight_files(&path)?;
+    let bytes: u64 = files.iter().map(|(_, len)| len).sum();
+    println!("files      {} MiB in {}: {}", bytes >> 20, files.len(), path.display());
+    let options = ModelOptions {
+        device: args.model.device.device,
+        dtype: args.model.dtype.map(dtype),
+        max_batch_size: Some(8),
+        ..ModelOptions::new(ModelSource::Folder(path))
+    };
+    let longest = plan(&options)?.limits.max_seq_len_tokens.min(args.kv_tokens);
+    let options = ModelOptions { max_seq_len: Some(longest), kv_max_tokens: Some(args.kv_tokens), ..options };
+    let (mut fastest_read, mut fastest_load) = (f64::INFINITY, f64::INFINITY);
+    for run in 1..=args.runs.max(1) {
+        let read = read_all(&files)?;
+        let before = anonymous_bytes();
+        let (loaded, most) = watched(|| load(&options));
+        let report = loaded?.report;
+        let held = most.saturating_sub(before) >> 20;
+        println!(
+            "run {run}      read {read:.2} s ({:.2} GB/s), loaded in {:.2} s; weights {} MiB, the host held {held} MiB more at most",
+            bytes as f64 / read / 1e9,
+            report.seconds,
+            report.weight_bytes >> 20
+        );
+        (fastest_read, fastest_load) = (fastest_read.min(read), fastest_load.min(report.seconds));
+    }
+    println!(
+        "ratio      {:.2} (loading {fastest_load:.2} s, reading {fastest_read:.2} s)",
+        fastest_load / fastest_read
+    );
+    Ok(())
+}
+
+/// The weights of a model with their sizes.
+fn weight_files(path: &Path) -> Result<Vec<(PathBuf, u64)>> {
+    let size = |path: PathBuf| fs::metadata(&path).ok().filter(fs::Metadata::is_file).map(|data| (path, data.len()));
+    let is_weights = |path: &PathBuf| path.extension().is_some_and(|end| WEIGHTS.iter().any(|known| end == *known));
+    let files: Vec<_> = match fs::read_dir(path) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(is_weights).filter_map(size).collect(),
+        Err(_) => size(path.to_owned()).into_iter().collect(),
+    };
+    match files.is_empty() {
+        true => Err(Error::not_found(format!("{} holds no weights", path.display()))),
+        false => Ok(files),
+    }
+}
+
+/// Seconds to read all files piece by piece, by as many threads as loading uses.
+fn read_all(files: &[(PathBuf, u64)]) -> Result<f64> {
+    let fail = |path: &Path, error| Error::invalid(format!("cannot read {}: {error}", path.display()));
+    let start = Instant::now();
+    let opened: Vec<_> = files
+        .iter()
+        .map(|(path, len)| File::open(path).map(|file| (path, file, *len)).map_err(|error| fail(path, error)))
+        .collect::<Result<_>>()?;
+    let pieces: Vec<_> = opened
+        .iter()
+        .flat_map(|(path, file, len)| (0..*len).step_by(PIECE_BYTES).map(move |at| (path, file, at)))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        let mut buffer = vec![0; PIECE_BYTES];
+        while let Some((path, file, at)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut done = 0;
+            while done < buffer.len() {
+                match file.read_at(&mut buffer[done..], at + done as u64).map_err(|error| fail(path, error))? {
+                    0 => break,
+                    count => done += count,
+                }
+            }
+        }
+        Ok(())
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        readers.into_iter().try_for_each(|reader| reader.join().map_err(|_| Error::internal("a reader panicked"))?)
+    })?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// What `run` returns, and the most anonymous memory of the process while it ran.
+fn watched<T>(run: impl FnOnce() -> T) -> (T, usize) {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut most = 0;
+            while !done.load(Ordering::Relaxed) {
+                most = most.max(anonymous_bytes());
+                thread::sleep(Duration::from_millis(5));
+            }
+            most
+        });
+        let result = run();
+        done.store(true, Ordering::Relaxed);
+        (result, watcher.join().unwrap_or(0))
+    })
+}
+
+/// Resident memory that no file backs; 0 where the system does not say.
+fn anonymous_bytes() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok()).unwrap_or(0) << 10
+}
