@@ -132,6 +132,46 @@ fn a_guided_request_in_a_batch_is_its_solo_run_and_leaves_others_alone() {
 }
 
 #[test]
+fn many_guided_streams_at_once_each_follow_their_own_guide() {
+    let server = start();
+    let model = demo(&server, &[]);
+    let stream = |number: u64| {
+        let guide = format!("{number}: [a-f]{{{}}}\\.", 3 + number % 9);
+        sampled(guided(ask("Once", MAX_TOKENS), "regex", &guide), number).input(Tensor::bools(
+            "streaming",
+            &[1, 1],
+            &[true],
+        ))
+    };
+    let tickets = model.execute((0..64).map(stream).collect());
+    for (number, ticket) in (0..64_u64).zip(tickets) {
+        let text = answer(&ticket.wait()).text;
+        let letters = text.strip_prefix(&format!("{number}: ")).and_then(|rest| rest.strip_suffix('.'));
+        let letters = letters.unwrap_or_else(|| panic!("{number}: {text}"));
+        assert!(letters.len() as u64 == 3 + number % 9 && letters.bytes().all(|b| b"abcdef".contains(&b)), "{text}");
+    }
+}
+
+#[test]
+fn drafts_change_no_guided_answer() {
+    let server = start();
+    let model = demo(&server, &[]);
+    let base = || sampled(guided(ask("The end", 40), "regex", "[a-z ]{25}\\."), 5);
+    let alone = answer(&model.infer(base()));
+    assert!(alone.tokens.len() > 6);
+    // A draft that comes true, one that goes wrong on the way, and one that the guide forbids.
+    let (mut half, forbidden) = (alone.tokens.clone(), alone.tokens.iter().map(|_| 7).collect());
+    half[3] += 1;
+    for (draft, least) in [(alone.tokens.clone(), 4), (half, 3), (forbidden, 0)] {
+        let draft = Tensor::int32("draft_input_ids", &[1, draft.len() as i64], &draft);
+        let replies = model.infer(base().input(draft).input(Tensor::bools("return_perf_metrics", &[1, 1], &[true])));
+        assert_eq!(answer(&replies), alone);
+        let accepted = replies[0].output("total_accepted_draft_tokens").unwrap().to_int32()[0];
+        assert!(accepted >= least, "{accepted} drafts were accepted");
+    }
+}
+
+#[test]
 fn streamed_or_cut_off_the_text_is_the_same() {
     let server = start();
     let model = demo(&server, &[]);

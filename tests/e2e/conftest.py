@@ -12,7 +12,7 @@ def server(tmp_path_factory):
     copy_template(repository, "ensemble")
     copy_template(repository, "preprocessing", tokenizer_dir=demo)
     copy_template(repository, "postprocessing", tokenizer_dir=demo)
-    values = {"engine_dir": demo, "tokenizer_dir": demo, "device": DEVICE}
+    values = {"engine_dir": demo, "tokenizer_dir": demo, "device": DEVICE, "max_beam_width": "2"}
     copy_template(repository, "tensorrt_llm", **values)
     copy_template(
         repository,

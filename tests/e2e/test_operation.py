@@ -180,7 +180,7 @@ BAD = [
     ({"text_input": "a", "max_tokens": 4, "top_p": 1.5}, "top_p"),
     ({"text_input": "a", "max_tokens": 4, "top_k": -1}, "top_k"),
     ({"text_input": "a", "max_tokens": 4, "repetition_penalty": 0.0}, "repetition_penalty"),
-    ({"text_input": "a", "max_tokens": 4, "beam_width": 2}, "beam_width"),
+    ({"text_input": "a", "max_tokens": 4, "beam_width": 3}, "max_beam_width, which is 2"),
     ({"input_ids": [1], "input_lengths": 1, "request_output_len": 2, "end_id": 1 << 30}, "end_id"),
     ({"input_ids": [1, 2], "input_lengths": 2, "request_output_len": 2, "stop_words_list": [1, 2, 5, -1]}, "out-of-bound"),
     ({"input_ids": [1, 2], "input_lengths": 2, "request_output_len": 2, "stop_words_list": [1, 2, -1, 2]}, "additional -1s"),

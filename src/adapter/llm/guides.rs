@@ -1,11 +1,12 @@
 //! Guides of one model: compiled on threads of their own, and kept while there is room.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -26,18 +27,33 @@ const QUEUE: usize = 4096;
 /// Threads of a model that compile.
 const THREADS: usize = 2;
 
+/// How long a request waits for its guides. Limits of work bound a compilation too; this one counts the wait for a thread
+/// and the time that a busy machine takes.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+
 /// What is called with the guides of a request, on another thread unless all of them are known.
 type Then = Box<dyn FnOnce(Result<Vec<Guide>>) + Send>;
 
+/// Taken by whoever is first: the thread that has compiled, or the clock.
+type Waiter = Mutex<Option<Then>>;
+
 struct Job {
     sources: Vec<GuideSource>,
-    then: Then,
+    waiter: Arc<Waiter>,
+}
+
+/// The ways to the threads.
+struct Threads {
+    jobs: SyncSender<Job>,
+    /// Who waits, and until when.
+    clock: Sender<(Instant, Weak<Waiter>)>,
 }
 
 /// Where guides come from.
 pub struct GuideStore {
     shared: Arc<Shared>,
-    jobs: OnceLock<SyncSender<Job>>,
+    threads: OnceLock<Threads>,
+    time_limit: Duration,
 }
 
 struct Shared {
@@ -52,10 +68,11 @@ impl GuideStore {
     /// `tokenizer` says what the tokens of a vocabulary of `vocab_size` stand for.
     pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize) -> Self {
         let shared = Shared { tokenizer, vocab_size, guides: OnceLock::new(), cache: Mutex::default() };
-        Self { shared: Arc::new(shared), jobs: OnceLock::new() }
+        Self { shared: Arc::new(shared), threads: OnceLock::new(), time_limit: TIME_LIMIT }
     }
 
-    /// Calls `then` with the guides, in the order of `sources`; at once if all of them are kept.
+    /// Calls `then` with the guides, in the order of `sources`; at once if all of them are kept, with an error when the
+    /// time limit has passed.
     pub fn resolve(&self, sources: Vec<GuideSource>, then: impl FnOnce(Result<Vec<Guide>>) + Send + 'static) {
         let known: Option<Vec<_>> = {
             let mut cache = self.shared.cache.lock();
@@ -64,19 +81,34 @@ impl GuideStore {
         if let Some(guides) = known {
             return then(Ok(guides));
         }
-        let jobs = self.jobs.get_or_init(|| start(&self.shared));
-        let refused = match jobs.try_send(Job { sources, then: Box::new(then) }) {
+        let threads = self.threads.get_or_init(|| start(&self.shared));
+        let waiter: Arc<Waiter> = Arc::new(Mutex::new(Some(Box::new(then))));
+        // Without a clock there is no limit of time.
+        let _ = threads.clock.send((Instant::now() + self.time_limit, Arc::downgrade(&waiter)));
+        let (job, reason) = match threads.jobs.try_send(Job { sources, waiter }) {
             Ok(()) => return,
             Err(TrySendError::Full(job)) => (job, format!("{QUEUE} guides wait to be compiled, try again later")),
             Err(TrySendError::Disconnected(job)) => (job, "there is no thread that compiles guides".to_owned()),
         };
-        (refused.0.then)(Err(Error::unavailable(refused.1)));
+        answer(&job.waiter, || Err(Error::unavailable(reason)));
+    }
+}
+
+/// Calls who waits, unless that was done.
+fn answer(waiter: &Waiter, guides: impl FnOnce() -> Result<Vec<Guide>>) {
+    let Some(then) = waiter.lock().take() else { return };
+    if catch_unwind(AssertUnwindSafe(|| then(guides()))).is_err() {
+        tracing::error!("submitting a guided request panicked");
     }
 }
 
 /// The threads end when the store is gone.
-fn start(shared: &Arc<Shared>) -> SyncSender<Job> {
+fn start(shared: &Arc<Shared>) -> Threads {
     let (jobs, queue) = sync_channel::<Job>(QUEUE);
+    let (clock, waiters) = channel();
+    if let Err(error) = thread::Builder::new().name("compile-clock".into()).spawn(move || watch(&waiters)) {
+        tracing::error!("cannot start the thread that limits the time of guides: {error}");
+    }
     let queue = Arc::new(Mutex::new(queue));
     for index in 0..THREADS {
         let (shared, queue) = (shared.clone(), queue.clone());
@@ -86,18 +118,43 @@ fn start(shared: &Arc<Shared>) -> SyncSender<Job> {
             tracing::error!("cannot start a thread that compiles guides: {error}");
         }
     }
-    jobs
+    Threads { jobs, clock }
+}
+
+/// Answers those whose time is over.
+fn watch(waiters: &Receiver<(Instant, Weak<Waiter>)>) {
+    let mut queue: VecDeque<(Instant, Weak<Waiter>)> = VecDeque::new();
+    loop {
+        let next = match queue.front() {
+            Some((due, _)) => waiters.recv_timeout(due.saturating_duration_since(Instant::now())),
+            None => waiters.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match next {
+            Ok(entry) => {
+                let at = queue.partition_point(|(due, _)| *due <= entry.0);
+                queue.insert(at, entry);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let waiter = queue.pop_front().and_then(|(_, waiter)| waiter.upgrade());
+                let late =
+                    || Err(Error::unavailable("guided_decoding_guide was not compiled in time, try again later"));
+                waiter.iter().for_each(|waiter| answer(waiter, late));
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
 }
 
 fn run(shared: &Shared, queue: &Mutex<Receiver<Job>>) {
     loop {
         let job = queue.lock().recv();
-        let Ok(Job { sources, then }) = job else { return };
+        let Ok(Job { sources, waiter }) = job else { return };
+        if waiter.lock().is_none() {
+            continue;
+        }
         let guides = catch_unwind(AssertUnwindSafe(|| sources.iter().map(|source| shared.guide(source)).collect()));
         let guides = guides.unwrap_or_else(|_| Err(Error::internal("compiling the guide failed")));
-        if catch_unwind(AssertUnwindSafe(|| then(guides))).is_err() {
-            tracing::error!("submitting a guided request panicked");
-        }
+        answer(&waiter, || guides);
     }
 }
 
@@ -220,6 +277,30 @@ mod tests {
         let store = store();
         assert_eq!(resolve(&store, "a+").unwrap(), resolve(&store, "a+").unwrap());
         assert!(resolve(&store, "a(").unwrap_err().message().starts_with("guided_decoding_guide: the regex guide"));
+    }
+
+    #[test]
+    fn who_waits_too_long_is_told_and_the_others_are_served() {
+        let mut store = store();
+        let source = |text: &str| vec![GuideSource { kind: GuideKind::Regex, text: text.to_owned() }];
+        let (release, gate) = channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let (entered, inside) = channel();
+        for text in ["a", "b"] {
+            let (gate, entered) = (gate.clone(), entered.clone());
+            store.resolve(source(text), move |_| {
+                entered.send(()).unwrap();
+                let _ = gate.lock().recv();
+            });
+        }
+        // Both threads are busy.
+        (0..THREADS).for_each(|_| inside.recv().unwrap());
+        store.time_limit = Duration::ZERO;
+        let error = resolve(&store, "c").unwrap_err();
+        assert!(error.message().contains("guided_decoding_guide was not compiled in time"), "{error}");
+        drop(release);
+        store.time_limit = TIME_LIMIT;
+        assert!(resolve(&store, "c").is_ok());
     }
 
     #[test]
