@@ -13,8 +13,8 @@ mod table;
 mod value;
 
 pub use choices::{
-    BatchSchedulerPolicy, BatchingType, DecodingMode, DeviceKind, FatalAction, GptModelType, GuidedBackend, LoadFormat,
-    ModelRole, SamplingOrder,
+    BatchSchedulerPolicy, BatchingType, ContextChunkingPolicy, DecodingMode, DeviceKind, FatalAction, GptModelType,
+    GuidedBackend, LoadFormat, ModelRole, SamplingOrder,
 };
 pub use concerns::readers;
 pub use docs::parameters_markdown;

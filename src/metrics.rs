@@ -96,6 +96,17 @@ pub struct Totals {
     pub evicted_blocks: u64,
     /// Leaks that an idle engine found.
     pub failed_checks: u64,
+    /// Blocks that moved from the device to a tier behind it.
+    pub offloaded_blocks: u64,
+    /// Blocks that came back.
+    pub onboarded_blocks: u64,
+    /// Blocks of a tier behind the device that were given up for other content.
+    pub dropped_blocks: u64,
+    pub failed_transfers: u64,
+    /// Blocks written to disk.
+    pub stored_blocks: u64,
+    /// Blocks read from disk.
+    pub loaded_blocks: u64,
 }
 
 impl std::ops::Add for Totals {
@@ -113,6 +124,12 @@ impl std::ops::Add for Totals {
             preemptions: self.preemptions + other.preemptions,
             evicted_blocks: self.evicted_blocks + other.evicted_blocks,
             failed_checks: self.failed_checks + other.failed_checks,
+            offloaded_blocks: self.offloaded_blocks + other.offloaded_blocks,
+            onboarded_blocks: self.onboarded_blocks + other.onboarded_blocks,
+            dropped_blocks: self.dropped_blocks + other.dropped_blocks,
+            failed_transfers: self.failed_transfers + other.failed_transfers,
+            stored_blocks: self.stored_blocks + other.stored_blocks,
+            loaded_blocks: self.loaded_blocks + other.loaded_blocks,
         }
     }
 }
@@ -357,6 +374,39 @@ pub const FAMILIES: &[Family] = &[
                 "Failed Checks",
                 "checks that found an idle engine out of order: a leak, which is a bug",
                 |s| s.totals.failed_checks,
+            ),
+        ],
+    },
+    Family {
+        name: "nv_llm_kv_cache_tiers",
+        help: "Traffic between the KV cache of the device and the memory behind it",
+        kind: Kind::Counter,
+        label: "tier_event",
+        batching: None,
+        series: &[
+            total("offloaded_block", "Offloaded KV cache blocks", "blocks that moved to host memory", |s| {
+                s.totals.offloaded_blocks
+            }),
+            total("onboarded_block", "Onboarded KV cache blocks", "blocks that came back to the device", |s| {
+                s.totals.onboarded_blocks
+            }),
+            total(
+                "dropped_block",
+                "Dropped KV cache blocks",
+                "blocks of host memory that were given up for other content",
+                |s| s.totals.dropped_blocks,
+            ),
+            total("stored_block", "Stored KV cache blocks", "blocks that were written to disk", |s| {
+                s.totals.stored_blocks
+            }),
+            total("loaded_block", "Loaded KV cache blocks", "blocks that were read from disk", |s| {
+                s.totals.loaded_blocks
+            }),
+            total(
+                "failed_transfer",
+                "Failed Transfers",
+                "transfers that failed: what they carried was computed again",
+                |s| s.totals.failed_transfers,
             ),
         ],
     },

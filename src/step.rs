@@ -185,6 +185,46 @@ pub struct TierLimits {
     pub host_blocks: usize,
 }
 
+/// A block of keys and values on disk, by what it holds: enough to find it again after a restart.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct StoredPrefix {
+    /// Its name: a hash of all tokens up to its last and of the salt.
+    pub key: u64,
+    /// The key of the block before; `None`: it begins a prompt.
+    pub parent: Option<u64>,
+    /// What must be equal besides tokens.
+    pub salt: u64,
+    pub tokens: Vec<TokenId>,
+}
+
+/// The tier on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskLimits {
+    /// 0: there is none.
+    pub max_blocks: usize,
+    /// What an earlier process has left.
+    pub stored: Vec<StoredPrefix>,
+}
+
+/// What shall happen on disk. Stores and loads land as transfers do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskOrder {
+    /// Steps that are launched later may overwrite the source.
+    Store {
+        id: u64,
+        from: BlockId,
+        prefix: StoredPrefix,
+    },
+    /// Entries by their keys, to blocks that are left alone until the load has landed.
+    Load {
+        id: u64,
+        blocks: Vec<(u64, BlockId)>,
+    },
+    Remove {
+        key: u64,
+    },
+}
+
 /// What one step produced.
 #[derive(Clone, Debug, Default)]
 pub struct StepOutput {
@@ -292,6 +332,15 @@ pub trait Executor: Send {
     /// Starts copies between tiers, behind the steps and transfers before; returns at once. Failures are told by
     /// [`Executor::landed`].
     fn transfer(&mut self, _transfers: Vec<Transfer>) {}
+
+    /// What there is on disk. Asked once.
+    fn open_disk(&mut self) -> DiskLimits {
+        DiskLimits::default()
+    }
+
+    /// Starts what shall happen on disk, behind the steps before; returns at once. Failures are told by
+    /// [`Executor::landed`].
+    fn disk(&mut self, _orders: Vec<DiskOrder>) {}
 
     /// Transfers that have ended, in the order of their start; with `wait` at least one, if one is under way.
     fn landed(&mut self, _wait: bool) -> Vec<Landed> {

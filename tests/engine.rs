@@ -7,6 +7,8 @@ mod beams;
 mod cache;
 #[path = "engine/common.rs"]
 mod common;
+#[path = "engine/disk.rs"]
+mod disk;
 #[path = "engine/handle.rs"]
 mod handle;
 #[path = "engine/lifecycle.rs"]

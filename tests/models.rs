@@ -5,6 +5,8 @@
 mod bad_checkpoints;
 #[path = "models/beams.rs"]
 mod beams;
+#[path = "models/disk.rs"]
+mod disk;
 #[path = "models/driver.rs"]
 mod driver;
 #[path = "models/engine.rs"]

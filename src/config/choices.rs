@@ -46,6 +46,16 @@ choice! {
 }
 
 choice! {
+    /// How prompts that do not fit in one step share it.
+    ContextChunkingPolicy {
+        /// Each takes what it can before the next gets anything.
+        FirstComeFirstServed = "first_come_first_served",
+        /// One block for each in turn.
+        EqualProgress = "equal_progress",
+    }
+}
+
+choice! {
     /// What follows when the engine has failed for good.
     FatalAction {
         /// The model is not ready any more.

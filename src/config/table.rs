@@ -1,8 +1,8 @@
 //! The table of parameters.
 
 use super::choices::{
-    BatchSchedulerPolicy, DecodingMode, DeviceKind, FatalAction, GptModelType, GuidedBackend, LoadFormat, ModelRole,
-    SamplingOrder,
+    BatchSchedulerPolicy, ContextChunkingPolicy, DecodingMode, DeviceKind, FatalAction, GptModelType, GuidedBackend,
+    LoadFormat, ModelRole, SamplingOrder,
 };
 use super::value::{BraceLists, FromParameter, GpuLists, InstanceLists, Switch, TenantWeights, is_placeholder};
 
@@ -166,6 +166,8 @@ parameters! {
         "`balanced`: a request starts when it can be expected to end beside the others, judged by the output lengths of late; where that was wrong, the youngest is paused and computed again. `guaranteed_no_evict`: a request starts when memory for its longest possible output is there. `max_utilization`: it starts as soon as its tokens fit and may be paused and computed again. Another word: a warning and the default.";
     enable_chunked_context "enable_chunked_context": bool = true, "true (the C++ backend: false)", ANY, Applied,
         "Whether a prompt may be computed over several steps. Off, a prompt longer than `max_num_tokens` is refused.";
+    context_chunking_policy "context_chunking_policy": ContextChunkingPolicy = ContextChunkingPolicy::FirstComeFirstServed, "`first_come_first_served`", Range::Words(ContextChunkingPolicy::WORDS), Applied,
+        "How prompts that are computed over several steps share a step. `first_come_first_served`: each takes what it can before the next gets anything. `equal_progress`: one block of the KV cache for each in turn until the step is full, so that short prompts do not wait for a long one.";
     max_input_len "max_input_len": Option<i32> = None, "the engine folder's, else what `max_seq_len` leaves", POSITIVE, Applied,
         "Longest prompt.";
     max_queue_tokens "max_queue_tokens": Option<i32> = None, "unset = no limit", POSITIVE, Applied,
@@ -208,6 +210,12 @@ parameters! {
         "Host memory (page-locked beside a GPU) behind the KV cache. Reusable blocks that the device has no room for move there if their retention priority is 35 or more, and come back when a request needs them.";
     kv_cache_onboard_blocks "kv_cache_onboard_blocks": bool = true, "true", ANY, Applied,
         "Whether offloaded blocks are brought back before they are used again. They cannot be read in place: `false` beside `kv_cache_host_memory_bytes` is refused.";
+    kv_cache_disk_path "kv_cache_disk_path": Option<String> = None, "unset", ANY, Applied,
+        "Folder where blocks of the prefix cache are kept that requests have found again, so that they outlive the server's process: docs/kv_cache.md. Files of another model or layout are left alone.";
+    kv_cache_disk_bytes "kv_cache_disk_bytes": Option<u64> = None, "0", ANY, Applied,
+        "Most bytes of the model's blocks in `kv_cache_disk_path`, for each instance.";
+    kv_cache_warm_up_file "kv_cache_warm_up_file": Option<String> = None, "unset", ANY, Applied,
+        "File with a JSON array of prompts, texts or arrays of token ids, as system prompts. They are computed before the model is ready, so that requests that begin with them find them in the prefix cache.";
     max_attention_window_size "max_attention_window_size": Option<Vec<i32>> = None, "unset = the longest sequence", ANY, Applied,
         "Attention window in tokens, one value for each layer, repeated cyclically. A narrower window of the model's own configuration stays. Layers of one window have KV blocks of their own, and give back what they do not see any more: docs/kv_cache.md.";
     sink_token_length "sink_token_length": Option<i32> = None, "unset", COUNT, Applied,

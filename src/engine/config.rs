@@ -21,12 +21,24 @@ pub enum SchedulerPolicy {
     StaticBatch,
 }
 
+/// How prompts that do not fit in one step share it. The names are TensorRT-LLM's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChunkingPolicy {
+    /// Each takes what it can before the next gets anything.
+    #[default]
+    FirstComeFirstServed,
+    /// One block for each in turn, until the step is full.
+    EqualProgress,
+}
+
 /// Everything that the engine, as opposed to the executor, can be told.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineConfig {
     pub policy: SchedulerPolicy,
     /// Whether a prompt may be computed over several steps. Off: it must fit in one.
     pub chunked_context: bool,
+    /// How prompts share steps, where they may be computed over several.
+    pub chunking: ChunkingPolicy,
     /// Most sequences that run together.
     pub max_batch_size: usize,
     /// Most tokens in one step.
@@ -67,6 +79,7 @@ impl EngineConfig {
         Self {
             policy: SchedulerPolicy::default(),
             chunked_context: true,
+            chunking: ChunkingPolicy::default(),
             max_batch_size: limits.max_step_sequences,
             max_step_tokens: limits.max_step_tokens,
             max_queue_requests: None,

@@ -90,13 +90,18 @@ struct Note {
 impl EngineCore {
     /// # Errors
     /// `InvalidArg` when `config` asks for more than the executor can hold.
-    pub fn new(config: EngineConfig, executor: Box<dyn Executor>, on_iteration: Option<IterationHook>) -> Result<Self> {
+    pub fn new(
+        config: EngineConfig,
+        mut executor: Box<dyn Executor>,
+        on_iteration: Option<IterationHook>,
+    ) -> Result<Self> {
         let limits = executor.limits();
         config.validate(&limits)?;
         let events = KvEvents::new(config.kv_event_buffer);
         let writer = (config.kv_event_buffer > 0).then(|| events.clone());
         let mut scheduler = Scheduler::new(config.clone(), &limits, executor.tiers(), writer);
         scheduler.add_windows(&executor.windows(), &limits)?;
+        scheduler.add_disk(executor.open_disk());
         let mut core = Self {
             gate: Arc::new(Gate::new(config.clone(), limits.clone())),
             ledger: Arc::default(),
@@ -333,6 +338,10 @@ impl EngineCore {
         let transfers = self.scheduler.take_transfers();
         if !transfers.is_empty() {
             self.executor.transfer(transfers);
+        }
+        let orders = self.scheduler.take_disk_orders();
+        if !orders.is_empty() {
+            self.executor.disk(orders);
         }
         if plan.chunks.is_empty() {
             return Ok(false);

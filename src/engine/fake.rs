@@ -3,6 +3,9 @@
 //! [`FakeModel::generate`].
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::decode::rank::log_prob;
 use crate::decode::{SamplingParams, StopCriteria, StopVerdict};
@@ -10,8 +13,8 @@ use crate::engine::FinishReason;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, SeqId, TokenId};
 use crate::step::{
-    Chunk, Executor, ExecutorLimits, Inspection, Landed, SampledRow, SampledToken, StepOutput, StepPlan, TierCopy,
-    TierLimits, TokenLogProb, Transfer, WindowPool,
+    Chunk, DiskLimits, DiskOrder, Executor, ExecutorLimits, Inspection, Landed, SampledRow, SampledToken, StepOutput,
+    StepPlan, StoredPrefix, TierCopy, TierLimits, TokenLogProb, Transfer, WindowPool,
 };
 
 /// The function that stands for a model.
@@ -133,7 +136,49 @@ struct FakeTiers {
     /// Times that somebody must ask before a transfer lands.
     delay: usize,
     asked: usize,
-    open: VecDeque<(Transfer, usize)>,
+    open: VecDeque<(Open, usize)>,
+    disk: Option<FakeDisk>,
+}
+
+/// A disk that outlives executors.
+#[derive(Clone, Default)]
+pub struct FakeDisk {
+    max_blocks: usize,
+    files: Arc<Mutex<HashMap<u64, FakeFile>>>,
+}
+
+type FakeFile = (StoredPrefix, Vec<Slot>);
+
+impl FakeDisk {
+    /// Room for so many blocks.
+    pub fn new(max_blocks: usize) -> Self {
+        Self { max_blocks, ..Self::default() }
+    }
+
+    /// Blocks on it.
+    pub fn len(&self) -> usize {
+        self.files.lock().len()
+    }
+
+    /// Whether there is nothing on it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A transfer that has not landed.
+enum Open {
+    Copies(Transfer),
+    Store { id: u64 },
+    Load { id: u64, blocks: Vec<(u64, BlockId)> },
+}
+
+impl Open {
+    fn id(&self) -> u64 {
+        match self {
+            Self::Copies(Transfer { id, .. }) | Self::Store { id } | Self::Load { id, .. } => *id,
+        }
+    }
 }
 
 impl FakeExecutor {
@@ -165,6 +210,12 @@ impl FakeExecutor {
         self
     }
 
+    /// The executor with a tier on disk, whose transfers fail and are late as those of the host tier.
+    pub fn with_disk(mut self, disk: &FakeDisk, failing: u64, delay: usize) -> Self {
+        (self.tiers.disk, self.tiers.failing, self.tiers.delay) = (Some(disk.clone()), failing, delay);
+        self
+    }
+
     /// The executor that fails once, as `fault` says.
     pub fn with_fault(mut self, fault: Fault) -> Self {
         self.fault = Some(fault);
@@ -189,8 +240,20 @@ impl FakeExecutor {
         }
     }
 
-    fn fails(&self, transfer: &Transfer) -> bool {
-        extend(self.model.seed, transfer.id as TokenId) % 100 < self.tiers.failing
+    /// Reads blocks from disk; an entry that is not there makes all of it fail.
+    fn load(&mut self, blocks: &[(u64, BlockId)]) -> bool {
+        let size = self.limits.block_size_tokens;
+        let Some(disk) = &self.tiers.disk else { return false };
+        let files = disk.files.lock();
+        for (key, to) in blocks {
+            let Some((_, slots)) = files.get(key) else { return false };
+            self.slots[to.0 as usize * size..(to.0 as usize + 1) * size].copy_from_slice(slots);
+        }
+        true
+    }
+
+    fn fails(&self, id: u64) -> bool {
+        extend(self.model.seed, id as TokenId) % 100 < self.tiers.failing
     }
 
     fn check_plan(&self, plan: &StepPlan) -> Result<()> {
@@ -358,11 +421,36 @@ impl Executor for FakeExecutor {
 
     fn transfer(&mut self, transfers: Vec<Transfer>) {
         for transfer in transfers {
-            let fails = self.fails(&transfer);
+            let fails = self.fails(transfer.id);
             for &copy in transfer.copies.iter().filter(|copy| matches!(copy, TierCopy::Offload { .. })) {
                 self.copy_tier(copy, fails);
             }
-            self.tiers.open.push_back((transfer, self.tiers.asked));
+            self.tiers.open.push_back((Open::Copies(transfer), self.tiers.asked));
+        }
+    }
+
+    fn open_disk(&mut self) -> DiskLimits {
+        let stored = |disk: &FakeDisk| disk.files.lock().values().map(|(prefix, _)| prefix.clone()).collect();
+        let limits = |disk: &FakeDisk| DiskLimits { max_blocks: disk.max_blocks, stored: stored(disk) };
+        self.tiers.disk.as_ref().map(limits).unwrap_or_default()
+    }
+
+    fn disk(&mut self, orders: Vec<DiskOrder>) {
+        let (size, asked) = (self.limits.block_size_tokens, self.tiers.asked);
+        let Some(disk) = self.tiers.disk.clone() else { return };
+        let mut files = disk.files.lock();
+        for order in orders {
+            match order {
+                DiskOrder::Store { id, from, prefix } => {
+                    if !self.fails(id) {
+                        let range = from.0 as usize * size..(from.0 as usize + 1) * size;
+                        files.insert(prefix.key, (prefix, self.slots[range].to_vec()));
+                    }
+                    self.tiers.open.push_back((Open::Store { id }, asked));
+                }
+                DiskOrder::Load { id, blocks } => self.tiers.open.push_back((Open::Load { id, blocks }, asked)),
+                DiskOrder::Remove { key } => drop(files.remove(&key)),
+            }
         }
     }
 
@@ -374,12 +462,18 @@ impl Executor for FakeExecutor {
             if !must && self.tiers.asked - since <= self.tiers.delay {
                 break;
             }
-            let Some((transfer, _)) = self.tiers.open.pop_front() else { break };
-            let fails = self.fails(&transfer);
-            for &copy in transfer.copies.iter().filter(|copy| matches!(copy, TierCopy::Onboard { .. })) {
-                self.copy_tier(copy, fails);
+            let Some((open, _)) = self.tiers.open.pop_front() else { break };
+            let mut ok = !self.fails(open.id());
+            match &open {
+                Open::Copies(transfer) => {
+                    for &copy in transfer.copies.iter().filter(|copy| matches!(copy, TierCopy::Onboard { .. })) {
+                        self.copy_tier(copy, !ok);
+                    }
+                }
+                Open::Store { .. } => {}
+                Open::Load { blocks, .. } => ok = ok && self.load(blocks),
             }
-            landed.push(Landed { id: transfer.id, ok: !fails });
+            landed.push(Landed { id: open.id(), ok });
         }
         landed
     }

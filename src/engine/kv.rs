@@ -1,5 +1,6 @@
 //! KV memory as sequences see it: blocks with content that outlives its sequence.
 
+mod disk;
 mod tiers;
 mod windows;
 
@@ -12,6 +13,7 @@ use super::request::{DEFAULT_RETENTION_PRIORITY, Keep};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, TokenId};
 use crate::step::{BlockCopy, ExecutorLimits, TierLimits, WindowPool};
+use disk::Disk;
 use tiers::Tiers;
 pub(super) use windows::WindowTable;
 use windows::Windows;
@@ -25,6 +27,8 @@ pub(super) struct PrefixMatch {
     pub partial: Option<PartialMatch>,
     /// Whole blocks behind the full ones that are not on the device.
     pub lower: Vec<BlockId>,
+    /// Keys of whole blocks behind the full ones that are on disk only.
+    pub stored: Vec<u64>,
     /// What goes with the full blocks in the pools of windows; `None`: their companions.
     pub windows: Option<Vec<WindowTable>>,
 }
@@ -97,6 +101,7 @@ pub(super) struct KvCache {
     /// Empty between calls.
     removed: Vec<BlockId>,
     tiers: Tiers,
+    disk: Disk,
     windows: Windows,
 }
 
@@ -124,6 +129,7 @@ impl KvCache {
             events,
             removed: Vec::new(),
             tiers: Tiers::new(num_blocks, host_blocks),
+            disk: Disk::default(),
             windows: Windows::new(&[], num_blocks, block_size, 0),
         }
     }
@@ -206,6 +212,10 @@ impl KvCache {
             found.full.truncate(self.windows.usable(&found.full));
         }
         if !found.lower.is_empty() || !self.windows.is_empty() {
+            return found;
+        }
+        found.stored = self.find_stored(tokens, extra_ids, space, parent);
+        if !found.stored.is_empty() {
             return found;
         }
         let rest = Content::of(tokens, extra_ids, at, end.min(at + self.block_size));
@@ -375,6 +385,7 @@ impl KvCache {
             self.revalue(block, Worth::NOTHING);
             self.windows.forget(block);
         }
+        self.clear_disk();
         if let Some(events) = self.events.as_ref().filter(|_| !block_hashes.is_empty()) {
             events.push(KvEventData::Removed { block_hashes });
         }
@@ -398,6 +409,7 @@ impl KvCache {
         self.prefix.check()?;
         self.check_order(self.blocks.order(), self.blocks.len())?;
         self.check_tiers()?;
+        self.check_disk()?;
         let timers = self.expiring.iter().filter(|(_, block)| self.worth(*block).is_some()).count();
         if timers != self.expiring.len() {
             return Err("a block in use has a timer".into());

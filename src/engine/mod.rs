@@ -23,7 +23,7 @@ mod sequence;
 mod sink;
 mod stats;
 
-pub use config::{EngineConfig, SchedulerPolicy};
+pub use config::{ChunkingPolicy, EngineConfig, SchedulerPolicy};
 pub use core::{EngineCore, IterationHook, Progress};
 pub use events::{EventDiff, KvEvent, KvEventBatch, KvEventData, StoredBlock, UniqueToken};
 pub use handle::{Engine, HealthProbe};

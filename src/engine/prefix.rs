@@ -369,8 +369,13 @@ impl PrefixCache {
     }
 
     fn key(&self, parent: Option<BlockId>, space: Space, content: &Content<'_>) -> u64 {
+        self.key_behind(parent.map(|parent| self.node(parent).key), space, content)
+    }
+
+    /// The chained hash of `content` behind the block of hash `parent`.
+    pub fn key_behind(&self, parent: Option<u64>, space: Space, content: &Content<'_>) -> u64 {
         let seed = match parent {
-            Some(parent) => self.node(parent).key,
+            Some(parent) => parent,
             None => {
                 let shared = mix(mix(space.salt, u64::from(space.lora_id.is_some())), space.lora_id.unwrap_or(0));
                 if space.private == 0 { shared } else { mix(shared, space.private) }

@@ -19,7 +19,8 @@ use crate::decode::draft::Drafter;
 use crate::error::{Error, Result};
 use crate::ids::SeqId;
 use crate::step::{
-    Chunk, ExecutorLimits, Landed, SampledRow, SampledToken, StepOutput, StepPlan, TierLimits, Transfer, WindowPool,
+    Chunk, DiskLimits, DiskOrder, ExecutorLimits, Landed, SampledRow, SampledToken, StepOutput, StepPlan, TierLimits,
+    Transfer, WindowPool,
 };
 
 /// Counts of one plan.
@@ -274,6 +275,16 @@ impl Scheduler {
     /// Transfers between tiers to start before the plan that was made last.
     pub fn take_transfers(&mut self) -> Vec<Transfer> {
         self.kv.take_transfers()
+    }
+
+    /// What shall happen on disk, behind the plans before the one that was made last.
+    pub fn take_disk_orders(&mut self) -> Vec<DiskOrder> {
+        self.kv.take_disk_orders()
+    }
+
+    /// Adds the tier on disk.
+    pub fn add_disk(&mut self, limits: DiskLimits) {
+        self.kv.add_disk(limits);
     }
 
     /// A transfer has ended.

@@ -34,6 +34,14 @@ pub struct TierStats {
     pub host_evicted_blocks: u64,
     /// Transfers that failed; what they carried was computed again.
     pub failed_transfers: u64,
+    /// Blocks that the tier on disk has room for.
+    pub disk_blocks: usize,
+    /// Blocks on disk.
+    pub disk_cached_blocks: usize,
+    /// Blocks written to disk.
+    pub stored_blocks: u64,
+    /// Blocks read from disk.
+    pub loaded_blocks: u64,
 }
 
 impl KvStats {

@@ -56,6 +56,11 @@ impl Section {
         &self.origin
     }
 
+    /// The whole object as JSON.
+    pub fn to_json(&self) -> String {
+        Value::Object(self.map.clone()).to_string()
+    }
+
     /// The same object with values for keys that are absent or null: the defaults of a family.
     pub fn with_defaults(&self, defaults: Value) -> Self {
         let mut section = self.clone();

@@ -1,5 +1,6 @@
 //! From a model's folder to something that runs plans.
 
+use super::disk::{DiskOptions, fingerprint};
 use super::graphs;
 use super::input::StepInput;
 use super::late::LateRows;
@@ -78,6 +79,8 @@ pub struct ModelOptions {
     pub window_pools: bool,
     /// `kv_cache_host_memory_bytes`: memory of the host behind the KV cache; 0: none.
     pub kv_host_bytes: u64,
+    /// `kv_cache_disk_path` and `kv_cache_disk_bytes`: where blocks are kept that outlive the process, and how much of them.
+    pub kv_disk: Option<(PathBuf, u64)>,
     /// `cuda_graph_mode`: whether decode steps are padded to few shapes and repeated from a recording; `None`: where the
     /// device works on its own.
     pub graphs: Option<bool>,
@@ -112,6 +115,7 @@ impl ModelOptions {
             sink_tokens: 0,
             window_pools: true,
             kv_host_bytes: 0,
+            kv_disk: None,
             graphs: None,
             max_graphs: None,
             fault_step: None,
@@ -278,6 +282,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
     let plan = LoadPlan::new(device, options, &checkpoint, config)?;
     tracing::info!("{}: {} weights, {} MiB", checkpoint.name, plan.dtype, plan.weight_bytes >> 20);
     let (kv, host_blocks) = (plan.kv_plan(device, options)?, plan.host_blocks(options)?);
+    let disk = plan.disk(options, &checkpoint)?;
     let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype);
     let model = Decoder::load(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
     let unused = loader.finish().context(&checkpoint.name)?;
@@ -289,6 +294,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
         windows: report.kv.windows.iter().map(|window| window.pool).collect(),
         layer_pools: layer_pools(&plan.config, &report.kv.windows),
         host_blocks,
+        disk,
         workspace_bytes: plan.workspace_bytes,
         activation: device.activation_dtype(plan.dtype),
         embedding_size: plan.config.embedding_size(),
@@ -319,6 +325,8 @@ struct Checkpoint {
     special_tokens: SpecialTokens,
     weights: WeightSource,
     engine: EngineLimits,
+    /// Where the weights are; `None`: they are made up.
+    files: Option<PathBuf>,
 }
 
 impl Checkpoint {
@@ -340,6 +348,7 @@ impl Checkpoint {
             special_tokens,
             weights: WeightSource::Checkpoint(store),
             engine: limits,
+            files: Some(path),
         })
     }
 
@@ -352,6 +361,7 @@ impl Checkpoint {
             special_tokens: SpecialTokens::default(),
             weights: WeightSource::Random,
             engine: EngineLimits::default(),
+            files: None,
         })
     }
 
@@ -453,7 +463,11 @@ impl LoadPlan {
         let (depth, tokens) = (self.limits.pipeline_depth, self.limits.max_step_tokens);
         KvPlan::new(&KvLimits {
             budget,
-            windows: if options.window_pools && options.kv_host_bytes == 0 { self.windows() } else { Vec::new() },
+            windows: if options.window_pools && options.kv_host_bytes == 0 && options.kv_disk.is_none() {
+                self.windows()
+            } else {
+                Vec::new()
+            },
             in_flight_tokens: depth * tokens,
             block_size_tokens: self.limits.block_size_tokens,
             bytes_per_token: self.config.kv_bytes_per_token(self.kv_dtype),
@@ -490,6 +504,28 @@ impl LoadPlan {
             )));
         }
         Ok(blocks.min(u32::MAX as usize / 2))
+    }
+}
+
+impl LoadPlan {
+    /// The tier on disk, for this model and this layout of blocks.
+    fn disk(&self, options: &ModelOptions, checkpoint: &Checkpoint) -> Result<Option<DiskOptions>> {
+        let Some((folder, bytes)) = &options.kv_disk else { return Ok(None) };
+        let block_bytes = self.limits.block_size_tokens * self.config.kv_bytes_per_token(self.kv_dtype);
+        let max_blocks = usize::try_from(*bytes).unwrap_or(usize::MAX) / block_bytes.max(1);
+        if max_blocks == 0 {
+            return Err(Error::invalid(format!(
+                "kv_cache_disk_bytes is {bytes}; one block of the KV cache has {block_bytes} bytes"
+            )));
+        }
+        let parts = [
+            env!("CARGO_PKG_VERSION").to_owned(),
+            format!("{} {} {}", self.dtype, self.kv_dtype, self.limits.block_size_tokens),
+            format!("{:?} {:?} {:?}", self.config.windows, self.config.chunks, self.config.sink_tokens),
+            checkpoint.section.to_json(),
+        ];
+        let fingerprint = fingerprint(&parts, checkpoint.files.as_deref())?;
+        Ok(Some(DiskOptions { folder: folder.clone(), max_blocks: max_blocks.min(u32::MAX as usize), fingerprint }))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod rows;
 
+use super::disk::{DiskOptions, DiskTier};
 use super::graphs::Graphs;
 use super::host_rows::{HostSampler, download_rows};
 use super::input::{StepInput, StepShape, prompt_rows};
@@ -16,8 +17,8 @@ use crate::error::{Error, Result, ResultExt};
 use crate::model::Model;
 use crate::ops::{Arena, Forward, PromptWindow};
 use crate::step::{
-    Chunk, Executor, ExecutorLimits, ExecutorMemory, Inspection, Landed, StepOutput, StepPlan, TierLimits, Transfer,
-    WindowBlocks, WindowPool,
+    Chunk, DiskLimits, DiskOrder, Executor, ExecutorLimits, ExecutorMemory, Inspection, Landed, StepOutput, StepPlan,
+    TierLimits, Transfer, WindowBlocks, WindowPool,
 };
 use rows::{Flight, edit_logits};
 use std::collections::VecDeque;
@@ -30,6 +31,7 @@ pub struct LocalExecutor {
     // Before the memory that they work on.
     graphs: Option<Graphs>,
     tiers: Option<Tiers>,
+    disk: Option<DiskTier>,
     device: SharedDevice,
     model: Box<dyn Model>,
     kv: Vec<KvLayer>,
@@ -66,6 +68,7 @@ pub(super) struct Parts {
     pub(super) model: Box<dyn Model>,
     pub(super) kv: Vec<KvLayer>,
     pub(super) host_blocks: usize,
+    pub(super) disk: Option<DiskOptions>,
     /// Pools of layers that see a window of the context.
     pub(super) windows: Vec<WindowPool>,
     /// For each layer 0, or the number of its pool of windows counted from 1.
@@ -116,12 +119,15 @@ impl LocalExecutor {
             0 => None,
             blocks => Some(Tiers::new(&device, &parts.kv, blocks)?),
         };
+        let block_bytes = parts.kv.iter().map(KvLayer::block_bytes).sum();
+        let disk = parts.disk.map(|options| DiskTier::open(options, block_bytes)).transpose()?;
         let tier_bytes = tiers.as_ref().map_or(0, Tiers::pinned_bytes);
         let row_bytes = tables.pinned_bytes() + late_rows.pinned_bytes();
         let pinned_bytes = (transfers.pinned_bytes() + row_bytes + tier_bytes) as u64;
         let memory = ExecutorMemory { pinned_bytes, ..parts.memory };
         Ok(Self {
             tiers,
+            disk,
             graphs: parts.graphs.then(|| Graphs::new(&limits, parts.max_graphs)),
             fault_step: parts.fault_step,
             arena: Arena::new(&device, parts.workspace_bytes)?,
@@ -360,6 +366,16 @@ impl Executor for LocalExecutor {
         self.windows.clone()
     }
 
+    fn open_disk(&mut self) -> DiskLimits {
+        self.disk.as_mut().map(DiskTier::take_limits).unwrap_or_default()
+    }
+
+    fn disk(&mut self, orders: Vec<DiskOrder>) {
+        if let Some(disk) = &mut self.disk {
+            disk.start(&self.device, &self.kv, orders);
+        }
+    }
+
     fn transfer(&mut self, transfers: Vec<Transfer>) {
         if let Some(tiers) = &mut self.tiers {
             tiers.start(&self.kv, transfers);
@@ -367,7 +383,13 @@ impl Executor for LocalExecutor {
     }
 
     fn landed(&mut self, wait: bool) -> Vec<Landed> {
-        self.tiers.as_mut().map(|tiers| tiers.landed(wait)).unwrap_or_default()
+        // Waiting is for whatever there is: the one that has something under way.
+        let mut landed = self.tiers.as_mut().map(|tiers| tiers.landed(wait)).unwrap_or_default();
+        if let Some(disk) = &mut self.disk {
+            let wait = wait && landed.is_empty();
+            landed.extend(disk.landed(&self.device, &self.kv, wait));
+        }
+        landed
     }
 
     fn memory(&self) -> ExecutorMemory {

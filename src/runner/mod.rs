@@ -1,5 +1,6 @@
 //! Runs plans: one rank's model, memory and sampler behind [`crate::step::Executor`].
 
+mod disk;
 mod graphs;
 mod guided;
 mod host_rows;

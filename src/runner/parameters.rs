@@ -47,6 +47,7 @@ impl ModelOptions {
             // Beams copy blocks, which windows cannot.
             window_pools: parameters.max_beam_width.value == 1,
             kv_host_bytes: host_bytes(parameters)?,
+            kv_disk: disk(parameters)?,
             graphs: (!parameters.cuda_graph_mode.value).then_some(false),
             max_graphs: count(Some(parameters.cuda_graph_cache_size.value).filter(|&most| most > 0)),
             fault_step: Some(parameters.fault_injection_step.value).filter(|&step| step > 0).map(|step| step as u64),
@@ -80,6 +81,20 @@ fn attention_windows(parameters: &Parameters) -> Result<Vec<usize>> {
             .ok_or_else(|| Error::invalid(format!("max_attention_window_size has {window}, expected 1 or more")))
     };
     windows.map(window).collect()
+}
+
+/// # Errors
+/// `InvalidArg` for one of the two parameters without the other.
+fn disk(parameters: &Parameters) -> Result<Option<(PathBuf, u64)>> {
+    let (path, bytes) = (&parameters.kv_cache_disk_path.value, parameters.kv_cache_disk_bytes.value.unwrap_or(0));
+    match (path.as_deref().filter(|path| !path.is_empty()), bytes) {
+        (None, 0) => Ok(None),
+        (Some(path), 1..) => Ok(Some((PathBuf::from(path), bytes))),
+        (path, bytes) => Err(Error::invalid(format!(
+            "kv_cache_disk_path is {:?} and kv_cache_disk_bytes is {bytes}: expected a folder and more than 0, or neither",
+            path.unwrap_or_default()
+        ))),
+    }
 }
 
 /// Which instance of a model is loaded.

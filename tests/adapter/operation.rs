@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fake::{ModelSpec, RequestSpec, Tensor};
-use crate::script::{POISON, error, flag, model, request, start, tokens, with_id};
+use crate::script::{POISON, error, flag, model, request, start, text_model, tokens, with_id};
 
 const PROMPT: [i32; 3] = [5, 6, 7];
 /// Longer than any test waits for.
@@ -198,6 +198,35 @@ fn what_happened_to_requests_and_their_tokens_is_counted() {
     assert_eq!(value("big", "nv_llm_scheduling", "failed_check"), 0.0);
 }
 
+#[test]
+fn prompts_of_the_warm_up_file_are_cached_before_the_first_request() {
+    let server = start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompts.json");
+    let system: Vec<i32> = (0..140).map(|at| 100 + (at * 3) % 120).collect();
+    std::fs::write(&file, json!([system, "You are a helpful assistant."]).to_string()).unwrap();
+    let parameters = [("stats_check_period_ms", "1"), ("kv_cache_warm_up_file", file.to_str().unwrap())];
+    let model = server.load(text_model("warm", &parameters)).unwrap();
+    let value = |family: &str, label: &str| {
+        let is = |series: &crate::fake::Series| {
+            series.family == family && series.labels["model"] == "warm" && series.labels.values().any(|it| it == label)
+        };
+        server.metrics().into_iter().find(is).unwrap_or_else(|| panic!("{family} {label}")).value
+    };
+    until(|| value("nv_llm_requests", "completed") == 4.0);
+    let before = value("nv_llm_tokens", "cached");
+    let prompt: Vec<i32> = system.iter().copied().chain([7, 8, 9]).collect();
+    model.infer(request(&prompt, 2));
+    until(|| value("nv_llm_requests", "completed") == 5.0);
+    assert!(value("nv_llm_tokens", "cached") - before >= 128.0, "two whole blocks of the system prompt");
+    assert_eq!(value("nv_llm_kv_cache_tiers", "failed_transfer"), 0.0);
+    for (text, part) in [("{}", "JSON array"), ("[3]", "prompt 0"), ("[[1, -5]]", "vocabulary"), ("[", "EOF")] {
+        std::fs::write(&file, text).unwrap();
+        let error = server.load(text_model("cold", &parameters)).err().unwrap();
+        assert!(error.message.contains(part) && error.message.contains("kv_cache_warm_up_file"), "{error:?}");
+    }
+}
+
 /// The test runs itself anew, as the process that is to end.
 #[test]
 fn a_failed_device_ends_the_process_where_that_was_asked_for() {
@@ -273,7 +302,7 @@ fn unloading_removes_every_series() {
     let server = start();
     let loaded = server.load(model("llm", true, &[])).unwrap();
     loaded.infer(request(&PROMPT, 2));
-    assert_eq!(server.family_count(), 12);
+    assert_eq!(server.family_count(), 13);
     drop(loaded);
     assert_eq!(server.family_count(), 0);
 }

@@ -7,10 +7,10 @@ use triton_trtllm::decode::beam::BeamParams;
 use triton_trtllm::decode::draft::NGramOptions;
 use triton_trtllm::decode::rank::log_prob;
 use triton_trtllm::decode::{SamplingParams, StopCriteria};
-use triton_trtllm::engine::fake::{FakeExecutor, FakeModel};
+use triton_trtllm::engine::fake::{FakeDisk, FakeExecutor, FakeModel};
 use triton_trtllm::engine::{
-    EngineConfig, EngineCore, FinishReason, Keep, OutputOptions, Progress, Request, Retention, RetentionRange,
-    SchedulerPolicy, Tenant,
+    ChunkingPolicy, EngineConfig, EngineCore, FinishReason, Keep, OutputOptions, Progress, Request, Retention,
+    RetentionRange, SchedulerPolicy, Tenant,
 };
 use triton_trtllm::error::ErrorKind;
 use triton_trtllm::ids::{RequestId, TokenId};
@@ -110,6 +110,7 @@ impl World {
         let config = EngineConfig {
             policy,
             chunked_context: chunked,
+            chunking: [ChunkingPolicy::FirstComeFirstServed, ChunkingPolicy::EqualProgress][rng.below(2)],
             kv_reuse: !rng.chance(15),
             max_queue_requests: rng.chance(20).then_some(3),
             max_queue_tokens: rng.chance(10).then_some(40),
@@ -128,6 +129,9 @@ impl World {
         } else if rng.chance(60) {
             let failing = if rng.chance(40) { 20 } else { 0 };
             executor = executor.with_host_blocks(1 + rng.below(20), failing, rng.below(4));
+            if rng.chance(40) {
+                executor = executor.with_disk(&FakeDisk::new(1 + rng.below(20)), failing, rng.below(4));
+            }
         }
         let model = executor.model();
         Self {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use triton_trtllm::engine::bench::{SchedulerBench, prefix_match};
 use triton_trtllm::engine::fake::FakeExecutor;
-use triton_trtllm::engine::{EngineConfig, EngineCore, Progress, Request, SchedulerPolicy, Tenant};
+use triton_trtllm::engine::{ChunkingPolicy, EngineConfig, EngineCore, Progress, Request, SchedulerPolicy, Tenant};
 use triton_trtllm::error::{ErrorKind, Result};
 use triton_trtllm::ids::TokenId;
 use triton_trtllm::step::{Executor, ExecutorLimits, StepOutput, StepPlan};
@@ -322,4 +322,52 @@ fn scheduling_allocates_nothing_for_a_token() {
 #[test]
 fn a_long_prompt_is_found_with_few_allocations() {
     assert!(prefix_match(100_000, &allocations).unwrap() < 20, "the list of found blocks grows by doubling");
+}
+
+#[test]
+fn equal_progress_gives_each_prompt_a_block_in_turn() {
+    let limits = ExecutorLimits { num_blocks: 64, max_step_tokens: 24, max_seq_len_tokens: 80, ..limits() };
+    let chunks = |chunking| {
+        let plans: Arc<Mutex<Vec<StepPlan>>> = Arc::default();
+        let recorder = Recorder { inner: FakeExecutor::new(limits.clone(), SEED), plans: Arc::clone(&plans) };
+        let config = EngineConfig { chunking, ..EngineConfig::for_limits(&limits) };
+        let mut engine = EngineCore::new(config, Box::new(recorder), None).unwrap();
+        let tapes = [(1, 60), (2, 30), (3, 6)].map(|(first, len)| {
+            let tape = Tape::default();
+            let prompt = (0..len).map(|at| (first * 5 + at * at) % 26);
+            engine.submit(request(prompt, 1), tape.sink(), 1).unwrap();
+            tape
+        });
+        run(&mut engine);
+        assert!(tapes.iter().all(|tape| tape.tokens().len() == 1));
+        let plans = plans.lock().unwrap();
+        let of = |plan: &StepPlan| plan.chunks.iter().map(|chunk| (chunk.seq.0, chunk.len)).collect::<Vec<_>>();
+        plans.iter().map(of).collect::<Vec<_>>()
+    };
+    let one_by_one = chunks(ChunkingPolicy::FirstComeFirstServed);
+    assert_eq!(one_by_one[..2], [vec![(1, 24)], vec![(1, 24)]]);
+    let in_turn = chunks(ChunkingPolicy::EqualProgress);
+    assert_eq!(in_turn[..2], [vec![(1, 8), (2, 8), (3, 6)], vec![(1, 12), (2, 12)]]);
+}
+
+#[test]
+fn a_static_batch_ends_before_the_next_one_starts() {
+    let config =
+        EngineConfig { policy: SchedulerPolicy::StaticBatch, max_batch_size: 3, ..EngineConfig::for_limits(&limits()) };
+    let plans: Arc<Mutex<Vec<StepPlan>>> = Arc::default();
+    let recorder = Recorder { inner: FakeExecutor::new(limits(), SEED), plans: Arc::clone(&plans) };
+    let mut engine = EngineCore::new(config, Box::new(recorder), None).unwrap();
+    for number in 0..6 {
+        engine.submit(request([number, 3, 4], 2 + number as usize), Tape::default().sink(), 1).unwrap();
+    }
+    run(&mut engine);
+    let plans = plans.lock().unwrap();
+    let steps = |seq: u64| {
+        let has = |plan: &&StepPlan| plan.chunks.iter().any(|chunk| chunk.seq.0 == seq);
+        let steps: Vec<_> = plans.iter().filter(has).map(|plan| plan.step).collect();
+        (steps[0], steps[steps.len() - 1])
+    };
+    let (first, second): (Vec<_>, Vec<_>) = ((1..=3).map(steps).collect(), (4..=6).map(steps).collect());
+    assert!(first.iter().all(|(start, _)| *start == 1) && second.iter().all(|(start, _)| *start == second[0].0));
+    assert!(first.iter().map(|(_, end)| end).max() < second.iter().map(|(start, _)| start).min());
 }

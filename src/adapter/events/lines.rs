@@ -89,3 +89,59 @@ impl Drop for SocketLines {
         let _ = fs::remove_file(&self.path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{KvEvent, KvEventData};
+    use std::io::{BufRead, BufReader, Read};
+    use std::path::Path;
+
+    fn batch(id: u64) -> KvEventBatch {
+        let data = KvEventData::Removed { block_hashes: vec![id] };
+        KvEventBatch { events: vec![KvEvent { event_id: id, data }], ..KvEventBatch::default() }
+    }
+
+    #[test]
+    fn whoever_connects_to_the_socket_reads_lines_from_then_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.sock");
+        let path = path.to_str().unwrap();
+        let mut sink = SocketLines::bind(path).unwrap();
+        sink.publish(&batch(1));
+        let mut readers = [(); 2].map(|()| BufReader::new(UnixStream::connect(path).unwrap()));
+        sink.tend();
+        sink.publish(&batch(2));
+        for reader in &mut readers {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            assert_eq!(line.trim_end(), batch(2).events[0].to_json());
+        }
+        let [stays, leaves] = readers;
+        drop(leaves);
+        sink.publish(&batch(3));
+        sink.publish(&batch(4));
+        assert_eq!(sink.readers.len(), 1, "who has left is forgotten");
+        drop(sink);
+        let rest = stays.lines().map(std::result::Result::unwrap).collect::<Vec<_>>();
+        assert_eq!(rest, [3, 4].map(|id| batch(id).events[0].to_json()));
+        assert!(!Path::new(path).exists(), "the socket goes with its sink");
+    }
+
+    #[test]
+    fn a_socket_that_a_killed_server_left_is_taken_over_and_another_file_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        drop(SocketLines::bind(path.to_str().unwrap()).unwrap());
+        fs::write(&path, "mine").unwrap();
+        let error = SocketLines::bind(path.to_str().unwrap()).err().unwrap();
+        assert!(error.message().contains("cannot listen"), "{error}");
+        let _in_use = SocketLines::bind(folder.path().join("b").to_str().unwrap()).unwrap();
+        assert!(SocketLines::bind(folder.path().join("b").to_str().unwrap()).is_err(), "somebody listens there");
+        let mut text = String::new();
+        File::open(&path).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "mine");
+    }
+}

@@ -218,11 +218,11 @@ fn snapshot(stats: &EngineStats, timestamp_us: u64) -> Snapshot {
         reused_blocks: step.kv.reused_blocks,
         iteration: step.iteration,
         timestamp_us,
-        totals: totals(&stats.totals, step.kv.evicted_blocks),
+        totals: totals(&stats.totals, step),
     }
 }
 
-fn totals(totals: &EngineTotals, evicted_blocks: u64) -> Totals {
+fn totals(totals: &EngineTotals, step: &IterationStats) -> Totals {
     let unusual = totals.requests_cancelled + totals.requests_timed_out + totals.requests_failed;
     Totals {
         completed_requests: totals.requests_finished.saturating_sub(unusual),
@@ -233,7 +233,13 @@ fn totals(totals: &EngineTotals, evicted_blocks: u64) -> Totals {
         generated_tokens: totals.generated_tokens,
         cached_tokens: totals.cached_tokens,
         preemptions: totals.preemptions,
-        evicted_blocks,
+        evicted_blocks: step.kv.evicted_blocks,
         failed_checks: totals.failed_checks,
+        offloaded_blocks: step.tiers.offloaded_blocks,
+        onboarded_blocks: step.tiers.onboarded_blocks,
+        dropped_blocks: step.tiers.host_evicted_blocks,
+        failed_transfers: step.tiers.failed_transfers,
+        stored_blocks: step.tiers.stored_blocks,
+        loaded_blocks: step.tiers.loaded_blocks,
     }
 }

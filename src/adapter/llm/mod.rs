@@ -21,6 +21,7 @@ mod template;
 mod tensors;
 mod terms;
 mod wanted;
+mod warm_up;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -179,6 +180,10 @@ impl ModelHandler for LlmModel {
             Opened::start(executor, &self.parameters, self.batching, self.max_queue_requests(), place.instance)?;
         if let Some(tokenizer) = &self.tokenizer {
             check_vocabulary(tokenizer, opened.vocab_size)?;
+        }
+        if let Some(file) = self.parameters.kv_cache_warm_up_file.value.as_deref().filter(|file| !file.is_empty()) {
+            let add_special = self.parameters.add_special_tokens.value.0;
+            warm_up::warm_up(&opened.engine, Path::new(file), self.tokenizer.as_deref(), add_special)?;
         }
         let rules = Arc::new(self.rules(&opened));
         let guides = self.guided.clone().ok().map(|tokenizer| GuideStore::new(tokenizer, opened.vocab_size));

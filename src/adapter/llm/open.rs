@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::adapter::events::{self, EventPublisher};
-use crate::config::{BatchSchedulerPolicy, BatchingType, Parameters};
+use crate::config::{BatchSchedulerPolicy, BatchingType, ContextChunkingPolicy, Parameters};
 use crate::decode::draft::NGramOptions;
-use crate::engine::{Engine, EngineConfig, SchedulerPolicy};
+use crate::engine::{ChunkingPolicy, Engine, EngineConfig, SchedulerPolicy};
 use crate::error::Result;
 use crate::ids::TokenId;
 use crate::runner::Placement;
@@ -103,6 +103,10 @@ fn engine_config(
             (_, BatchSchedulerPolicy::MaxUtilization) => SchedulerPolicy::MaxUtilization,
         },
         chunked_context: chunked,
+        chunking: match parameters.context_chunking_policy.value {
+            ContextChunkingPolicy::FirstComeFirstServed => ChunkingPolicy::FirstComeFirstServed,
+            ContextChunkingPolicy::EqualProgress => ChunkingPolicy::EqualProgress,
+        },
         max_queue_requests,
         max_queue_tokens: count(parameters.max_queue_tokens.value),
         priority_ageing: milliseconds(parameters.priority_ageing_ms.value),

@@ -23,13 +23,13 @@ const DEVICE_LEVEL: u32 = 0;
 const HOST_LEVEL: u32 = 1;
 
 /// A block on its way to the device.
-struct Ascent {
+pub(super) struct Ascent {
     node: BlockId,
     hash: u64,
     to: BlockId,
 }
 
-enum Pending {
+pub(super) enum Pending {
     Offload {
         node: BlockId,
         hash: u64,
@@ -38,6 +38,14 @@ enum Pending {
     Onboard {
         before: Vec<BlockId>,
         ascents: Vec<Ascent>,
+    },
+    Store {
+        key: u64,
+    },
+    /// Holds a reference on all of its blocks.
+    Load {
+        before: Vec<BlockId>,
+        blocks: Vec<(u64, BlockId)>,
     },
 }
 
@@ -52,7 +60,7 @@ pub(super) struct Tiers {
     onboarding: usize,
     queued: Vec<Transfer>,
     next_id: u64,
-    stats: TierStats,
+    pub(super) stats: TierStats,
 }
 
 impl Tiers {
@@ -82,9 +90,16 @@ impl Tiers {
     }
 
     fn queue(&mut self, copies: Vec<TierCopy>, pending: Pending) -> u64 {
+        let id = self.begin(pending);
+        self.queued.push(Transfer { id, copies });
+        id
+    }
+
+    /// The number of a new transfer.
+    pub(super) fn begin(&mut self, pending: Pending) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.queued.push(Transfer { id, copies });
+        self.onboarding += usize::from(matches!(pending, Pending::Onboard { .. } | Pending::Load { .. }));
         self.pending.insert(id, pending);
         id
     }
@@ -112,18 +127,23 @@ impl KvCache {
 
     pub fn tier_stats(&self) -> TierStats {
         let host_blocks = self.tiers.pool.len();
-        TierStats { host_blocks, host_cached_blocks: self.prefix.far(), ..self.tiers.stats }
+        let (disk_blocks, disk_cached_blocks) = self.disk_blocks();
+        let host_cached_blocks = self.prefix.far();
+        TierStats { host_blocks, host_cached_blocks, disk_blocks, disk_cached_blocks, ..self.tiers.stats }
     }
 
     /// The transfer that somebody has started and that continues `found` on the device.
     pub fn ascending(&self, found: &PrefixMatch) -> Option<u64> {
-        let &first = found.lower.first()?;
+        let Some(&first) = found.lower.first() else { return self.loading(&found.stored) };
         Some(self.tiers.ascending[self.tiers.local(first).0 as usize]).filter(|&transfer| transfer > 0)
     }
 
     /// Starts to bring the blocks of `found` that are on the host to the device, as far as there is room; the caller has
     /// seen that the sequence fits. The transfer, or `None` if there is nothing to bring, or no room.
     pub fn fetch(&mut self, found: &PrefixMatch) -> Option<u64> {
+        if found.lower.is_empty() {
+            return self.load(found);
+        }
         let is_settled = |node: &&BlockId| self.tiers.ascending[self.tiers.local(**node).0 as usize] == 0;
         let nodes: Vec<_> = found.lower.iter().take_while(is_settled).copied().collect();
         if nodes.is_empty() {
@@ -145,7 +165,6 @@ impl KvCache {
         let locals: Vec<_> = ascents.iter().map(|ascent| self.tiers.local(ascent.node).0 as usize).collect();
         let id = self.tiers.queue(copies, Pending::Onboard { before: found.full.clone(), ascents });
         locals.into_iter().for_each(|at| self.tiers.ascending[at] = id);
-        self.tiers.onboarding += 1;
         Some(id)
     }
 
@@ -155,13 +174,22 @@ impl KvCache {
         self.tiers.stats.failed_transfers += u64::from(!landed.ok);
         match pending {
             Pending::Offload { node, hash } => self.land_offload(node, hash, landed.ok),
-            Pending::Onboard { before, ascents } => self.land_onboard(&before, &ascents, landed.ok),
+            Pending::Onboard { before, ascents } => {
+                self.tiers.onboarding -= 1;
+                self.land_onboard(&before, &ascents, landed.ok);
+            }
+            Pending::Store { key } => self.land_store(landed.id, key, landed.ok),
+            Pending::Load { before, blocks } => {
+                self.tiers.onboarding -= 1;
+                self.land_load(landed.id, &before, &blocks, landed.ok);
+            }
         }
     }
 
     /// Ends every transfer as failed: the executor has gone.
     pub fn abandon_transfers(&mut self) {
         self.tiers.queued.clear();
+        self.take_disk_orders();
         let ids: Vec<_> = self.tiers.pending.keys().copied().collect();
         ids.into_iter().for_each(|id| self.land(Landed { id, ok: false }));
     }
@@ -229,7 +257,10 @@ impl KvCache {
     /// Blocks of the device that transfers hold, for the check.
     pub(super) fn held_by_transfers(&self) -> impl Iterator<Item = BlockId> {
         let held = |pending: &Pending| match pending {
-            Pending::Offload { .. } => Vec::new(),
+            Pending::Offload { .. } | Pending::Store { .. } => Vec::new(),
+            Pending::Load { before, blocks } => {
+                before.iter().copied().chain(blocks.iter().map(|(_, to)| *to)).collect()
+            }
             Pending::Onboard { before, ascents } => {
                 before.iter().copied().chain(ascents.iter().map(|ascent| ascent.to)).collect()
             }
@@ -246,7 +277,8 @@ impl KvCache {
             }
         }
         self.tiers.pool.check(&refs).map_err(|error| format!("host tier: {error}"))?;
-        let onboarding = self.tiers.pending.values().filter(|pending| matches!(pending, Pending::Onboard { .. }));
+        let is_up = |pending: &&Pending| matches!(pending, Pending::Onboard { .. } | Pending::Load { .. });
+        let onboarding = self.tiers.pending.values().filter(is_up);
         if onboarding.count() != self.tiers.onboarding {
             return Err(format!("{} transfers to the device are counted", self.tiers.onboarding));
         }
@@ -269,7 +301,6 @@ impl KvCache {
     }
 
     fn land_onboard(&mut self, before: &[BlockId], ascents: &[Ascent], ok: bool) {
-        self.tiers.onboarding -= 1;
         for ascent in ascents {
             let local = self.tiers.local(ascent.node).0 as usize;
             self.tiers.ascending[local] = 0;

@@ -1,6 +1,7 @@
 //! The making of one plan: running sequences first, then waiting ones.
 
 use super::{Blocked, Flight, PlanStats, Scheduler};
+use crate::engine::config::ChunkingPolicy;
 use crate::engine::kv::{PartialMatch, PrefixMatch};
 use crate::engine::policy::{Candidate, Promise};
 use crate::engine::sequence::{Forerunner, SeqRef, Sequence, Status};
@@ -17,6 +18,8 @@ struct Draft {
     budget: usize,
     /// Rows of logits beyond one for each chunk.
     spare_rows: usize,
+    /// Sequences that have started without a chunk: they share the step with the others.
+    started: Vec<SeqRef>,
 }
 
 /// What became of a candidate.
@@ -39,15 +42,26 @@ impl Scheduler {
         let chunks = Vec::with_capacity(places);
         let flight = Flight { chunks: Vec::with_capacity(places), stats: PlanStats::default(), launched_ns: now_ns };
         let plan = StepPlan { chunks, step: self.next_step, ..StepPlan::default() };
-        let mut draft = Draft { plan, flight, budget: self.config.max_step_tokens, spare_rows: self.spare_rows };
+        let mut draft = Draft {
+            plan,
+            flight,
+            budget: self.config.max_step_tokens,
+            spare_rows: self.spare_rows,
+            started: Vec::new(),
+        };
         self.schedule_decodes(&mut draft);
         let decodes = draft.flight.stats.scheduled;
         if let Some(pace) = self.pace.as_ref().filter(|_| decodes > 0) {
             draft.budget = draft.budget.min(pace.prompt_tokens(decodes, self.kv.block_size()));
         }
-        self.schedule_prefills(&mut draft);
+        if !self.shares_steps() {
+            self.schedule_prefills(&mut draft);
+        }
         if is_open {
             self.admit(&mut draft, now_ns);
+        }
+        if self.shares_steps() {
+            self.share_out(&mut draft);
         }
         self.kv.unpin();
         self.launch_order(draft)
@@ -93,9 +107,36 @@ impl Scheduler {
         }
     }
 
+    /// Whether the chunks of prompts are chosen when it is known whose they are.
+    fn shares_steps(&self) -> bool {
+        self.config.chunked_context && self.config.chunking == ChunkingPolicy::EqualProgress
+    }
+
+    /// Gives one block in turn to each sequence that computes a prompt, until the step is full.
+    fn share_out(&mut self, draft: &mut Draft) {
+        let started = std::mem::take(&mut draft.started);
+        let computes = |seq: &SeqRef| self.slots[*seq].remaining() > 1 || started.contains(seq);
+        let members: Vec<_> = self.running.iter().copied().filter(computes).collect();
+        let wanted: Vec<_> = members.iter().map(|&seq| self.slots[seq].remaining()).collect();
+        for (seq, share) in members.into_iter().zip(shares(&wanted, draft.budget, self.kv.block_size())) {
+            let sequence = &self.slots[seq];
+            let len = self.chunk_len(sequence.num_computed, sequence.remaining(), share.min(draft.budget));
+            let len = rows_fit(sequence, sequence.num_computed, len, draft.spare_rows);
+            if len > 0 {
+                self.push_chunk(draft, seq, len);
+            }
+        }
+    }
+
     fn admit(&mut self, draft: &mut Draft, now_ns: u64) {
         self.cursor.reset();
+        let sharing =
+            self.shares_steps().then(|| self.running.iter().filter(|&&seq| self.slots[seq].remaining() > 1).count());
         while self.running.len() < self.config.max_batch_size && draft.budget > 0 {
+            let others = sharing.map_or(0, |computing| computing + draft.started.len());
+            if others > 0 && (others + 1) * self.kv.block_size() > draft.budget {
+                return;
+            }
             let Some((tenant, key)) = self.queue.next(&self.cursor) else { return };
             match self.try_start(draft, key.1, now_ns) {
                 Start::Running => self.queue.remove(tenant, key),
@@ -145,6 +186,10 @@ impl Scheduler {
         if len == 0 || !self.start(draft, seq, &found, now_ns) {
             return Start::Full;
         }
+        if self.shares_steps() {
+            draft.started.push(seq);
+            return Start::Running;
+        }
         self.push_chunk(draft, seq, len);
         Start::Running
     }
@@ -157,7 +202,8 @@ impl Scheduler {
     /// Whether the candidate waits for blocks that another tier has. One that would miss its batch does not.
     fn fetches(&mut self, seq: SeqRef, found: &PrefixMatch) -> bool {
         let misses_batch = !self.policy.may_postpone() && !self.running.is_empty();
-        if found.lower.is_empty() || self.slots[seq].fetches == MAX_FETCHES || misses_batch {
+        let is_here = found.lower.is_empty() && found.stored.is_empty();
+        if is_here || self.slots[seq].fetches == MAX_FETCHES || misses_batch {
             return false;
         }
         let Some(transfer) = self.kv.fetch(found) else { return false };
@@ -257,6 +303,9 @@ impl Scheduler {
         sequence.forerunner = None;
         (sequence.num_computed, sequence.num_landed) = (start, start);
         sequence.cached_blocks = found.full.iter().take_while(|&&block| self.kv.is_cached(block)).count();
+        if is_reuse {
+            self.kv.persist(&found.full[..sequence.cached_blocks]);
+        }
         sequence.cacheable = true;
         sequence.reserved_blocks = total;
         sequence.protected_blocks = if is_protected { sequence.whole_blocks(self.kv.block_size()) } else { 0 };
@@ -451,6 +500,22 @@ impl Scheduler {
         self.next_step += 1;
         self.flights.push_back(flight);
         plan
+    }
+}
+
+/// How much of a budget each gets that wants so much, when units are given in turn.
+fn shares(wanted: &[usize], budget: usize, unit: usize) -> Vec<usize> {
+    let (mut shares, mut left) = (vec![0; wanted.len()], budget);
+    loop {
+        let before = left;
+        for (share, &wanted) in shares.iter_mut().zip(wanted) {
+            let more = unit.min(wanted - *share).min(left);
+            *share += more;
+            left -= more;
+        }
+        if left == 0 || left == before {
+            return shares;
+        }
     }
 }
 
