@@ -23,7 +23,7 @@ pub use features::{Elementwise, Feature};
 pub use memory::{Buffer, DType, RawBuffer, Tensor};
 pub use open::{CudaOptions, DeviceKind, DeviceOptions, GpuId, open};
 pub use sampling::{MAX_TOP_TOKENS, RowMode, RowSample, RowSampling, Sample, TopTokens};
-pub use work::{Graph, HostTier, Mark, Transfers};
+pub use work::{Graph, HostTier, Mark, Stamps, Transfers};
 
 use crate::error::{Error, Result};
 use std::sync::Arc;
@@ -76,6 +76,12 @@ pub trait Device: Send + Sync {
     /// Copies for steps that overlap: uploads of up to `upload_bytes`, results of up to `result_bytes`, of up to `depth`
     /// steps at a time.
     fn transfers(&self, upload_bytes: usize, result_bytes: usize, depth: usize) -> Result<Box<dyn Transfers>>;
+
+    /// Room for so many points in the work, for measurements. `None`: the device computes while it is called, and the
+    /// host's clock tells all.
+    fn stamps(&self, _room: usize) -> Result<Option<Box<dyn Stamps>>> {
+        Ok(None)
+    }
 
     /// Host memory for `num_blocks` blocks of `block_bytes` each, all layers together.
     ///

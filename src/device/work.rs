@@ -46,3 +46,12 @@ pub trait Graph: Send {
     /// Enqueues the work.
     fn launch(&self) -> Result<()>;
 }
+
+/// Points in a device's work whose times are told when it has ended.
+pub trait Stamps: Send {
+    /// Enqueues a point, if there is still room for one; says whether.
+    fn mark(&mut self) -> Result<bool>;
+
+    /// Waits for the last point. When each one came, in seconds since the first.
+    fn seconds(&self) -> Result<Vec<f64>>;
+}

@@ -11,6 +11,7 @@ use super::results::Results;
 use super::sequences::Sequences;
 use super::tables::Tables;
 use super::tiers::Tiers;
+use super::times::{DecodeTime, StepTimes};
 use crate::decode::rank::log_prob;
 use crate::device::{DType, KvLayer, Sample, SharedDevice, Tensor, Transfers};
 use crate::error::{Error, Result, ResultExt};
@@ -20,8 +21,10 @@ use crate::step::{
     Chunk, DiskLimits, DiskOrder, Executor, ExecutorLimits, ExecutorMemory, Inspection, Landed, StepOutput, StepPlan,
     TierLimits, Transfer, WindowBlocks, WindowPool,
 };
+use parking_lot::Mutex;
 use rows::{Flight, edit_logits};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Enqueues each step when it is launched; `collect` waits for its tokens.
 ///
@@ -60,6 +63,7 @@ pub struct LocalExecutor {
     /// Rows of the last step and its logits.
     last_logits: Option<(usize, Tensor)>,
     fault_step: Option<u64>,
+    times: Option<StepTimes>,
 }
 
 /// What a [`LocalExecutor`] is made of.
@@ -130,6 +134,7 @@ impl LocalExecutor {
             disk,
             graphs: parts.graphs.then(|| Graphs::new(&limits, parts.max_graphs)),
             fault_step: parts.fault_step,
+            times: None,
             arena: Arena::new(&device, parts.workspace_bytes)?,
             input: StepInput::new(&device, largest, limits.block_size_tokens, parts.windows.len())?,
             transfers,
@@ -170,6 +175,16 @@ impl LocalExecutor {
         }
         self.device.synchronize()?;
         Ok(self.graphs.as_ref().map_or(0, Graphs::num_recorded))
+    }
+
+    /// Takes the times of steps from now on. They are told when the executor has been dropped; `None`: the device keeps no
+    /// times of its own.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn time_steps(&mut self) -> Result<Option<Arc<Mutex<Vec<DecodeTime>>>>> {
+        self.times = StepTimes::new(&self.device)?;
+        Ok(self.times.as_ref().map(StepTimes::told))
     }
 
     /// Sequences that the runner remembers.
@@ -216,7 +231,9 @@ impl LocalExecutor {
     /// Enqueues uploads, forward pass and the sampling of rows that need to wait for nothing. `padding`: a shape to warm up,
     /// where `chunks` are none.
     fn forward(&mut self, chunks: &[Chunk], first_slot: usize, padding: Option<StepShape>) -> Result<Launched> {
-        let Self { graphs, device, model, kv, arena, input, transfers, tables, sampled, results, sequences, .. } = self;
+        let Self {
+            graphs, device, model, kv, arena, input, transfers, tables, sampled, results, sequences, times, ..
+        } = self;
         let (activation, prompt_window, layer_pools) = (self.activation, &self.prompt_window, &self.layer_pools[..]);
         let chunks = chunks.iter().map(|chunk| Ok((chunk, sequences.find(chunk.seq)?)));
         let chunks = chunks.collect::<Result<Vec<_>>>()?;
@@ -226,6 +243,9 @@ impl LocalExecutor {
         let bucket = graphs_of_step.and_then(|graphs| graphs.bucket(exact));
         let shape = bucket.unwrap_or(exact);
         let step = input.upload(&mut **transfers, &chunks, shape, first_slot)?;
+        if let Some(times) = times {
+            times.begin((exact.query_len == 1).then_some(exact.sequences))?;
+        }
         let out = results.samples(shape.rows)?;
         let mut run = || {
             device.resolve_tokens(&step.tensors.tokens, sampled)?;
@@ -400,7 +420,8 @@ impl Executor for LocalExecutor {
 impl Drop for LocalExecutor {
     /// Waits for what is in flight: graphs go first, and may be running.
     fn drop(&mut self) {
-        if let Err(error) = self.device.synchronize() {
+        let told = self.times.as_ref().map_or(Ok(()), StepTimes::tell);
+        if let Err(error) = told.and_then(|()| self.device.synchronize()) {
             tracing::error!("{error}");
         }
     }

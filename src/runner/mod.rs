@@ -14,9 +14,11 @@ mod results;
 mod sequences;
 mod tables;
 mod tiers;
+mod times;
 
 pub use input::{StepInput, StepShape};
 pub use load::{LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on, plan};
 pub use local::LocalExecutor;
 pub use memory::{KvBudget, KvLimits, KvPlan, KvWindow, WindowPlan};
 pub use parameters::{Placement, cuda_options};
+pub use times::DecodeTime;

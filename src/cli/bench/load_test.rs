@@ -1,10 +1,11 @@
 //! Sends requests to an engine in this process and takes the times.
 
-use crate::decode::{SamplingParams, StopCriteria};
+use super::sampling::{Choice, Sampler};
+use crate::decode::StopCriteria;
 use crate::engine::{Delta, Engine, EngineConfig, FinishReason, Request, RequestSink};
 use crate::error::{Error, Result};
 use crate::ids::TokenId;
-use crate::runner::{LoadedModel, LocalExecutor};
+use crate::runner::{DecodeTime, LoadedModel, LocalExecutor};
 use crate::step::Executor;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 /// A load: equal requests, so many in flight at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LoadTest {
+    pub(super) choice: Choice,
     pub(super) requests: usize,
     pub(super) concurrency: usize,
     pub(super) warmup: usize,
@@ -26,6 +28,8 @@ pub(super) struct Measured {
     pub(super) requests: Vec<RequestTimes>,
     /// Between consecutive tokens of one request, all requests.
     pub(super) gaps_ms: Vec<f64>,
+    /// Of decode steps, as the device tells them; `None` where it does not.
+    pub(super) decode_times: Option<Vec<DecodeTime>>,
 }
 
 /// One request, from its submission on.
@@ -88,19 +92,26 @@ impl RequestSink for TimingSink {
 ///
 /// # Errors
 /// When the engine refuses or fails a request.
-pub(super) fn run_load_test(model: LoadedModel<LocalExecutor>, test: &LoadTest) -> Result<Measured> {
+pub(super) fn run_load_test(mut model: LoadedModel<LocalExecutor>, test: &LoadTest) -> Result<Measured> {
     let vocab_size = model.config.vocab_size;
+    let told = model.executor.time_steps()?;
     let launch_lead = Some(Duration::from_millis(1));
     let config = EngineConfig { launch_lead, ..EngineConfig::for_limits(&model.executor.limits()) };
     let engine = Engine::start(config, Box::new(model.executor))?;
-    run_requests(&engine, test, vocab_size, 0..test.warmup)?;
+    let sampler = Sampler::new(test.choice, vocab_size)?;
+    run_requests(&engine, test, &sampler, vocab_size, 0..test.warmup)?;
     tracing::info!("warmed up; {} requests, {} in flight", test.requests, test.concurrency);
-    run_requests(&engine, test, vocab_size, test.warmup..test.warmup + test.requests)
+    let mut measured = run_requests(&engine, test, &sampler, vocab_size, test.warmup..test.warmup + test.requests)?;
+    // The executor, which goes with the engine, tells the times.
+    drop(engine);
+    measured.decode_times = told.map(|told| std::mem::take(&mut *told.lock()));
+    Ok(measured)
 }
 
 fn run_requests(
     engine: &Engine,
     test: &LoadTest,
+    sampler: &Sampler,
     vocab_size: usize,
     numbers: std::ops::Range<usize>,
 ) -> Result<Measured> {
@@ -112,7 +123,7 @@ fn run_requests(
             gaps_ms: Vec::new(),
             done: sender.clone(),
         };
-        engine.submit(request(test, vocab_size, number), Box::new(sink))
+        engine.submit(request(test, sampler, vocab_size, number), Box::new(sink))
     };
     let start = Instant::now();
     let mut measured = Measured::default();
@@ -142,10 +153,10 @@ pub(super) fn prompt(number: usize, tokens: usize, vocab_size: usize) -> Vec<Tok
     (0..tokens).map(|_| token()).collect()
 }
 
-fn request(test: &LoadTest, vocab_size: usize, number: usize) -> Request {
+fn request(test: &LoadTest, sampler: &Sampler, vocab_size: usize, number: usize) -> Request {
     Request {
         prompt: prompt(number, test.isl, vocab_size),
-        sampling: SamplingParams::default(),
+        sampling: sampler.params(number),
         stop: StopCriteria { max_tokens: test.osl, ..Default::default() },
         priority: 0,
         deadline_ns: None,

@@ -7,6 +7,7 @@ mod machine;
 mod ops;
 mod report;
 mod repository;
+mod sampling;
 mod scheduler;
 mod serve;
 mod statistics;
@@ -19,6 +20,7 @@ use crate::runner::{LoadedModel, LocalExecutor, ModelOptions, ModelSource, load_
 use clap::{Args, Subcommand, ValueEnum};
 use load_test::{LoadTest, run_load_test};
 use report::Report;
+use sampling::Choice;
 use std::path::PathBuf;
 
 /// What is measured.
@@ -86,6 +88,9 @@ pub struct CommonArgs {
     /// Prompt and output together; default: isl + osl.
     #[arg(long, visible_alias = "max_seq_len")]
     max_seq_len: Option<usize>,
+    /// How tokens are chosen.
+    #[arg(long, value_enum, default_value_t = Choice::Greedy)]
+    choice: Choice,
     /// Share of the free memory for the KV cache.
     #[arg(long, visible_alias = "kv_cache_free_gpu_mem_fraction")]
     kv_fraction: Option<f64>,
@@ -206,7 +211,14 @@ fn measure(command: &'static str, args: &CommonArgs, requests: usize, concurrenc
     let in_flight = if concurrency == 0 { requests } else { concurrency.min(requests) };
     let (device, machine) = args.model.device.open()?;
     let model = load(&device, args, in_flight)?;
-    let test = LoadTest { requests, concurrency: in_flight, warmup: args.warmup, isl: args.isl, osl: args.osl };
+    let test = LoadTest {
+        choice: args.choice,
+        requests,
+        concurrency: in_flight,
+        warmup: args.warmup,
+        isl: args.isl,
+        osl: args.osl,
+    };
     let (config, load) = (model.config.clone(), model.report.clone());
     let measured = run_load_test(model, &test)?;
     let report = Report::new(command, &test, &measured, &machine, &config, &load);

@@ -5,7 +5,7 @@ use super::load_test::{LoadTest, Measured, RequestTimes};
 use super::statistics::Statistics;
 use crate::device::bench::Limits;
 use crate::model::ModelConfig;
-use crate::runner::LoadReport;
+use crate::runner::{DecodeTime, LoadReport};
 use serde::Serialize;
 use std::fmt;
 
@@ -62,6 +62,32 @@ struct Performance {
     itl_ms: LimitedStatistics,
     request_latency_ms: LimitedStatistics,
     output_speed_per_user_tok_s: Statistics,
+    /// As the device tells them.
+    decode_steps: Option<DecodeFigures>,
+}
+
+/// Decode steps behind one another, all with as many sequences as ran together most.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct DecodeFigures {
+    sequences: usize,
+    steps: usize,
+    /// From a step's first operation to its sampled tokens.
+    busy_ms: Statistics,
+    /// From there to the first operation of the next step.
+    idle_us: Statistics,
+}
+
+impl DecodeFigures {
+    fn new(times: &[DecodeTime]) -> Option<Self> {
+        let sequences = times.iter().map(|time| time.sequences).max()?;
+        let largest: Vec<_> = times.iter().filter(|time| time.sequences == sequences).collect();
+        Some(Self {
+            sequences,
+            steps: largest.len(),
+            busy_ms: Statistics::of(largest.iter().map(|time| time.busy_seconds * 1e3).collect()),
+            idle_us: Statistics::of(largest.iter().map(|time| time.idle_seconds * 1e6).collect()),
+        })
+    }
 }
 
 /// A figure, the machine's limit for it, and the share of it that was reached.
@@ -161,6 +187,7 @@ impl Performance {
             output_speed_per_user_tok_s: Statistics::of(times(|request| {
                 if request.tpot_ms() > 0.0 { 1e3 / request.tpot_ms() } else { 0.0 }
             })),
+            decode_steps: measured.decode_times.as_deref().and_then(DecodeFigures::new),
         }
     }
 }
@@ -205,6 +232,10 @@ impl fmt::Display for Report {
         times(f, "TPOT", &speed.tpot_ms)?;
         times(f, "ITL", &speed.itl_ms)?;
         times(f, "Latency", &speed.request_latency_ms)?;
+        if let Some(DecodeFigures { sequences, steps, busy_ms, idle_us }) = &speed.decode_steps {
+            write!(f, "\nOn the device, {steps} decode steps of {sequences}: {:.3} ms each (median), ", busy_ms.p50)?;
+            writeln!(f, "{:.1} us idle between two (median; p99 {:.1} us)", idle_us.p50, idle_us.p99)?;
+        }
         writeln!(
             f,
             "\nTTFT and latency include the time in the queue; their limits are those of a request that does not wait."

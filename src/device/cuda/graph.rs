@@ -1,8 +1,8 @@
-//! Recorded work, and copies through page-locked memory.
+//! Recorded work, copies through page-locked memory, and the times of work.
 
 use super::driver::Context;
 use super::{CudaDevice, contiguous};
-use crate::device::{Graph, Tensor, Transfers};
+use crate::device::{Graph, Stamps, Tensor, Transfers};
 use crate::error::{Error, Result};
 use cudarc::driver::sys;
 use std::sync::Arc;
@@ -202,5 +202,66 @@ impl Transfers for CudaTransfers {
 
     fn pinned_bytes(&self) -> usize {
         self.uploads.iter().chain(&self.results).map(|slot| slot.bytes).sum()
+    }
+}
+
+/// Events that keep their times.
+pub(super) struct CudaStamps {
+    events: Vec<sys::CUevent>,
+    marked: usize,
+    context: Arc<Context>,
+}
+
+// SAFETY: handles that any thread may use after making the context current.
+unsafe impl Send for CudaStamps {}
+
+impl CudaStamps {
+    pub fn new(context: &Arc<Context>, room: usize) -> Result<Self> {
+        context.bind()?;
+        let mut stamps = Self { events: Vec::with_capacity(room), marked: 0, context: context.clone() };
+        for _ in 0..room {
+            let mut event = std::ptr::null_mut();
+            // SAFETY: the context is current; a valid place. Freed in `drop`.
+            context.check(unsafe { sys::cuEventCreate(&mut event, 0) }, "an event")?;
+            stamps.events.push(event);
+        }
+        Ok(stamps)
+    }
+}
+
+impl Stamps for CudaStamps {
+    fn mark(&mut self) -> Result<bool> {
+        let Some(&event) = self.events.get(self.marked) else { return Ok(false) };
+        self.context.bind()?;
+        // SAFETY: a live event and the device's stream.
+        self.context.check(unsafe { sys::cuEventRecord(event, self.context.stream()) }, "an event")?;
+        self.marked += 1;
+        Ok(true)
+    }
+
+    fn seconds(&self) -> Result<Vec<f64>> {
+        let events = &self.events[..self.marked];
+        let (Some(&first), Some(&last)) = (events.first(), events.last()) else { return Ok(Vec::new()) };
+        self.context.bind()?;
+        // SAFETY: a recorded event.
+        self.context.check(unsafe { sys::cuEventSynchronize(last) }, "timed work")?;
+        let since_first = |&event| {
+            let mut milliseconds = 0.0f32;
+            // SAFETY: both events were recorded and have passed; a valid place.
+            let read = unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, first, event) };
+            self.context.check(read, "a time").map(|()| f64::from(milliseconds) / 1e3)
+        };
+        events.iter().map(since_first).collect()
+    }
+}
+
+impl Drop for CudaStamps {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            for &event in &self.events {
+                // SAFETY: created in `new`, destroyed once.
+                self.context.log_failure(self.context.check(unsafe { sys::cuEventDestroy_v2(event) }, "an event"));
+            }
+        }
     }
 }

@@ -21,7 +21,8 @@ mod sampling;
 
 use super::{
     Activation, Attention, CudaOptions, DType, Device, DeviceInfo, EditLogits, Elementwise, ExpertLinear, Feature,
-    Graph, HostTier, KvLayer, LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, Tensor, TopTokens, Transfers, Weight,
+    Graph, HostTier, KvLayer, LayerNorm, RawBuffer, RopeKvWrite, Route, Sample, Stamps, Tensor, TopTokens, Transfers,
+    Weight,
 };
 use crate::error::{Error, Result};
 use crate::step::BlockCopy;
@@ -234,6 +235,10 @@ impl Device for CudaDevice {
 
     fn transfers(&self, upload_bytes: usize, result_bytes: usize, depth: usize) -> Result<Box<dyn Transfers>> {
         Ok(Box::new(graph::CudaTransfers::new(&self.context, upload_bytes, result_bytes, depth)?))
+    }
+
+    fn stamps(&self, room: usize) -> Result<Option<Box<dyn Stamps>>> {
+        Ok(Some(Box::new(graph::CudaStamps::new(&self.context, room)?)))
     }
 
     fn host_tier(&self, block_bytes: usize, num_blocks: usize) -> Result<Box<dyn HostTier>> {

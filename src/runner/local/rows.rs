@@ -85,6 +85,9 @@ impl LocalExecutor {
             }
         }
         let late_sampling = if late.is_empty() { None } else { Some(self.sample_late(launched, &late, flight)?) };
+        if let Some(times) = &mut self.times {
+            times.end()?;
+        }
         if by_host.len() < flight.rows.len() {
             let by_device = (0..flight.rows.len()).filter(|index| by_host.iter().all(|host| host.index != *index));
             let top = by_device.map(|index| flight.rows[index].top_count).max().unwrap_or(0);
