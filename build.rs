@@ -1,5 +1,7 @@
 //! Generates the Rust declarations of the Triton ABI and compiles the CUDA kernels.
 
+#[path = "build/assembler.rs"]
+mod assembler;
 #[path = "build/bindings.rs"]
 mod bindings;
 #[path = "build/kernels.rs"]

@@ -6,6 +6,7 @@
 //! always is. `KERNELS_CACHE` names a folder that keeps compiled kernels by content, so that profiles and checkouts share
 //! them; without it each profile has its own.
 
+use super::assembler::{Problem, complaints};
 use libloading::Library;
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -150,12 +151,6 @@ fn index(sources: &Sources, archives: &[Archive]) -> String {
 struct Compiled {
     image: Vec<u8>,
     problems: Vec<Problem>,
-}
-
-struct Problem {
-    text: String,
-    /// Whether there is no image.
-    fatal: bool,
 }
 
 type Program = *mut c_void;
@@ -315,25 +310,4 @@ impl Compiler {
         // SAFETY: the callers name the types of NVRTC's documented interface.
         *unsafe { self.library.get::<F>(name) }.expect("NVRTC has all of its documented functions")
     }
-}
-
-/// What the assembler's report says against a kernel.
-fn complaints(label: &str, log: &str) -> Vec<Problem> {
-    let mut kernel = "";
-    let mut problems = Vec::new();
-    for line in log.lines() {
-        if let Some(at) = line.find("entry function '") {
-            kernel = line[at + 16..].split('\'').next().unwrap_or("");
-        }
-        let spilled =
-            |what: &str| line.find(what).and_then(|at| line[..at].trim_end().rsplit(' ').next()?.parse().ok());
-        let bytes = spilled("bytes spill stores").unwrap_or(0u64) + spilled("bytes spill loads").unwrap_or(0u64);
-        if bytes > 0 {
-            problems.push(Problem { text: format!("{label}: {kernel} spills: {}", line.trim()), fatal: false });
-        }
-        if line.contains("C7510") || line.contains("serialized") {
-            problems.push(Problem { text: format!("{label}: {}", line.trim()), fatal: false });
-        }
-    }
-    problems
 }

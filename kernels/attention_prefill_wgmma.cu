@@ -64,25 +64,44 @@ __device__ __forceinline__ u64 descriptor(u32 address, int next_group) {
     return u64((address & 0x3ffff) >> 4) | u64(next_group >> 4) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
 }
 
-template <typename T, int D>
-__device__ __forceinline__ void load_tile(const AttentionArgs& a, const int* table, int kv_head, int first, int end,
-                                          u32 keys) {
-    constexpr int CHUNKS = D / 8;
-    int block_mask = (1 << a.block_shift) - 1;
-    i64 head_elements = i64(a.head_dim) << a.block_shift;
-#pragma unroll
-    for (int i = threadIdx.x; i < TOKENS * CHUNKS; i += THREADS) {
-        int row = i / CHUNKS, chunk = i % CHUNKS;
-        int token = min(first + row, end - 1);
-        bool valid = first + row < end && chunk * 8 < a.head_dim;
-        i64 block = table[token >> a.block_shift];
-        const T* from = static_cast<const T*>(a.cache) + (block * 2 * a.kv_heads + kv_head) * head_elements +
-                        (token & block_mask) * a.head_dim + (valid ? chunk * 8 : 0);
-        u32 at = keys + chunk / 8 * GROUP_BYTES + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
-        copy_async_16(at, from, valid);
-        copy_async_16(at + TILE_BYTES<D>, from + a.kv_heads * head_elements, valid);
+// What a thread copies of each tile: one 16-byte chunk of the keys and one of the values of every `PASS`th token.
+template <typename T, int D> struct TileLoader {
+    static constexpr int CHUNKS = D / 8, PASS = THREADS / CHUNKS;
+    // The thread's column in the first token of block 0.
+    const T* column;
+    const int* table;
+    i64 value_plane;
+    u32 block_elements, to;
+    int row, end, block_shift, head_dim;
+    bool valid_column;
+
+    __device__ __forceinline__ TileLoader(const AttentionArgs& a, int s_index, int kv_head, int end, u32 base)
+        : end(end), block_shift(a.block_shift), head_dim(a.head_dim) {
+        int chunk = threadIdx.x % CHUNKS;
+        row = threadIdx.x / CHUNKS;
+        valid_column = chunk * 8 < a.head_dim;
+        u32 head_elements = u32(a.head_dim) << a.block_shift;
+        block_elements = 2 * a.kv_heads * head_elements;
+        value_plane = i64(a.kv_heads) * head_elements;
+        column = static_cast<const T*>(a.cache) + i64(kv_head) * head_elements + (valid_column ? chunk * 8 : 0);
+        table = a.block_tables + s_index * a.table_stride;
+        to = base + chunk / 8 * GROUP_BYTES + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
     }
-}
+
+    // Starts copying the tokens from `first` on to the stage `offset` bytes behind the base; zeros past the end.
+    __device__ __forceinline__ void start(int first, u32 offset) const {
+        int mask = (1 << block_shift) - 1;
+#pragma unroll
+        for (int i = 0; i < TOKENS / PASS; i++) {
+            int wanted = first + row + i * PASS, token = min(wanted, end - 1);
+            bool valid = wanted < end && valid_column;
+            const T* from = column + u64(u32(table[token >> block_shift])) * block_elements + (token & mask) * head_dim;
+            u32 at = to + offset + i * PASS * 128;
+            copy_async_16(at, from, valid);
+            copy_async_16(at + TILE_BYTES<D>, from + value_plane, valid);
+        }
+    }
+};
 
 template <typename T, int D> __device__ __forceinline__ void prefill_wgmma(const AttentionArgs& a) {
     constexpr int SCORE_TILES = TOKENS / 8, COLUMN_TILES = D / 8, STEPS = D / 16;
@@ -116,14 +135,14 @@ template <typename T, int D> __device__ __forceinline__ void prefill_wgmma(const
     int warp_first = prefix + min(first_row + warp * 16, s.rows - 1) / s.group;
     int warp_last = prefix + min(first_row + warp * 16 + 15, s.rows - 1) / s.group;
 
-    const int* table = a.block_tables + s_index * a.table_stride;
+    TileLoader<T, D> loader(a, s_index, kv_head, end, base);
     float scale = a.cap_log2 == 0.0f ? a.scale : 1.0f;
     float maximum[2] = {negative_infinity(), negative_infinity()}, sum[2] = {};
     float score[SCORE_TILES][4], value[COLUMN_TILES][4] = {};
     u32 weight[TOKENS / 16][4] = {};
 
     int tiles = begin < end ? (end - begin + TOKENS - 1) / TOKENS : 0;
-    if (tiles > 0) load_tile<T, D>(a, table, kv_head, begin, end, base);
+    if (tiles > 0) loader.start(begin, 0);
     copy_async_commit();
     int stage = 0;
     u32 last_values = 0;
@@ -135,10 +154,6 @@ template <typename T, int D> __device__ __forceinline__ void prefill_wgmma(const
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         // This tile is there for all, and the stage after it is no longer read by anybody.
         __syncthreads();
-        if (first + TOKENS < end) {
-            load_tile<T, D>(a, table, kv_head, first + TOKENS, end, base + stage * 2 * TILE_BYTES<D>);
-        }
-        copy_async_commit();
 
         wgmma_fence();
 #pragma unroll
@@ -154,6 +169,9 @@ template <typename T, int D> __device__ __forceinline__ void prefill_wgmma(const
             }
         }
         wgmma_commit();
+        // While the tensor cores work.
+        if (first + TOKENS < end) loader.start(first + TOKENS, stage * 2 * TILE_BYTES<D>);
+        copy_async_commit();
         wgmma_wait<1>();
         last_values = values;
 
@@ -196,10 +214,13 @@ template <typename T, int D> __device__ __forceinline__ void prefill_wgmma(const
             sum[h] = sum[h] * factor[h] + added;
         }
         wgmma_wait<0>();
+        // Maxima seldom change behind the first tiles.
+        if (__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) {
 #pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++) {
+            for (int n = 0; n < COLUMN_TILES; n++) {
 #pragma unroll
-            for (int e = 0; e < 4; e++) value[n][e] *= factor[e / 2];
+                for (int e = 0; e < 4; e++) value[n][e] *= factor[e / 2];
+            }
         }
 #pragma unroll
         for (int t = 0; t < TOKENS / 16; t++) {

@@ -181,6 +181,19 @@ impl Context {
         Ok(this)
     }
 
+    pub fn ordinal(&self) -> i32 {
+        self.ordinal
+    }
+
+    /// Lets the GPU's context stay until the process ends, and makes it current.
+    pub fn keep(&self) -> Result<()> {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: a valid place; never released.
+        let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, self.device) };
+        self.check(retained, "the context")?;
+        self.bind()
+    }
+
     pub fn stream(&self) -> sys::CUstream {
         self.stream
     }

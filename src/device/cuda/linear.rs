@@ -11,7 +11,7 @@ use cudarc::cublaslt::sys::{
     cublasLtMatmulPreferenceAttributes_t as Preference, cublasStatus_t, cudaDataType,
 };
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{c_int, c_void};
 
 /// Rows of `x` up to which the GEMV kernel is faster than the library (`docs/performance.md`).
@@ -82,6 +82,30 @@ fn data_type(dtype: DType) -> Result<cudaDataType> {
     }
 }
 
+/// The library's handle for a GPU, which any thread may use.
+struct Handle(sys::cublasLtHandle_t);
+
+// SAFETY: the library allows calls on one handle from several threads.
+unsafe impl Send for Handle {}
+
+/// Handles of the process, by the GPU's number.
+static HANDLES: Mutex<BTreeMap<i32, Handle>> = Mutex::new(BTreeMap::new());
+
+/// The handle for a context's GPU. It and the context stay until the process ends: to destroy a handle is to wait for all that
+/// the process does on the GPU, and crashes in the driver while other models come and go there.
+fn handle_of(context: &Context) -> Result<sys::cublasLtHandle_t> {
+    let mut handles = HANDLES.lock();
+    if let Some(Handle(handle)) = handles.get(&context.ordinal()) {
+        return Ok(*handle);
+    }
+    context.keep()?;
+    let mut handle = std::ptr::null_mut();
+    // SAFETY: a valid place.
+    check(unsafe { sys::cublasLtCreate(&mut handle) }, "no handle")?;
+    handles.insert(context.ordinal(), Handle(handle));
+    Ok(handle)
+}
+
 impl MatrixLibrary {
     /// Opens the library. The context is current.
     pub fn open(context: &std::sync::Arc<Context>, options: &CudaOptions) -> Result<Self> {
@@ -103,10 +127,7 @@ impl MatrixLibrary {
             )));
         }
         let workspace = Memory::new(context, WORKSPACE_BYTES, "the workspace of matrix products")?;
-        let mut handle = std::ptr::null_mut();
-        // SAFETY: a valid place; destroyed in `drop`.
-        check(unsafe { sys::cublasLtCreate(&mut handle) }, "no handle")?;
-        Ok(Self { handle, workspace, plans: Mutex::default() })
+        Ok(Self { handle: handle_of(context)?, workspace, plans: Mutex::default() })
     }
 
     /// `out = x · weightᵀ (+ bias)`. Says whether the library has an algorithm for it.
@@ -256,9 +277,6 @@ impl Drop for MatrixLibrary {
             };
             debug_assert!(statuses.iter().all(|&status| status == cublasStatus_t::CUBLAS_STATUS_SUCCESS));
         }
-        // SAFETY: created in `open`, destroyed once.
-        let status = unsafe { sys::cublasLtDestroy(self.handle) };
-        debug_assert_eq!(status, cublasStatus_t::CUBLAS_STATUS_SUCCESS);
     }
 }
 
@@ -324,8 +342,10 @@ impl Product<'_> {
             let kernel = kernels.gemv[type_index(self.x.dtype())? as usize - 1];
             let grid = (out_features.div_ceil(16), 1, 1);
             let geometry = Geometry { grid, block: (256, 1), shared_bytes: GEMV_SHARED_BYTES };
+            // Blocks with many columns run long: those that start early crowd some multiprocessors until the end.
+            let chained = kernels.chains && args.in_features <= 2 * args.out_features;
             // SAFETY: the kernel of this type takes these arguments; shapes were checked by the caller of the device.
-            return unsafe { launch_as(context, kernels.chains, kernel, geometry, &args, []) };
+            return unsafe { launch_as(context, chained, kernel, geometry, &args, []) };
         }
         let shape = self.shape();
         let multiplied = self.x.dtype() == self.weight.dtype() && library.multiply(context, shape, self)?;

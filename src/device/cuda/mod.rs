@@ -104,13 +104,6 @@ pub struct CudaDevice {
     context: Arc<Context>,
 }
 
-impl Drop for CudaDevice {
-    /// cuBLASLt waits for the thread's current context when it is closed: that has to be this one, which is still there.
-    fn drop(&mut self) {
-        self.context.log_failure(self.context.bind());
-    }
-}
-
 impl CudaDevice {
     /// Takes GPU `ordinal` of those the driver shows (`CUDA_VISIBLE_DEVICES` counts).
     ///
