@@ -25,7 +25,9 @@ pub(super) struct LateRows {
     rows: usize,
     /// Records of all rows: sampling, then edits.
     records: Vec<i32>,
-    masks: Vec<i32>,
+    masks: Vec<u32>,
+    /// Both.
+    bytes: Vec<u8>,
 }
 
 /// What a device reads of them. R rows of the step, M masks, V vocabulary.
@@ -53,6 +55,7 @@ impl LateRows {
             rows: 0,
             records: Vec::new(),
             masks: Vec::new(),
+            bytes: Vec::new(),
         })
     }
 
@@ -72,7 +75,7 @@ impl LateRows {
     pub(super) fn add(&mut self, row: usize, sampling: &RowSampling, edits: RowEdits, mask: Option<&TokenMask>) {
         let index = (self.masks.len() / self.mask_words.max(1)) as u32;
         if let Some(mask) = mask {
-            self.masks.extend(mask.words().iter().map(|&word| word as i32));
+            self.masks.extend_from_slice(mask.words());
         }
         let (samplings, all_edits) = self.records.split_at_mut(self.rows * RowSampling::WORDS);
         samplings[row * RowSampling::WORDS..][..RowSampling::WORDS].copy_from_slice(&sampling.encode());
@@ -82,8 +85,13 @@ impl LateRows {
 
     /// Enqueues the copy to the device.
     pub(super) fn upload(&mut self) -> Result<LateInput> {
-        let bytes: Vec<u8> = self.records.iter().chain(&self.masks).flat_map(|word| word.to_ne_bytes()).collect();
-        self.transfers.upload(&self.view(0, 1, bytes.len() / DType::I32.size())?, &bytes)?;
+        let size = DType::I32.size();
+        self.bytes.resize((self.records.len() + self.masks.len()) * size, 0);
+        let (records, masks) = self.bytes.split_at_mut(self.records.len() * size);
+        records.chunks_exact_mut(size).zip(&self.records).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
+        masks.chunks_exact_mut(size).zip(&self.masks).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
+        let all = self.view(0, 1, self.bytes.len() / size)?;
+        self.transfers.upload(&all, &self.bytes)?;
         let num_masks = self.masks.len() / self.mask_words.max(1);
         let masks = (num_masks > 0).then(|| self.view(self.records.len(), num_masks, self.mask_words)).transpose()?;
         let edits = self.view(self.rows * RowSampling::WORDS, self.rows, RowEdits::WORDS)?;
