@@ -88,7 +88,10 @@ impl LateRows {
         let size = DType::I32.size();
         self.bytes.resize((self.records.len() + self.masks.len()) * size, 0);
         let (records, masks) = self.bytes.split_at_mut(self.records.len() * size);
-        records.chunks_exact_mut(size).zip(&self.records).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
+        records
+            .chunks_exact_mut(size)
+            .zip(&self.records)
+            .for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
         masks.chunks_exact_mut(size).zip(&self.masks).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
         let all = self.view(0, 1, self.bytes.len() / size)?;
         self.transfers.upload(&all, &self.bytes)?;

@@ -72,8 +72,10 @@ fn context_and_generation_logits_are_those_of_plain_steps() {
 /// Tokens with their log-probabilities.
 type Ranked = Vec<(TokenId, f32)>;
 
-/// Prompt, the log-probabilities of its tokens but the first, and the likeliest tokens in the place of each greedy one.
-fn references() -> Vec<(String, Vec<TokenId>, Vec<f32>, Vec<Ranked>)> {
+/// Model, prompt, the log-probabilities of its tokens but the first, and the likeliest tokens in the place of each greedy one.
+type Reference = (String, Vec<TokenId>, Vec<f32>, Vec<Ranked>);
+
+fn references() -> Vec<Reference> {
     let text = std::fs::read_to_string(fixtures().join("log_probs.json")).unwrap();
     let reference: Value = serde_json::from_str(&text).unwrap();
     let float = |value: &Value| value.as_f64().unwrap() as f32;
