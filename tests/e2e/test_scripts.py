@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from server import ROOT, eventually
+from server import ROOT, TRTLLM, eventually
 
 sys.path.insert(0, str(ROOT / "ci"))
 import fill_template  # noqa: E402
@@ -112,6 +112,37 @@ def test_7_1_every_template_takes_upstreams_names(tmp_path):
         assert result.returncode == 0, result.stderr
         for value in fill_template.parse(substitutions).values():
             assert f'"{value}"' in file.read_text()
+
+
+def test_7_1_the_documented_substitutions_of_upstream_fill_every_template(tmp_path):
+    model, size = ROOT / "ci/demo_model/hf", "triton_max_batch_size:64"
+    documented = {
+        "tensorrt_llm": f"triton_backend:tensorrtllm,{size},decoupled_mode:False,max_beam_width:1,engine_dir:{model},tokenizer_dir:{model},"
+        "max_tokens_in_paged_kv_cache:2560,max_attention_window_size:2560,kv_cache_free_gpu_mem_fraction:0.5,exclude_input_in_output:True,"
+        "enable_kv_cache_reuse:False,batching_strategy:inflight_fused_batching,max_queue_delay_microseconds:100,max_queue_size:7,"
+        "encoder_input_features_data_type:TYPE_BF16,logits_datatype:TYPE_FP16",
+        "preprocessing": f"tokenizer_dir:{model},{size},preprocessing_instance_count:2",
+        "postprocessing": f"tokenizer_dir:{model},{size},postprocessing_instance_count:3",
+        "tensorrt_llm_bls": f"{size},decoupled_mode:False,bls_instance_count:4,accumulate_tokens:False,logits_datatype:TYPE_FP16",
+        "ensemble": f"{size},logits_datatype:TYPE_FP16",
+    }
+    texts = {}
+    for name, substitutions in documented.items():
+        folder = tmp_path / name
+        (folder / "1").mkdir(parents=True)
+        (folder / "config.pbtxt").write_text((ROOT / "model_repo" / name / "config.pbtxt").read_text())
+        result = run("-i", folder / "config.pbtxt", substitutions)
+        assert result.returncode == 0, f"{name}: {result.stderr}"
+        texts[name] = (folder / "config.pbtxt").read_text()
+        assert "max_batch_size: 64" in texts[name]
+    llm = texts["tensorrt_llm"]
+    for setting in ('backend: "tensorrtllm"', "preferred_batch_size: [ 64 ]", "decoupled: False", "max_queue_size: 7", "max_queue_delay_microseconds: 100", '"inflight_fused_batching"'):
+        assert setting in llm, setting
+    assert llm.count("TYPE_FP16") >= 3 and "TYPE_BF16" in llm
+    for name, count in (("preprocessing", 2), ("postprocessing", 3), ("tensorrt_llm_bls", 4)):
+        assert f"count: {count}" in texts[name]
+    check = subprocess.run([TRTLLM, "check", tmp_path], capture_output=True, text=True)
+    assert check.returncode == 0, check.stdout + check.stderr
 
 
 def test_7_2_launcher_has_every_option_of_upstream(tmp_path):
