@@ -138,11 +138,6 @@ impl BeamSearch {
         (1 + self.stop.end_ids.len().max(1)) * self.params.width_after(self.length())
     }
 
-    /// Whether the outlook of the next tokens is that of the model: no pass changes its logits.
-    pub fn takes_logits_as_they_are(&self) -> bool {
-        !self.sampling.changes_logits(self.length() - 1)
-    }
-
     /// The outlook of a live hypothesis by its logits `[V]`, to which the passes are applied.
     ///
     /// # Errors

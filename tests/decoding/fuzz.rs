@@ -33,6 +33,8 @@ const FLOATS: &[&str] = &[
     "presence_penalty",
     "frequency_penalty",
     "len_penalty",
+    "beam_search_diversity_rate",
+    "draft_acceptance_threshold",
 ];
 const INTS: &[&str] = &[
     "top_k",
@@ -45,6 +47,8 @@ const INTS: &[&str] = &[
     "max_tokens",
     "num_return_sequences",
     "stop_token_ids",
+    "beam_width",
+    "early_stopping",
 ];
 const FLAGS: &[&str] = &[
     "ignore_eos",
@@ -94,7 +98,7 @@ fn fuzzed(random: &mut Random) -> Vec<Tensor> {
         [0.0, -0.0, 1.0, 1.0001, -1.0, 1e-30, 1e-45, 1e30, 100.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.5];
     let ints = [0, 1, -1, 2, 5, VOCAB - 1, VOCAB, VOCAB + 1, i32::MAX, i32::MIN];
     let one = |name: &str, tensor: Tensor| Tensor { name: name.to_owned(), ..tensor };
-    match random.below(12) {
+    match random.below(14) {
         0..=2 => vec![Tensor::fp32(random.pick(FLOATS), &[1, 1], &[random.pick(&floats)])],
         3..=4 => vec![Tensor::int32(random.pick(INTS), &[1, 1], &[random.pick(&ints)])],
         5 => vec![Tensor::bools(random.pick(FLAGS), &[1, 1], &[random.below(2) == 0])],
@@ -151,6 +155,21 @@ fn fuzzed(random: &mut Random) -> Vec<Tensor> {
                 Tensor { name: name.to_owned(), dtype: dtype::FP32, shape: vec![1, 1], bytes: vec![0; 3] },
             ])]
         }
+        11 => {
+            let widths = random.pick(&[vec![1], vec![2, 3], vec![3, 1, 2], vec![0], vec![4], vec![-1, 2], vec![i32::MAX]]);
+            let array = Tensor::int32("beam_width_array", &[1, widths.len() as i64], &widths);
+            let width = Tensor::int32("beam_width", &[1, 1], &[random.pick(&[1, 2, 3])]);
+            if random.below(2) == 0 { vec![width] } else { vec![width, array] }
+        }
+        12 => {
+            let ids = random.pick(&[vec![5], vec![5, 6, 7], vec![-1], vec![VOCAB], vec![1; 100], vec![]]);
+            let rows = random.pick(&[ids.len(), 1, 0]);
+            let value = random.pick(&[0.0, f32::NAN, f32::NEG_INFINITY, f32::INFINITY]);
+            let logits = vec![value; rows * VOCAB as usize];
+            let ids = Tensor::int32("draft_input_ids", &[1, ids.len() as i64], &ids);
+            let logits = Tensor::fp32("draft_logits", &[1, rows as i64, i64::from(VOCAB)], &logits);
+            if random.below(2) == 0 { vec![ids] } else { vec![ids, logits] }
+        }
         _ => vec![
             Tensor::uint64("seed", &[1, 1], &[random.pick(&[0, 1, u64::MAX])]),
             Tensor::fp32("top_p", &[1, 1], &[0.9]),
@@ -198,7 +217,7 @@ const JOINT: [&str; 3] = ["leave no token", "guided decoding", "prompt"];
 #[test]
 fn any_values_give_an_error_with_a_name_or_a_valid_answer_and_canaries_live() {
     let server = start();
-    let model = demo(&server, &[("max_seq_len", "64")]);
+    let model = demo(&server, &[("max_seq_len", "64"), ("max_beam_width", "3")]);
     let canary = || ask("Once upon a time", MAX_TOKENS);
     let expected = answer(&model.infer(canary()));
     let mut random = Random(0x5EED);
@@ -240,7 +259,9 @@ fn any_values_give_an_error_with_a_name_or_a_valid_answer_and_canaries_live() {
             errors += usize::from(!failures.is_empty());
             if failures.is_empty() {
                 let Answer { tokens, .. } = answer(replies);
-                assert!(tokens.iter().all(|id| (0..VOCAB).contains(id)), "{names:?}: {tokens:?}");
+                // Beams of other lengths are padded.
+                let least = if names.iter().any(|name| name == "beam_width") { -1 } else { 0 };
+                assert!(tokens.iter().all(|id| (least..VOCAB).contains(id)), "{names:?}: {tokens:?}");
                 answers += 1;
             }
         }
