@@ -156,7 +156,8 @@ fn fuzzed(random: &mut Random) -> Vec<Tensor> {
             ])]
         }
         11 => {
-            let widths = random.pick(&[vec![1], vec![2, 3], vec![3, 1, 2], vec![0], vec![4], vec![-1, 2], vec![i32::MAX]]);
+            let widths =
+                random.pick(&[vec![1], vec![2, 3], vec![3, 1, 2], vec![0], vec![4], vec![-1, 2], vec![i32::MAX]]);
             let array = Tensor::int32("beam_width_array", &[1, widths.len() as i64], &widths);
             let width = Tensor::int32("beam_width", &[1, 1], &[random.pick(&[1, 2, 3])]);
             if random.below(2) == 0 { vec![width] } else { vec![width, array] }
