@@ -90,24 +90,10 @@ impl CudaDevice {
     }
 
     pub(super) fn gated(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()> {
-        let vector = vector_of(out.dtype());
-        let vectors = vectors(&[out, gate_up], out.cols(), vector);
-        let args = RowArgs {
-            out: out.addr(),
-            x: gate_up.addr(),
-            index: 0,
-            out_stride: out.stride() as i64,
-            x_stride: gate_up.stride() as i64,
-            cols: out.cols() as i32,
-            x_dtype: type_index(gate_up.dtype())?,
-            x_rows: gate_up.rows() as i32,
-            scale: 1.0,
-        };
-        let geometry = row_geometry(out.rows(), out.cols(), if vectors { vector } else { 1 });
-        let activation = number_of(activation);
+        let (args, geometry, vectors) = elements(out, gate_up, 1.0)?;
         let kernel = self.kernels.gated_activation.of(out.dtype())?;
         // SAFETY: as in `norm`.
-        unsafe { self.launch_chained(kernel, geometry, &args, [i32::from(vectors), activation]) }
+        unsafe { self.launch_chained(kernel, geometry, &args, [vectors, number_of(activation)]) }
     }
 
     pub(super) fn center(&self, a: &LayerNorm<'_>) -> Result<()> {
