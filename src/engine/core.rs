@@ -1,6 +1,9 @@
 //! The body of the engine's loop: requests in, plans down, outputs up, deltas out. A plain object that tests drive
 //! without a thread.
 
+mod ends;
+mod record;
+
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -13,20 +16,15 @@ use super::clients::{Client, Clients};
 use super::config::EngineConfig;
 use super::events::{KvEventBatch, KvEvents};
 use super::gate::{Charge, Gate, failed_request};
-use super::request::{Delta, DeltaLogits, Finish, FinishReason, Request, RequestSink, RequestStats};
+use super::request::{FinishReason, Request, RequestSink, RequestStats};
 use super::scheduler::{PlanStats, Scheduler};
-use super::sequence::{Inspected, SeqDelta};
+use super::sequence::SeqDelta;
 use super::sink::{FinalSink, Ledger, panic_text};
-use super::stats::{EngineStats, EngineTotals, IterationStats, KvStats};
+use super::stats::{EngineStats, EngineTotals, IterationStats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::RequestId;
-use crate::step::{Executor, ExecutorLimits, Inspection, StepOutput, StepPlan};
-
-/// Least time between two checks of all invariants when the engine goes idle.
-const AUDIT_INTERVAL_NS: u64 = 1_000_000_000;
-
-/// Notes that are kept to explain a leak.
-const HISTORY: usize = 64;
+use crate::step::{Executor, ExecutorLimits, StepPlan};
+use record::{HISTORY, Note};
 
 /// Called on the engine thread after every step, and when the engine goes idle otherwise; it must not block.
 pub type IterationHook = Box<dyn FnMut(&IterationStats) + Send>;
@@ -75,16 +73,6 @@ pub struct EngineCore {
     fresh: bool,
     /// Empty between steps.
     deltas: Vec<SeqDelta>,
-}
-
-/// What happened to a request: the story behind a leak.
-#[derive(Debug)]
-#[expect(dead_code, reason = "read through Debug")]
-struct Note {
-    iteration: u64,
-    request: RequestId,
-    what: &'static str,
-    used_blocks: usize,
 }
 
 impl EngineCore {
@@ -374,125 +362,6 @@ impl EngineCore {
         Ok(())
     }
 
-    /// Passes new tokens on. The last delta of a request is returned instead, so that whoever hears of the end finds it
-    /// in the statistics.
-    fn deliver(&mut self, seq_delta: SeqDelta, output: &mut StepOutput) -> Option<(Client, Delta)> {
-        let SeqDelta { address, row, accepted, inspected, stats, finish } = seq_delta;
-        let tokens = row.map_or(&[][..], |row| &output.rows[row].tokens[..accepted]);
-        let mut delta = Delta {
-            sequence_index: address.index as usize,
-            tokens: tokens.iter().map(|token| token.id).collect(),
-            log_probs: tokens.iter().filter_map(|token| token.log_prob).collect(),
-            top: row.map_or_else(Vec::new, |row| output.rows[row].top.iter().take(accepted).cloned().collect()),
-            stats,
-            finish,
-            ..Delta::default()
-        };
-        if let Some(inspected) = inspected {
-            delta.logits = Some(Box::new(inspected_logits(&inspected, &mut output.inspections[inspected.number])));
-        }
-        self.totals.generated_tokens += accepted as u64;
-        let client = self.clients.get_mut(address.client)?;
-        let request = client.request;
-        if let Some(finish) = &mut delta.finish {
-            finish.error = finish.error.take().map(|error| of_request(request, &error));
-        }
-        if client.beams.is_some() {
-            return self.deliver_to_search(address.client, delta);
-        }
-        let Some(finish) = &delta.finish else {
-            client.sink.delta(delta);
-            return None;
-        };
-        let reason = finish.reason;
-        client.sequences[delta.sequence_index] = None;
-        client.open -= 1;
-        self.totals.cached_tokens += stats.cached_tokens as u64;
-        if client.open > 0 {
-            client.sink.delta(delta);
-            return None;
-        }
-        self.count_end(reason);
-        self.note(request, "ended");
-        Some((self.clients.remove(address.client)?, delta))
-    }
-
-    /// Passes what a sequence has computed to the search that it works for; the last of a round starts the next one, or
-    /// ends the search.
-    fn deliver_to_search(&mut self, place: u32, mut delta: Delta) -> Option<(Client, Delta)> {
-        let client = self.clients.get_mut(place)?;
-        let (request, group) = (client.request, client.beams.as_mut()?);
-        if group.is_first_round() {
-            self.totals.cached_tokens += delta.finish.as_ref().map_or(0, |_| delta.stats.cached_tokens as u64);
-        }
-        group.take(&mut delta);
-        let finish = delta.finish?;
-        client.sequences[delta.sequence_index] = None;
-        client.open -= 1;
-        let vocab_size = self.limits.vocab_size;
-        let outcome = match finish.error {
-            Some(error) => Err(error),
-            None if client.open > 0 => return None,
-            None => group.advance().map_err(|fault| of_request(request, &fault.into_error(vocab_size))),
-        };
-        let finish = match outcome {
-            Ok(true) => {
-                if group.streams() {
-                    client.sink.delta(group.delta(None, self.now_ns));
-                }
-                let sequences = self.scheduler.add_round(group.round(), place, group.arrival_ns());
-                client.open = sequences.len();
-                client.sequences = sequences.into_iter().map(Some).collect();
-                return None;
-            }
-            Ok(false) => Finish { reason: group.reason(), error: None },
-            Err(error) => Finish { reason: FinishReason::Error, error: Some(error) },
-        };
-        let reason = finish.reason;
-        let delta = group.delta(Some(finish), self.now_ns);
-        for seq in client.sequences.drain(..).flatten() {
-            self.scheduler.finish(seq);
-        }
-        self.count_end(reason);
-        self.note(request, "ended");
-        Some((self.clients.remove(place)?, delta))
-    }
-
-    /// Ends a request now, whatever it is doing.
-    fn end(&mut self, client: u32, reason: FinishReason, error: Option<&Error>) {
-        let Some(mut client) = self.clients.remove(client) else { return };
-        if let Some(charge) = client.charge {
-            self.gate.leave_queue(charge);
-        }
-        tracing::debug!(request = client.request.0, ?reason, "end");
-        let open = client.sequences.iter().enumerate().filter_map(|(index, seq)| Some((index, (*seq)?)));
-        let ended: Vec<_> = open.map(|(index, seq)| (index, self.scheduler.finish(seq).unwrap_or_default())).collect();
-        if client.beams.as_ref().is_none_or(|group| group.is_first_round()) {
-            self.totals.cached_tokens += ended.iter().map(|(_, stats)| stats.cached_tokens as u64).sum::<u64>();
-        }
-        self.count_end(reason);
-        self.note(client.request, "was ended");
-        self.board.lock().totals = self.totals;
-        self.unpublished = true;
-        if let Some(mut group) = client.beams.take() {
-            let finish = Finish { reason, error: error.cloned() };
-            return client.sink.delta(group.delta(Some(finish), self.now_ns));
-        }
-        for (index, stats) in ended {
-            client.sink.finish(index, reason, error.cloned(), stats);
-        }
-    }
-
-    fn count_end(&mut self, reason: FinishReason) {
-        self.totals.requests_finished += 1;
-        match reason {
-            FinishReason::Cancelled => self.totals.requests_cancelled += 1,
-            FinishReason::TimedOut => self.totals.requests_timed_out += 1,
-            FinishReason::Error => self.totals.requests_failed += 1,
-            FinishReason::EndId | FinishReason::StopWords | FinishReason::Length => {}
-        }
-    }
-
     /// Answers everybody and turns the engine off.
     fn fail(&mut self, error: Error) -> Error {
         tracing::error!(error = %error, "the executor failed, the engine is off");
@@ -509,102 +378,13 @@ impl EngineCore {
         self.publish(PlanStats::default());
         failure
     }
-
-    /// Requests may end without a step: then the last record is brought up to date, before all is quiet. And a quiet
-    /// engine that holds anything has lost it.
-    fn settle(&mut self) {
-        if !self.is_idle() {
-            return;
-        }
-        if self.now_ns >= self.next_audit_ns {
-            self.next_audit_ns = self.now_ns + AUDIT_INTERVAL_NS;
-            self.audit();
-        }
-        if self.unpublished {
-            self.publish(PlanStats::default());
-        }
-    }
-
-    fn audit(&mut self) {
-        let Err(problem) = self.check() else { return };
-        if self.totals.failed_checks == 0 {
-            tracing::error!(problem, history = ?self.history, "an idle engine is not in order: this is a bug");
-        }
-        self.totals.failed_checks += 1;
-        self.unpublished = true;
-    }
-
-    fn note(&mut self, request: RequestId, what: &'static str) {
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
-        }
-        let kv = self.scheduler.kv();
-        self.history.push_back(Note {
-            iteration: self.iteration,
-            request,
-            what,
-            used_blocks: kv.num_blocks() - kv.free(),
-        });
-    }
-
-    fn publish(&mut self, plan: PlanStats) {
-        self.totals.preemptions = self.scheduler.preemptions();
-        let last_iteration = self.iteration_stats(plan);
-        let steps_in_flight = self.in_flight.len();
-        *self.board.lock() =
-            EngineStats { last_iteration, totals: self.totals, steps_in_flight, ..EngineStats::default() };
-        self.unpublished = false;
-        if let Some(hook) = &mut self.on_iteration {
-            hook(&last_iteration);
-        }
-    }
-
-    fn iteration_stats(&self, plan: PlanStats) -> IterationStats {
-        let (kv, active) = (self.scheduler.kv(), self.scheduler.active());
-        IterationStats {
-            iteration: self.iteration,
-            active_requests: active,
-            max_requests: self.max_batch_size,
-            scheduled_requests: plan.scheduled,
-            context_requests: plan.context,
-            generation_requests: plan.generation,
-            waiting_requests: active.saturating_sub(plan.scheduled),
-            paused_requests: self.scheduler.paused(),
-            total_context_tokens: plan.context_tokens,
-            total_generation_tokens: plan.generation_tokens,
-            empty_generation_slots: self.max_batch_size - plan.scheduled,
-            micro_batch_id: 0,
-            kv: KvStats {
-                max_blocks: kv.num_blocks(),
-                free_blocks: kv.free(),
-                used_blocks: kv.num_blocks() - kv.free(),
-                tokens_per_block: kv.block_size(),
-                reused_blocks: kv.reused_blocks(),
-                cached_blocks: kv.cached_blocks(),
-                evicted_blocks: kv.evicted_blocks(),
-            },
-            tiers: kv.tier_stats(),
-            memory: self.executor.memory(),
-        }
-    }
-}
-
-/// An error in the words in which the end of a request is reported.
-fn of_request(request: RequestId, error: &Error) -> Error {
-    Error::new(error.kind(), failed_request(request, error.message()))
-}
-
-fn inspected_logits(inspected: &Inspected, inspection: &mut Inspection) -> DeltaLogits {
-    let generation = inspection.logits[inspected.generation.clone()].to_vec();
-    let prompt_log_probs = inspection.next_log_probs[..inspected.prompt_log_probs].to_vec();
-    let mut context = std::mem::take(&mut inspection.logits);
-    context.truncate(inspected.context);
-    DeltaLogits { context, generation, prompt_log_probs }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::fake::FakeExecutor;
+    use super::super::request::Delta;
+    use super::record::AUDIT_INTERVAL_NS;
     use super::*;
 
     struct Deaf;
