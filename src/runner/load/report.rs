@@ -1,0 +1,87 @@
+//! What was loaded, told in a few lines.
+
+use super::super::memory::KvPlan;
+use crate::device::{DType, DeviceInfo};
+use crate::step::ExecutorLimits;
+use std::fmt;
+
+/// What was loaded and which memory it takes.
+#[derive(Clone, Debug)]
+pub struct LoadReport {
+    pub source: String,
+    /// What kind of checkpoint was found.
+    pub format: String,
+    pub family: &'static str,
+    pub device: DeviceInfo,
+    pub parameters: u64,
+    pub dtype: DType,
+    pub weight_bytes: usize,
+    pub workspace_bytes: usize,
+    /// Recorded steps: planned, and after the model is loaded how many there are and what they took.
+    pub graphs: usize,
+    pub graph_bytes: usize,
+    pub kv: KvPlan,
+    pub kv_dtype: DType,
+    /// Bytes of keys and values of one token, all layers.
+    pub kv_bytes_per_token: usize,
+    /// Blocks of the host tier.
+    pub host_blocks: usize,
+    pub limits: ExecutorLimits,
+    /// Names of tensors that the model does not use.
+    pub unused: Vec<String>,
+    pub seconds: f64,
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let limits = &self.limits;
+        writeln!(f, "model      {} ({}, {:.1} M parameters)", self.source, self.family, self.parameters as f64 / 1e6)?;
+        writeln!(f, "format     {}", self.format)?;
+        writeln!(f, "device     {}", self.device.description)?;
+        writeln!(f, "weights    {} ({})", mib(self.weight_bytes), self.dtype)?;
+        writeln!(f, "workspace  {} (steps of up to {} tokens)", mib(self.workspace_bytes), limits.max_step_tokens)?;
+        if self.graphs > 0 {
+            writeln!(f, "graphs     {} ({} recorded steps)", mib(self.graph_bytes), self.graphs)?;
+        }
+        writeln!(
+            f,
+            "KV cache   {} ({}): {} blocks of {} = {} tokens",
+            mib(self.kv.bytes - self.kv.window_bytes()),
+            self.kv_dtype,
+            self.kv.num_blocks,
+            limits.block_size_tokens,
+            self.kv.tokens
+        )?;
+        for window in &self.kv.windows {
+            let (pool, layers) = (window.pool, window.layers);
+            let sinks =
+                if pool.sink_tokens > 0 { format!("the first {} and ", pool.sink_tokens) } else { String::new() };
+            writeln!(
+                f,
+                "           {}: {} blocks for {layers} layers that see {sinks}the last {} tokens",
+                mib(window.bytes),
+                pool.num_blocks,
+                pool.window_tokens
+            )?;
+        }
+        if !self.kv.windows.is_empty() {
+            let whole = self.kv.tokens * self.kv_bytes_per_token;
+            writeln!(f, "           {} in all; without windows {}", mib(self.kv.bytes), mib(whole))?;
+        }
+        if self.host_blocks > 0 {
+            let tokens = self.host_blocks * limits.block_size_tokens;
+            let bytes = mib(tokens * self.kv_bytes_per_token);
+            writeln!(f, "host tier  {bytes}: {} blocks = {tokens} tokens", self.host_blocks)?;
+        }
+        writeln!(
+            f,
+            "limits     {} sequences of up to {} tokens; vocabulary of {}",
+            limits.max_step_sequences, limits.max_seq_len_tokens, limits.vocab_size
+        )?;
+        if let Some(first) = self.unused.first() {
+            writeln!(f, "ignored    {} tensors that the model does not use, {first} the first", self.unused.len())?;
+        }
+        write!(f, "loaded in  {:.2} s", self.seconds)
+    }
+}
