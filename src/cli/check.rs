@@ -245,7 +245,7 @@ fn check_llm(
     findings.facts.push(report.to_string());
     if let Some(gib) = gpu_gib {
         let free = (gib * f64::from(1 << 30)) as usize;
-        let left = free.saturating_sub(report.weight_bytes + report.workspace_bytes);
+        let left = free.saturating_sub(report.device_bytes() - report.kv.bytes);
         let share = options.kv_free_fraction.unwrap_or(0.9);
         let fitting = (left as f64 * share) as usize / report.kv_bytes_per_token.max(1);
         let (wanted, longest) = (options.kv_max_tokens.unwrap_or(usize::MAX), report.limits.max_seq_len_tokens);

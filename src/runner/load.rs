@@ -133,7 +133,7 @@ fn layer_pools(config: &ModelConfig, windows: &[WindowPlan]) -> Vec<usize> {
 }
 
 fn memory_in_use(report: &LoadReport) -> ExecutorMemory {
-    let bytes = (report.weight_bytes + report.workspace_bytes + report.graph_bytes + report.kv.bytes) as u64;
+    let bytes = report.device_bytes() as u64;
     match report.device.host_accessible {
         true => ExecutorMemory { cpu_bytes: bytes, ..Default::default() },
         false => ExecutorMemory { gpu_bytes: bytes, ..Default::default() },

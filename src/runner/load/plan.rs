@@ -35,6 +35,7 @@ pub(super) struct LoadPlan {
     pub parameters: u64,
     pub weight_bytes: usize,
     pub workspace_bytes: usize,
+    pub buffer_bytes: usize,
     pub graph_bytes: usize,
     /// Without the number of blocks.
     pub limits: ExecutorLimits,
@@ -62,7 +63,19 @@ impl LoadPlan {
         let workspace_bytes = workspace_bytes(&planning, &model, &limits, dtype)?;
         let graphs = if device.is_asynchronous() && records(device, options) { options.max_graphs } else { Some(0) };
         let graph_bytes = graphs::planned_bytes(&limits, graphs);
-        Ok(Self { config, dtype, kv_dtype, parameters, weight_bytes, workspace_bytes, graph_bytes, limits })
+        let mut plan = Self {
+            config,
+            dtype,
+            kv_dtype,
+            parameters,
+            weight_bytes,
+            workspace_bytes,
+            buffer_bytes: 0,
+            graph_bytes,
+            limits,
+        };
+        plan.buffer_bytes = plan.buffers(device);
+        Ok(plan)
     }
 
     pub fn report(&self, device: &SharedDevice, checkpoint: &Checkpoint, kv: KvPlan, start: Instant) -> LoadReport {
@@ -75,6 +88,7 @@ impl LoadPlan {
             dtype: self.dtype,
             weight_bytes: self.weight_bytes,
             workspace_bytes: self.workspace_bytes,
+            buffer_bytes: self.buffer_bytes,
             graphs: 0,
             graph_bytes: self.graph_bytes,
             kv_dtype: self.kv_dtype,
@@ -89,15 +103,12 @@ impl LoadPlan {
 
     pub fn kv_plan(&self, device: &SharedDevice, options: &ModelOptions) -> Result<KvPlan> {
         let info = device.info();
-        let prompt_bytes = PromptWindow::bytes(self.config.embedding_size(), device.activation_dtype(self.dtype));
-        let rows = LateRows::bytes(&self.limits) + Results::bytes(&self.limits) + table_bytes(&self.limits);
-        let taken = self.weight_bytes + self.workspace_bytes + self.graph_bytes + rows + prompt_bytes;
-        let taken = taken as u64;
+        let taken = (self.weight_bytes + self.workspace_bytes + self.buffer_bytes + self.graph_bytes) as u64;
         let free_bytes = info.free_bytes.checked_sub(taken).ok_or_else(|| {
             Error::unavailable(format!(
-                "the model needs {} MiB for weights and {} MiB for its workspace and recorded steps; {} has {} MiB free",
+                "the model needs {} MiB for weights and {} MiB for its workspace, buffers and recorded steps; {} has {} MiB free",
                 self.weight_bytes >> 20,
-                (self.workspace_bytes + self.graph_bytes) >> 20,
+                (self.workspace_bytes + self.buffer_bytes + self.graph_bytes) >> 20,
                 info.description,
                 info.free_bytes >> 20
             ))
@@ -125,6 +136,14 @@ impl LoadPlan {
             max_seq_len_tokens: self.limits.max_seq_len_tokens,
             max_batch_size: batch_size(options),
         })
+    }
+
+    /// Bytes of the input of a step, the tables and results of sampling, and the rows of prompts that come as numbers.
+    fn buffers(&self, device: &SharedDevice) -> usize {
+        let limits = &self.limits;
+        let sampling = LateRows::bytes(limits) + Results::bytes(limits) + table_bytes(limits);
+        let prompts = PromptWindow::bytes(self.config.embedding_size(), device.activation_dtype(self.dtype));
+        StepInput::bytes(largest_step(limits), self.windows().len()) + sampling + prompts
     }
 
     /// Layers that see a window of the context, by what they see.

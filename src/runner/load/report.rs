@@ -17,6 +17,8 @@ pub struct LoadReport {
     pub dtype: DType,
     pub weight_bytes: usize,
     pub workspace_bytes: usize,
+    /// Inputs of steps, tables and results of sampling, rows of prompts.
+    pub buffer_bytes: usize,
     /// Recorded steps: planned, and after the model is loaded how many there are and what they took.
     pub graphs: usize,
     pub graph_bytes: usize,
@@ -32,6 +34,13 @@ pub struct LoadReport {
     pub seconds: f64,
 }
 
+impl LoadReport {
+    /// Bytes of the device that the model has for itself.
+    pub fn device_bytes(&self) -> usize {
+        self.weight_bytes + self.workspace_bytes + self.buffer_bytes + self.graph_bytes + self.kv.bytes
+    }
+}
+
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
@@ -41,6 +50,7 @@ impl fmt::Display for LoadReport {
         writeln!(f, "device     {}", self.device.description)?;
         writeln!(f, "weights    {} ({})", mib(self.weight_bytes), self.dtype)?;
         writeln!(f, "workspace  {} (steps of up to {} tokens)", mib(self.workspace_bytes), limits.max_step_tokens)?;
+        writeln!(f, "buffers    {} (inputs, sampling)", mib(self.buffer_bytes))?;
         if self.graphs > 0 {
             writeln!(f, "graphs     {} ({} recorded steps)", mib(self.graph_bytes), self.graphs)?;
         }
