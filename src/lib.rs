@@ -18,5 +18,6 @@ pub mod model;
 pub mod ops;
 pub mod runner;
 pub mod step;
+pub mod tensors;
 pub mod text;
 pub mod triton;

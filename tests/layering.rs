@@ -11,6 +11,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("ids", &[]),
     ("config", &[]),
     ("metrics", &["config"]),
+    ("tensors", &["config"]),
     ("text", &[]),
     ("decode", &["step"]),
     ("step", &["decode"]),
@@ -19,9 +20,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("ops", &["device", "step"]),
     ("model", &["device", "ops"]),
     ("runner", &["config", "decode", "device", "model", "ops", "step"]),
-    ("adapter", &["config", "decode", "device", "engine", "metrics", "model", "runner", "step", "text", "triton"]),
-    ("triton", &["adapter", "device"]),
-    ("cli", &["config", "decode", "device", "engine", "model", "ops", "runner", "step", "text"]),
+    (
+        "adapter",
+        &["config", "decode", "device", "engine", "metrics", "model", "runner", "step", "tensors", "text", "triton"],
+    ),
+    ("triton", &["adapter", "device", "tensors"]),
+    ("cli", &["config", "decode", "device", "engine", "model", "ops", "runner", "step", "tensors", "text"]),
 ];
 
 /// Layers, or files of them, that are pure: no thread, no clock, no file.

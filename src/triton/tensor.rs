@@ -5,65 +5,34 @@ use std::fmt;
 
 use super::sys;
 use crate::error::{Error, Result};
+pub use crate::tensors::DataType;
 
-/// The element type of a tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DataType {
-    Bool,
-    Uint8,
-    Uint16,
-    Uint32,
-    Uint64,
-    Int8,
-    Int16,
-    Int32,
-    Int64,
-    Fp16,
-    Fp32,
-    Fp64,
-    Bytes,
-    Bf16,
-}
-
-const DATA_TYPES: [(DataType, sys::TRITONSERVER_DataType, Option<usize>, &str); 14] = [
-    (DataType::Bool, sys::TRITONSERVER_TYPE_BOOL, Some(1), "BOOL"),
-    (DataType::Uint8, sys::TRITONSERVER_TYPE_UINT8, Some(1), "UINT8"),
-    (DataType::Uint16, sys::TRITONSERVER_TYPE_UINT16, Some(2), "UINT16"),
-    (DataType::Uint32, sys::TRITONSERVER_TYPE_UINT32, Some(4), "UINT32"),
-    (DataType::Uint64, sys::TRITONSERVER_TYPE_UINT64, Some(8), "UINT64"),
-    (DataType::Int8, sys::TRITONSERVER_TYPE_INT8, Some(1), "INT8"),
-    (DataType::Int16, sys::TRITONSERVER_TYPE_INT16, Some(2), "INT16"),
-    (DataType::Int32, sys::TRITONSERVER_TYPE_INT32, Some(4), "INT32"),
-    (DataType::Int64, sys::TRITONSERVER_TYPE_INT64, Some(8), "INT64"),
-    (DataType::Fp16, sys::TRITONSERVER_TYPE_FP16, Some(2), "FP16"),
-    (DataType::Fp32, sys::TRITONSERVER_TYPE_FP32, Some(4), "FP32"),
-    (DataType::Fp64, sys::TRITONSERVER_TYPE_FP64, Some(8), "FP64"),
-    (DataType::Bytes, sys::TRITONSERVER_TYPE_BYTES, None, "BYTES"),
-    (DataType::Bf16, sys::TRITONSERVER_TYPE_BF16, Some(2), "BF16"),
+const CODES: [(DataType, sys::TRITONSERVER_DataType); 14] = [
+    (DataType::Bool, sys::TRITONSERVER_TYPE_BOOL),
+    (DataType::Uint8, sys::TRITONSERVER_TYPE_UINT8),
+    (DataType::Uint16, sys::TRITONSERVER_TYPE_UINT16),
+    (DataType::Uint32, sys::TRITONSERVER_TYPE_UINT32),
+    (DataType::Uint64, sys::TRITONSERVER_TYPE_UINT64),
+    (DataType::Int8, sys::TRITONSERVER_TYPE_INT8),
+    (DataType::Int16, sys::TRITONSERVER_TYPE_INT16),
+    (DataType::Int32, sys::TRITONSERVER_TYPE_INT32),
+    (DataType::Int64, sys::TRITONSERVER_TYPE_INT64),
+    (DataType::Fp16, sys::TRITONSERVER_TYPE_FP16),
+    (DataType::Fp32, sys::TRITONSERVER_TYPE_FP32),
+    (DataType::Fp64, sys::TRITONSERVER_TYPE_FP64),
+    (DataType::Bytes, sys::TRITONSERVER_TYPE_BYTES),
+    (DataType::Bf16, sys::TRITONSERVER_TYPE_BF16),
 ];
 
 impl DataType {
-    /// Bytes per element; none for [`DataType::Bytes`], whose elements carry their length.
-    pub fn size_bytes(self) -> Option<usize> {
-        self.row().2
-    }
-
-    /// Triton's name, as requests over HTTP spell it.
-    pub fn name(self) -> &'static str {
-        self.row().3
-    }
-
     pub(super) fn code(self) -> sys::TRITONSERVER_DataType {
-        self.row().1
+        let row = CODES.iter().find(|row| row.0 == self);
+        row.expect("the table has a row for every type").1
     }
 
     pub(super) fn from_code(code: sys::TRITONSERVER_DataType) -> Result<Self> {
-        let row = DATA_TYPES.iter().find(|row| row.1 == code);
+        let row = CODES.iter().find(|row| row.1 == code);
         row.map(|row| row.0).ok_or_else(|| Error::unsupported(format!("tensor data type {code} is unknown")))
-    }
-
-    fn row(self) -> &'static (DataType, sys::TRITONSERVER_DataType, Option<usize>, &'static str) {
-        DATA_TYPES.iter().find(|row| row.0 == self).expect("the table has a row for every type")
     }
 }
 

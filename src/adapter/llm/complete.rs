@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::tensors::{Declared, INPUTS, InputRow, OUTPUTS, Shape, Use, config_type};
+use crate::tensors::config_type;
+use crate::tensors::llm::{Declared, INPUTS, InputRow, OUTPUTS, Shape, Use};
 
 /// Client batches of up to this many prompts, where the configuration says nothing.
 const MAX_BATCH_SIZE: i64 = 128;

@@ -1,8 +1,8 @@
 //! The input tensors of one Triton request, read by name and batch item.
 
-use super::tensors::{Declared, InputRow, SEQUENCE_CONTROLS, Use};
 use crate::adapter::tensor::NamedTensor;
 use crate::error::{Error, Result};
+use crate::tensors::llm::{Declared, InputRow, SEQUENCE_CONTROLS, Use};
 use crate::triton::{DataType, Input, decode_strings};
 
 /// The inputs of one request. Every accessor takes the name of a row of the table; aliases are found too.

@@ -18,7 +18,6 @@ mod request;
 mod responder;
 mod response;
 mod template;
-mod tensors;
 mod terms;
 mod wanted;
 mod warm_up;
@@ -28,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+pub use crate::tensors::llm::{INPUTS, InputRow, OUTPUTS, OutputRow, tensors_markdown};
 pub use checkpoint::load_checkpoint;
 pub use complete::complete;
 pub use instance::LlmInstance;
@@ -36,13 +36,12 @@ pub use open::{ExecutorSource, ModelExecutor};
 pub use request::{Call, Generate, Item, LogProbs, Rules};
 pub use response::Step;
 pub use template::config_template;
-pub use tensors::{INPUTS, InputRow, OUTPUTS, OutputRow, tensors_markdown};
 
+use crate::tensors::llm::{SEQUENCE_CONTROLS, Use};
 use guides::{GuideStore, guide_tokenizer};
 use metrics::ModelMetrics;
 use open::Opened;
 use request::TextRules;
-use tensors::{SEQUENCE_CONTROLS, Use};
 use terms::TermRules;
 
 use crate::adapter::tokenizer;

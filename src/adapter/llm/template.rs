@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::tensors::{Declared, INPUTS, InputRow, OUTPUTS, Shape, Use, config_type};
+use crate::tensors::config_type;
+use crate::tensors::llm::{Declared, INPUTS, InputRow, OUTPUTS, Shape, Use};
 
 /// Parameters of the template: key and text. Names in `${…}` are upstream's.
 #[rustfmt::skip]

@@ -2,8 +2,8 @@
 
 use super::inputs::Inputs;
 use super::request::Rules;
-use super::tensors::OUTPUTS;
 use crate::error::{Error, Result};
+use crate::tensors::llm::OUTPUTS;
 
 /// A set of outputs of the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -12,6 +12,10 @@ use super::{Postprocessor, Preprocessor};
 use crate::adapter::tensor::NamedTensor;
 use crate::config::{ModelRole, PARAMETERS, Parameters, Source};
 use crate::error::{Error, Result};
+use crate::tensors::Row;
+use crate::tensors::text::{
+    POSTPROCESSING_INPUTS, POSTPROCESSING_OUTPUTS, PREPROCESSING_INPUTS, PREPROCESSING_OUTPUTS,
+};
 use crate::triton::{Instance, InstanceHandler, ModelHandler, Request, Response, Timings, monotonic_ns};
 
 /// A loaded model of a pure role.
@@ -128,46 +132,6 @@ fn texts(parameters: &Parameters) -> super::Parameters {
     given.filter_map(|row| Some((row.key.to_owned(), (row.text)(parameters)?.to_owned()))).collect()
 }
 
-/// Name, type, dims and whether the client may leave it out.
-pub(super) type Tensor = (&'static str, &'static str, &'static [i64], bool);
-
-#[rustfmt::skip]
-const PREPROCESSING_INPUTS: &[Tensor] = &[
-    ("QUERY", "TYPE_STRING", &[1], false),
-    ("DECODER_QUERY", "TYPE_STRING", &[1], true),
-    ("REQUEST_OUTPUT_LEN", "TYPE_INT32", &[1], false),
-    ("BAD_WORDS_DICT", "TYPE_STRING", &[-1], true),
-    ("STOP_WORDS_DICT", "TYPE_STRING", &[-1], true),
-    ("EMBEDDING_BIAS_WORDS", "TYPE_STRING", &[-1], true),
-    ("EMBEDDING_BIAS_WEIGHTS", "TYPE_FP32", &[-1], true),
-    ("END_ID", "TYPE_INT32", &[1], true),
-    ("PAD_ID", "TYPE_INT32", &[1], true),
-    ("PROMPT_TABLE_EXTRA_ID", "TYPE_UINT64", &[1], true),
-];
-
-#[rustfmt::skip]
-const PREPROCESSING_OUTPUTS: &[Tensor] = &[
-    ("INPUT_ID", "TYPE_INT32", &[-1], false),
-    ("DECODER_INPUT_ID", "TYPE_INT32", &[-1], false),
-    ("REQUEST_INPUT_LEN", "TYPE_INT32", &[1], false),
-    ("REQUEST_DECODER_INPUT_LEN", "TYPE_INT32", &[1], false),
-    ("BAD_WORDS_IDS", "TYPE_INT32", &[2, -1], false),
-    ("STOP_WORDS_IDS", "TYPE_INT32", &[2, -1], false),
-    ("EMBEDDING_BIAS", "TYPE_FP32", &[-1], false),
-    ("REQUEST_OUTPUT_LEN", "TYPE_INT32", &[-1], false),
-    ("OUT_END_ID", "TYPE_INT32", &[1], false),
-    ("OUT_PAD_ID", "TYPE_INT32", &[1], false),
-    ("OUT_PROMPT_TABLE_EXTRA_IDS", "TYPE_UINT64", &[-1], false),
-];
-
-#[rustfmt::skip]
-const POSTPROCESSING_INPUTS: &[Tensor] = &[
-    ("TOKENS_BATCH", "TYPE_INT32", &[-1, -1], false),
-    ("SEQUENCE_LENGTH", "TYPE_INT32", &[-1], false),
-];
-
-const POSTPROCESSING_OUTPUTS: &[Tensor] = &[("OUTPUT", "TYPE_STRING", &[-1], false)];
-
 /// Client batches of up to this many prompts, where the configuration says nothing.
 const MAX_BATCH_SIZE: i64 = 128;
 
@@ -182,7 +146,7 @@ pub fn complete(config: &Value, role: ModelRole) -> Option<Value> {
     let object = completed.as_object_mut()?;
     for (key, tensors) in [("input", inputs), ("output", outputs)] {
         if object.get(key).and_then(Value::as_array).is_none_or(Vec::is_empty) {
-            object.insert(key.to_owned(), tensors.iter().map(tensor).collect());
+            object.insert(key.to_owned(), tensors.iter().map(config_entry).collect());
             if object.get("max_batch_size").and_then(Value::as_i64).unwrap_or(0) == 0 {
                 object.insert("max_batch_size".to_owned(), json!(MAX_BATCH_SIZE));
             }
@@ -192,7 +156,7 @@ pub fn complete(config: &Value, role: ModelRole) -> Option<Value> {
 }
 
 /// As an entry of a model configuration.
-pub(super) fn tensor(&(name, data_type, dims, optional): &Tensor) -> Value {
+pub(super) fn config_entry(&(name, data_type, dims, optional): &Row) -> Value {
     let mut entry = json!({ "name": name, "data_type": data_type, "dims": dims });
     if optional {
         entry["optional"] = json!(true);

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::speculation::Drafts;
 use super::stops::{RowKey, TextStops};
-use super::tensors::{self, FROM_PREPROCESSING, To};
 use crate::adapter::tensor::{NamedTensor, TensorData};
 use crate::error::{Error, Result};
+use crate::tensors::bls::{self, FROM_PREPROCESSING, To};
 
 /// How the role was configured.
 #[derive(Clone, Debug)]
@@ -66,8 +66,8 @@ impl<'a> Flow<'a> {
     /// `InvalidArg` for what is missing, unknown or out of range; `Unsupported` for images.
     pub fn new(settings: &'a Settings, models: &'a dyn Models, inputs: &[NamedTensor]) -> Result<Self> {
         for input in inputs {
-            let row = tensors::find(&input.name)
-                .ok_or_else(|| Error::invalid(format!("input `{}` is unknown", input.name)))?;
+            let row =
+                bls::find(&input.name).ok_or_else(|| Error::invalid(format!("input `{}` is unknown", input.name)))?;
             if row.to == To::Refused && !is_nothing(input) {
                 return Err(Error::unsupported(format!(
                     "input `{}` is not supported by this version: it must be 0 or absent",
@@ -155,7 +155,7 @@ impl<'a> Flow<'a> {
     fn split(&self, inputs: Vec<NamedTensor>) -> (Vec<NamedTensor>, Vec<NamedTensor>) {
         let (mut preprocessing, mut llm) = (Vec::new(), Vec::new());
         for mut tensor in inputs {
-            match tensors::find(&tensor.name).map(|row| row.to) {
+            match bls::find(&tensor.name).map(|row| row.to) {
                 Some(To::Preprocessing(name)) => {
                     tensor.name = name.to_owned();
                     preprocessing.push(self.with_batch(tensor));

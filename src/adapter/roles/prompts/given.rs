@@ -1,8 +1,8 @@
 //! The inputs of a request that has one prompt, by name.
 
-use crate::adapter::roles::model::Tensor;
 use crate::adapter::tensor::NamedTensor;
 use crate::error::{Error, Result};
+use crate::tensors::Row;
 use crate::triton::Input;
 
 /// The inputs; those without elements are absent.
@@ -13,7 +13,7 @@ impl Given {
     ///
     /// # Errors
     /// `InvalidArg` for an input that is in none of the rows, and for one that is malformed.
-    pub fn new(inputs: &[Input<'_>], rows: &[Tensor]) -> Result<Self> {
+    pub fn new(inputs: &[Input<'_>], rows: &[Row]) -> Result<Self> {
         if let Some(input) = inputs.iter().find(|input| !rows.iter().any(|row| row.0 == input.name)) {
             return Err(Error::invalid(format!("input {:?} is unknown to this role", input.name)));
         }

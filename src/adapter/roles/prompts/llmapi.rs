@@ -4,59 +4,9 @@ use super::form::{AnswersForm, Shown, Style, cancelled, worded};
 use super::given::Given;
 use super::{Base, Choice, answers};
 use crate::adapter::llm::{Asked, Call, Interface, Rules};
-use crate::adapter::roles::model::Tensor;
 use crate::error::{Error, Result};
+use crate::tensors::prompts::{LLMAPI_INPUTS, LLMAPI_OUTPUTS};
 use crate::triton::Response;
-
-const ONE: &[i64] = &[1];
-const ANY: &[i64] = &[-1];
-
-#[rustfmt::skip]
-pub(super) const INPUTS: &[Tensor] = &[
-    ("text_input", "TYPE_STRING", ANY, false),
-    ("image_url", "TYPE_STRING", ANY, true),
-    ("streaming", "TYPE_BOOL", ONE, true),
-    ("sampling_param_best_of", "TYPE_INT32", ONE, true),
-    ("sampling_param_temperature", "TYPE_FP32", ONE, true),
-    ("sampling_param_top_k", "TYPE_INT32", ONE, true),
-    ("sampling_param_top_p", "TYPE_FP32", ONE, true),
-    ("sampling_param_frequency_penalty", "TYPE_FP32", ONE, true),
-    ("sampling_param_presence_penalty", "TYPE_FP32", ONE, true),
-    ("sampling_param_max_tokens", "TYPE_INT32", ONE, true),
-    ("sampling_param_stop", "TYPE_STRING", ANY, true),
-    ("sampling_param_seed", "TYPE_UINT64", ONE, true),
-    ("sampling_param_exclude_input_from_output", "TYPE_BOOL", ONE, true),
-    ("sampling_param_return_perf_metrics", "TYPE_BOOL", ONE, true),
-    ("sampling_param_logits_post_processor_name", "TYPE_STRING", ONE, true),
-    ("return_finish_reason", "TYPE_BOOL", ONE, true),
-    ("return_stop_reason", "TYPE_BOOL", ONE, true),
-    ("return_cumulative_logprob", "TYPE_BOOL", ONE, true),
-    ("stop", "TYPE_BOOL", ONE, true),
-    ("lora_id", "TYPE_UINT64", ONE, true),
-    ("lora_name", "TYPE_STRING", ONE, true),
-    ("lora_path", "TYPE_STRING", ONE, true),
-    ("lora_ckpt_source", "TYPE_STRING", ONE, true),
-];
-
-#[rustfmt::skip]
-pub(super) const OUTPUTS: &[Tensor] = &[
-    ("text_output", "TYPE_STRING", ANY, false),
-    ("finish_reason", "TYPE_STRING", ANY, false),
-    ("stop_reason", "TYPE_STRING", ANY, false),
-    ("cumulative_logprob", "TYPE_FP32", ANY, false),
-    ("kv_cache_reused_block", "TYPE_INT32", ANY, false),
-    ("kv_cache_hit_rate", "TYPE_FP32", ANY, false),
-    ("kv_cache_alloc_new_blocks", "TYPE_INT32", ANY, false),
-    ("kv_cache_alloc_total_blocks", "TYPE_INT32", ANY, false),
-    ("kv_cache_missed_block", "TYPE_INT32", ANY, false),
-    ("arrival_time_ns", "TYPE_INT64", ONE, false),
-    ("first_scheduled_time_ns", "TYPE_INT64", ONE, false),
-    ("first_token_time_ns", "TYPE_INT64", ONE, false),
-    ("last_token_time_ns", "TYPE_INT64", ONE, false),
-    ("acceptance_rate", "TYPE_FP32", ONE, false),
-    ("total_accepted_draft_tokens", "TYPE_INT32", ONE, false),
-    ("total_draft_tokens", "TYPE_INT32", ONE, false),
-];
 
 /// Most answers to one prompt.
 const MAX_ANSWERS: i32 = 256;
@@ -67,7 +17,7 @@ pub struct LlmApi;
 
 impl Interface for LlmApi {
     fn parse(&self, rules: &Rules, asked: &Asked<'_>) -> Result<Call> {
-        let given = Given::new(asked.inputs, INPUTS)?;
+        let given = Given::new(asked.inputs, LLMAPI_INPUTS)?;
         if given.flag("stop")? {
             return Ok(Call::Stop);
         }
@@ -162,7 +112,7 @@ fn refuse_unserved(given: &Given) -> Result<()> {
 /// The outputs that the request's flags fill and that it lists.
 fn outputs(given: &Given, requested: &[&str]) -> Result<Vec<&'static str>> {
     let mut outputs = Vec::new();
-    for (name, ..) in OUTPUTS {
+    for (name, ..) in LLMAPI_OUTPUTS {
         let filled = match *name {
             "text_output" => true,
             "finish_reason" => given.flag("return_finish_reason")?,

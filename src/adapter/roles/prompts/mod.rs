@@ -13,24 +13,25 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::model::Tensor;
 use crate::adapter::llm::{Call, Generate, Interface, Item, LogProbs, Rules};
 use crate::adapter::tensor::{NamedTensor, TensorData};
 use crate::config::ModelRole;
 use crate::decode::PassOrder;
 use crate::error::{Error, Result};
+use crate::tensors::Row;
+use crate::tensors::prompts::{LLMAPI_INPUTS, LLMAPI_OUTPUTS, VLLM_INPUTS, VLLM_OUTPUTS};
 use crate::triton::Input;
 
 /// The tensors of a role.
 struct Tensors {
-    inputs: &'static [Tensor],
-    outputs: &'static [Tensor],
+    inputs: &'static [Row],
+    outputs: &'static [Row],
 }
 
 fn tensors(role: ModelRole) -> Option<Tensors> {
     match role {
-        ModelRole::LlmApi => Some(Tensors { inputs: llmapi::INPUTS, outputs: llmapi::OUTPUTS }),
-        ModelRole::Vllm => Some(Tensors { inputs: vllm::INPUTS, outputs: vllm::OUTPUTS }),
+        ModelRole::LlmApi => Some(Tensors { inputs: LLMAPI_INPUTS, outputs: LLMAPI_OUTPUTS }),
+        ModelRole::Vllm => Some(Tensors { inputs: VLLM_INPUTS, outputs: VLLM_OUTPUTS }),
         _ => None,
     }
 }
@@ -54,8 +55,8 @@ pub fn complete_prompts(config: &Value, role: ModelRole) -> Option<Value> {
         if !list.is_array() {
             *list = json!([]);
         }
-        let missing = |row: &&Tensor| !list.as_array().into_iter().flatten().any(|entry| entry["name"] == row.0);
-        let entries: Vec<_> = rows.iter().filter(missing).map(super::model::tensor).collect();
+        let missing = |row: &&Row| !list.as_array().into_iter().flatten().any(|entry| entry["name"] == row.0);
+        let entries: Vec<_> = rows.iter().filter(missing).map(super::model::config_entry).collect();
         list.as_array_mut()?.extend(entries);
     }
     object.entry("max_batch_size").or_insert_with(|| json!(0));

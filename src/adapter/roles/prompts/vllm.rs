@@ -7,37 +7,9 @@ use super::given::Given;
 use super::sampling::VllmSampling;
 use super::{Base, answers};
 use crate::adapter::llm::{Asked, Call, Interface, Rules};
-use crate::adapter::roles::model::Tensor;
 use crate::error::{Error, Result};
+use crate::tensors::prompts::{VLLM_INPUTS, VLLM_OUTPUTS};
 use crate::triton::{ParameterValue, Response};
-
-const ONE: &[i64] = &[1];
-const ANY: &[i64] = &[-1];
-
-#[rustfmt::skip]
-pub(super) const INPUTS: &[Tensor] = &[
-    ("text_input", "TYPE_STRING", ONE, false),
-    ("image", "TYPE_STRING", ANY, true),
-    ("stream", "TYPE_BOOL", ONE, true),
-    ("sampling_parameters", "TYPE_STRING", ONE, true),
-    ("exclude_input_in_output", "TYPE_BOOL", ONE, true),
-    ("return_finish_reason", "TYPE_BOOL", ONE, true),
-    ("return_cumulative_logprob", "TYPE_BOOL", ONE, true),
-    ("return_logprobs", "TYPE_BOOL", ONE, true),
-    ("return_num_input_tokens", "TYPE_BOOL", ONE, true),
-    ("return_num_output_tokens", "TYPE_BOOL", ONE, true),
-    ("embedding_request", "TYPE_STRING", ONE, true),
-];
-
-#[rustfmt::skip]
-pub(super) const OUTPUTS: &[Tensor] = &[
-    ("text_output", "TYPE_STRING", ANY, false),
-    ("finish_reason", "TYPE_STRING", ANY, false),
-    ("cumulative_logprob", "TYPE_FP32", ANY, false),
-    ("logprobs", "TYPE_STRING", ANY, false),
-    ("num_input_tokens", "TYPE_UINT32", ONE, false),
-    ("num_output_tokens", "TYPE_UINT32", ANY, false),
-];
 
 /// Request parameters that belong to the server and its scheduling, not to the sampling.
 #[rustfmt::skip]
@@ -50,7 +22,7 @@ pub struct Vllm;
 
 impl Interface for Vllm {
     fn parse(&self, rules: &Rules, asked: &Asked<'_>) -> Result<Call> {
-        let given = Given::new(asked.inputs, INPUTS)?;
+        let given = Given::new(asked.inputs, VLLM_INPUTS)?;
         for name in ["image", "embedding_request"] {
             if !given.texts(name)?.is_empty() {
                 return Err(Error::unsupported(format!("{name}: only text generation is supported by this version")));
@@ -131,7 +103,7 @@ fn json_of(value: &ParameterValue) -> Value {
 /// The outputs that the request's flags fill and that it lists.
 fn outputs(given: &Given, requested: &[&str], log_probs: bool) -> Result<Vec<&'static str>> {
     let mut outputs = Vec::new();
-    for (name, ..) in OUTPUTS {
+    for (name, ..) in VLLM_OUTPUTS {
         let filled = *name == "text_output" || given.flag(&format!("return_{name}"))?;
         if filled && requested.contains(name) {
             // Without the sampling parameter of this name there is nothing to tell, and that is told.

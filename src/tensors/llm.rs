@@ -3,8 +3,8 @@
 //! The tables feed the reading of requests, the auto-completed model configuration, the check of the template and
 //! `docs/tensors.md`.
 
-use crate::triton::DataType;
-use crate::triton::DataType::{Bool, Bytes, Fp16, Fp32, Int32, Int64, Uint8, Uint64};
+use super::DataType::{Bool, Bytes, Fp16, Fp32, Int32, Int64, Uint8, Uint64};
+use super::{DataType, config_type};
 
 /// How the server is told that an input has one number per batch item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,9 +260,4 @@ pub fn tensors_markdown() -> String {
         text.push_str(&format!("| `{}` | {dtype} | {:?} | {served} | {} |\n", row.name, row.dims, row.doc));
     }
     text
-}
-
-/// The type as `config.pbtxt` spells it.
-pub fn config_type(dtype: DataType) -> String {
-    if dtype == Bytes { "TYPE_STRING".to_owned() } else { format!("TYPE_{}", dtype.name()) }
 }

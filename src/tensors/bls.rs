@@ -1,10 +1,6 @@
-//! The tensors of the role: what they are called here, in the preprocessing model and in the LLM.
+//! The tensors of the role `bls`: what they are called here, in the preprocessing model and in the LLM.
 
-use std::fmt::Write;
-
-use serde_json::{Value, json};
-
-use crate::adapter::llm::{INPUTS as LLM_INPUTS, OUTPUTS as LLM_OUTPUTS};
+use super::llm::OUTPUTS as LLM_OUTPUTS;
 
 /// Where an input goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,93 +115,13 @@ pub fn find(name: &str) -> Option<&'static BlsInput> {
 }
 
 /// Names, types and dims of the outputs.
-fn outputs() -> impl Iterator<Item = (&'static str, String, &'static [i64])> {
+pub fn outputs() -> impl Iterator<Item = (&'static str, String, &'static [i64])> {
     let text = std::iter::once(("text_output", "TYPE_STRING".to_owned(), ANY1));
     let passed = LLM_OUTPUTS.iter().filter(|row| !NOT_PASSED.contains(&row.name) && row.name != "text_output");
     text.chain(passed.map(|row| (row.name, format!("TYPE_{}", row.dtype.name()), row.dims)))
 }
 
-/// Client batches of up to this many prompts, where the configuration says nothing.
-const MAX_BATCH_SIZE: i64 = 128;
-
-/// Adds inputs, outputs, the batch size and the decoupled policy where they are missing. `None` where nothing is missing.
-pub fn complete(config: &Value) -> Option<Value> {
-    let mut completed = config.clone();
-    let object = completed.as_object_mut()?;
-    let missing = |object: &serde_json::Map<String, Value>, key: &str| {
-        object.get(key).and_then(Value::as_array).is_none_or(Vec::is_empty)
-    };
-    if missing(object, "input") {
-        let input = |row: &BlsInput| {
-            let optional = !mandatory(row);
-            json!({ "name": row.name, "data_type": row.data_type, "dims": row.dims, "optional": optional })
-        };
-        object.insert("input".to_owned(), INPUTS.iter().map(input).collect());
-        if object.get("max_batch_size").and_then(Value::as_i64).unwrap_or(0) == 0 {
-            object.insert("max_batch_size".to_owned(), json!(MAX_BATCH_SIZE));
-        }
-    }
-    if missing(object, "output") {
-        let output = |(name, data_type, dims)| json!({ "name": name, "data_type": data_type, "dims": dims });
-        object.insert("output".to_owned(), outputs().map(output).collect());
-    }
-    if !object.contains_key("model_transaction_policy") {
-        object.insert("model_transaction_policy".to_owned(), json!({ "decoupled": true }));
-    }
-    (completed != *config).then_some(completed)
-}
-
-fn mandatory(row: &BlsInput) -> bool {
+/// Whether a request cannot do without the input.
+pub fn mandatory(row: &BlsInput) -> bool {
     matches!(row.name, "text_input" | "max_tokens")
-}
-
-const HEAD: &str = r#"# Text in, text out by calling preprocessing, tensorrt_llm and postprocessing. Made from the table in src/adapter/roles/bls/.
-name: "tensorrt_llm_bls"
-backend: "trtllm"
-max_batch_size: 128
-
-# Must be what tensorrt_llm says.
-model_transaction_policy {
-  decoupled: true
-}
-
-# Requests run concurrently in one instance.
-instance_group [
-  {
-    count: 1
-    kind: KIND_MODEL
-  }
-]
-"#;
-
-/// `model_repo/tensorrt_llm_bls/config.pbtxt`.
-pub fn config_template() -> String {
-    let mut text = HEAD.to_owned();
-    let entry = |name: &str, data_type: &str, dims: &[i64], more: &str| {
-        let dims: Vec<_> = dims.iter().map(i64::to_string).collect();
-        format!("  {{\n    name: \"{name}\"\n    data_type: {data_type}\n    dims: [ {} ]{more}\n  }}", dims.join(", "))
-    };
-    let input = |row: &BlsInput| {
-        let more = match (mandatory(row), LLM_INPUTS.iter().any(|llm| llm.name == row.name) && row.dims.len() > 1) {
-            (true, _) => "",
-            (false, true) => "\n    allow_ragged_batch: true\n    optional: true",
-            (false, false) => "\n    optional: true",
-        };
-        entry(row.name, row.data_type, row.dims, more)
-    };
-    let inputs: Vec<_> = INPUTS.iter().map(input).collect();
-    let outputs: Vec<_> = outputs().map(|(name, data_type, dims)| entry(name, &data_type, dims, "")).collect();
-    // Writing to a String cannot fail.
-    let _ = write!(text, "\ninput [\n{}\n]\n\noutput [\n{}\n]\n", inputs.join(",\n"), outputs.join(",\n"));
-    for (key, value) in [
-        ("model_role", "bls"),
-        ("accumulate_tokens", "${accumulate_tokens}"),
-        ("tensorrt_llm_model_name", "${tensorrt_llm_model_name}"),
-        ("tensorrt_llm_draft_model_name", "${tensorrt_llm_draft_model_name}"),
-        ("multimodal_encoders_name", "${multimodal_encoders_name}"),
-    ] {
-        let _ = write!(text, "\nparameters: {{\n  key: \"{key}\"\n  value: {{ string_value: \"{value}\" }}\n}}");
-    }
-    text.push('\n');
-    text
 }
