@@ -233,6 +233,9 @@ pub struct StepOutput {
     pub rows: Vec<SampledRow>,
     /// One for each chunk that is inspected, in plan order.
     pub inspections: Vec<Inspection>,
+    /// How long before [`Executor::collect`] told of it the step was known to have ended: the launch of the next one may
+    /// wait for that, and then goes on.
+    pub ended_ns_ago: u64,
 }
 
 /// What was read of a chunk's logits, before any pass changed them. V vocabulary.

@@ -20,7 +20,7 @@ const MARGIN: u64 = 8;
 pub(super) struct Ahead {
     /// How long before the expected end of a step the next one is launched; `None`: at once.
     lead_ns: Option<u64>,
-    /// When the running step began: the one before was collected then.
+    /// When the running step began: the one before had ended then.
     since_ns: Option<u64>,
     /// Sequences of the last step, if it only generated.
     sequences: Option<usize>,
@@ -35,9 +35,9 @@ impl Ahead {
         Self { lead_ns, ..Self::default() }
     }
 
-    /// A step has ended. `followed`: another one was launched behind it.
-    pub(super) fn collected(&mut self, plan: &StepPlan, now_ns: u64, followed: bool) {
-        let took = self.since_ns.map(|since| now_ns.saturating_sub(since));
+    /// A step has ended, at `ended_ns`. `followed`: another one was launched behind it.
+    pub(super) fn collected(&mut self, plan: &StepPlan, ended_ns: u64, followed: bool) {
+        let took = self.since_ns.map(|since| ended_ns.saturating_sub(since));
         let sequences = generating(plan).filter(|_| took.is_some());
         if sequences != self.sequences || self.steps == LEARN_STEPS + KNOWN_STEPS {
             (self.sequences, self.steps, self.learnt_ns) = (sequences, 0, 0);
@@ -46,7 +46,7 @@ impl Ahead {
             self.learnt_ns += took.unwrap_or(0);
         }
         self.steps += 1;
-        self.since_ns = followed.then_some(now_ns);
+        self.since_ns = followed.then_some(ended_ns);
     }
 
     /// Until when the step behind `running` is put off; `None`: it is launched now.

@@ -78,7 +78,7 @@ impl SchedulerBench {
         let sampled = plan.chunks.iter().filter(|chunk| chunk.sample);
         let row = |seq| SampledRow { seq, tokens: tokens.clone(), top: Vec::new(), error: None };
         let rows = sampled.map(|chunk| row(chunk.seq)).collect();
-        let output = StepOutput { step: plan.step, rows, inspections: Vec::new() };
+        let output = StepOutput { step: plan.step, rows, ..StepOutput::default() };
         let resumed = counter();
         self.scheduler.update(&plan, &output, self.now_ns, &mut self.deltas)?;
         let cost = scheduled - start + counter() - resumed;

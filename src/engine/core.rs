@@ -349,7 +349,8 @@ impl EngineCore {
         let Some(plan) = self.in_flight.pop_front() else { return Ok(()) };
         let mut output = self.executor.collect()?;
         self.now_ns = clock();
-        self.ahead.collected(&plan, self.now_ns, !self.in_flight.is_empty());
+        let ended_ns = self.now_ns.saturating_sub(output.ended_ns_ago);
+        self.ahead.collected(&plan, ended_ns, !self.in_flight.is_empty());
         let mut deltas = std::mem::take(&mut self.deltas);
         let plan_stats = self.scheduler.update(&plan, &output, self.now_ns, &mut deltas)?;
         self.iteration += 1;

@@ -3,90 +3,165 @@
 //! As soon as a token of a guided sequence is known, its matcher goes to a thread that takes the token and works out
 //! which may follow; the mask is waited for where the next token is sampled, behind the step's forward pass.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::decode::SamplingParams;
-use crate::decode::guided::{GuideMatcher, TokenMask};
+use crate::decode::guided::{Guide, GuideMatcher, TokenMask};
 use crate::error::{Error, Result};
 use crate::ids::TokenId;
 
-/// Most threads that work on masks. A mask of a loose grammar over a vocabulary of 128,000 takes a millisecond: these keep up
-/// with 64 streams.
+/// Most threads that work on masks. Masks mostly take microseconds, those of the loosest grammars over a vocabulary of 128,000 a
+/// millisecond: these keep up with 64 streams.
 const MAX_THREADS: usize = 16;
 
 /// Of the process: models rarely compute at the same instant, and threads without work cost nothing.
-static THREADS: LazyLock<Option<GuideThreads>> = LazyLock::new(GuideThreads::start);
+static QUEUE: LazyLock<Arc<Queue>> = LazyLock::new(Queue::start);
 
-type Job = Box<dyn FnOnce() + Send>;
-
-struct GuideThreads {
-    jobs: Sender<Job>,
+/// What is to be worked out, oldest first.
+#[derive(Default)]
+struct Queue {
+    jobs: Mutex<VecDeque<Job>>,
+    came: Condvar,
 }
 
-impl GuideThreads {
-    /// `None` where there is no thread: then whoever asks works itself.
-    fn start() -> Option<Self> {
-        let (jobs, queue) = channel::<Job>();
-        let queue = Arc::new(Mutex::new(queue));
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        let started = (0..(cores - cores / 4).clamp(1, MAX_THREADS)).filter(|index| {
-            let queue = queue.clone();
-            let work = move || {
-                loop {
-                    let job = queue.lock().recv();
-                    let Ok(job) = job else { return };
-                    job();
-                }
-            };
-            thread::Builder::new().name(format!("guide-{index}")).spawn(work).is_ok()
-        });
-        (started.count() > 0).then_some(Self { jobs })
-    }
+struct Job {
+    work: Work,
+    guide: Guide,
+    answer: Arc<Answer>,
+}
+
+enum Work {
+    /// An answer that any of these tokens ends.
+    Begin(Vec<TokenId>),
+    Advance(Box<GuideMatcher>, TokenId),
 }
 
 /// The state of a guided sequence behind a token.
 struct Turn {
-    matcher: GuideMatcher,
+    matcher: Box<GuideMatcher>,
     mask: Result<TokenMask>,
+}
+
+/// Where a sequence waits for its next turn.
+#[derive(Default)]
+struct Answer {
+    turn: Mutex<Waiting>,
+    came: Condvar,
+}
+
+#[derive(Default)]
+enum Waiting {
+    #[default]
+    Coming,
+    Here(Turn),
+    /// The work has panicked, or the turn was taken.
+    Gone,
+}
+
+impl Queue {
+    fn start() -> Arc<Self> {
+        let queue = Arc::<Self>::default();
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        for index in 0..(cores - cores / 4).clamp(1, MAX_THREADS) {
+            let jobs = queue.clone();
+            let thread = thread::Builder::new().name(format!("guide-{index}"));
+            if let Err(error) = thread.spawn(move || jobs.work()) {
+                // Who waits for a mask works too.
+                tracing::warn!("cannot start a thread for masks: {error}");
+            }
+        }
+        queue
+    }
+
+    fn push(&self, job: Job) {
+        self.jobs.lock().push_back(job);
+        self.came.notify_one();
+    }
+
+    fn work(&self) {
+        loop {
+            let job = {
+                let mut jobs = self.jobs.lock();
+                self.came.wait_while(&mut jobs, |jobs| jobs.is_empty());
+                jobs.pop_front()
+            };
+            job.into_iter().for_each(Job::run);
+        }
+    }
+}
+
+impl Job {
+    fn run(self) {
+        let Self { work, guide, answer } = self;
+        let turn = catch_unwind(AssertUnwindSafe(|| work.run(&guide)));
+        if Arc::strong_count(&answer) == 1 {
+            // Nobody waits: the sequence has ended.
+            return turn.into_iter().for_each(|turn| guide.take_back(*turn.matcher));
+        }
+        *answer.turn.lock() = turn.map_or(Waiting::Gone, Waiting::Here);
+        answer.came.notify_one();
+    }
+}
+
+impl Work {
+    fn run(self, guide: &Guide) -> Turn {
+        let (mut matcher, token) = match self {
+            Self::Begin(end_ids) => (Box::new(guide.matcher(&end_ids)), None),
+            Self::Advance(matcher, token) => (matcher, Some(token)),
+        };
+        let advanced = token.map_or(Ok(()), |token| matcher.advance(token));
+        let mask = advanced.and_then(|()| matcher.mask());
+        Turn { matcher, mask }
+    }
+}
+
+impl Answer {
+    /// Waits, and works meanwhile: a queue whose threads are busy has something to do.
+    fn take(&self) -> Waiting {
+        loop {
+            let mut turn = self.turn.lock();
+            if !matches!(*turn, Waiting::Coming) {
+                return std::mem::replace(&mut *turn, Waiting::Gone);
+            }
+            let job = QUEUE.jobs.lock().pop_front();
+            let Some(job) = job else {
+                self.came.wait(&mut turn);
+                continue;
+            };
+            drop(turn);
+            job.run();
+        }
+    }
 }
 
 /// The guide of one sequence.
 pub(super) struct GuideRow {
-    /// Answers once; a thread that panicked has hung up.
+    guide: Guide,
     turn: Option<Turn>,
-    coming: Option<Receiver<Turn>>,
+    answer: Arc<Answer>,
 }
 
 impl GuideRow {
     /// At the beginning of the answer of a request with a guide.
     pub(super) fn start(sampling: &SamplingParams) -> Option<Self> {
         let guide = sampling.guide.clone()?;
-        let end_ids = sampling.end_ids.clone();
-        let mut row = Self { turn: None, coming: None };
-        row.send(move || {
-            let mut matcher = guide.matcher(&end_ids);
-            let mask = matcher.mask();
-            Turn { matcher, mask }
-        });
+        let mut row = Self { guide, turn: None, answer: Arc::default() };
+        row.send(Work::Begin(sampling.end_ids.clone()));
         Some(row)
     }
 
     /// Takes the sequence's next token.
     pub(super) fn advance(&mut self, token: TokenId) {
-        let Ok(Turn { mut matcher, mask }) = self.take() else { return };
-        if mask.is_err() {
-            self.turn = Some(Turn { matcher, mask });
-            return;
+        let Ok(Turn { matcher, mask }) = self.take() else { return };
+        match mask {
+            Ok(_) => self.send(Work::Advance(matcher, token)),
+            Err(_) => self.turn = Some(Turn { matcher, mask }),
         }
-        self.send(move || {
-            let mask = matcher.advance(token).and_then(|()| matcher.mask());
-            Turn { matcher, mask }
-        });
     }
 
     /// The tokens that may come next; waits for them.
@@ -99,30 +174,27 @@ impl GuideRow {
     }
 
     fn take(&mut self) -> Result<Turn> {
-        let turn = match (self.turn.take(), self.coming.take()) {
-            (Some(turn), _) => Some(turn),
-            (None, Some(coming)) => coming.recv().ok(),
-            (None, None) => None,
-        };
-        turn.ok_or_else(|| Error::internal("the guide of the request has failed"))
+        let turn = self.turn.take().map_or_else(|| self.answer.take(), Waiting::Here);
+        match turn {
+            Waiting::Here(turn) => Ok(turn),
+            Waiting::Coming | Waiting::Gone => Err(Error::internal("the guide of the request has failed")),
+        }
     }
 
-    fn send(&mut self, work: impl FnOnce() -> Turn + Send + 'static) {
-        let (done, coming) = channel();
-        let job: Job = Box::new(move || {
-            if let Ok(turn) = catch_unwind(AssertUnwindSafe(work)) {
-                // Nobody waits for a sequence that has ended.
-                let _ = done.send(turn);
-            }
-        });
-        self.coming = Some(coming);
-        match &*THREADS {
-            Some(threads) => {
-                if let Err(refused) = threads.jobs.send(job) {
-                    (refused.0)();
-                }
-            }
-            None => job(),
+    fn send(&mut self, work: Work) {
+        *self.answer.turn.lock() = Waiting::Coming;
+        QUEUE.push(Job { work, guide: self.guide.clone(), answer: self.answer.clone() });
+    }
+}
+
+impl Drop for GuideRow {
+    fn drop(&mut self) {
+        let here = match std::mem::replace(&mut *self.answer.turn.lock(), Waiting::Gone) {
+            Waiting::Here(turn) => Some(turn),
+            Waiting::Coming | Waiting::Gone => None,
+        };
+        if let Some(turn) = self.turn.take().or(here) {
+            self.guide.take_back(*turn.matcher);
         }
     }
 }

@@ -7,6 +7,8 @@ use crate::error::Result;
 use crate::step::ExecutorLimits;
 use std::sync::Arc;
 
+const WORD_BYTES: usize = size_of::<i32>();
+
 /// Words of a mask.
 fn mask_words(limits: &ExecutorLimits) -> usize {
     limits.vocab_size.div_ceil(32)
@@ -23,10 +25,8 @@ pub(super) struct LateRows {
     transfers: Box<dyn Transfers>,
     mask_words: usize,
     rows: usize,
-    /// Records of all rows: sampling, then edits.
-    records: Vec<i32>,
-    masks: Vec<u32>,
-    /// Both.
+    masks: usize,
+    /// Records of all rows: sampling, then edits. Behind them the masks.
     bytes: Vec<u8>,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct LateInput {
 impl LateRows {
     /// Bytes of the device.
     pub(super) fn bytes(limits: &ExecutorLimits) -> usize {
-        words(limits) * DType::I32.size()
+        words(limits) * WORD_BYTES
     }
 
     pub(super) fn new(device: &SharedDevice, limits: &ExecutorLimits) -> Result<Self> {
@@ -53,8 +53,7 @@ impl LateRows {
             transfers: device.transfers(bytes, 0, limits.pipeline_depth)?,
             mask_words: mask_words(limits),
             rows: 0,
-            records: Vec::new(),
-            masks: Vec::new(),
+            masks: 0,
             bytes: Vec::new(),
         })
     }
@@ -65,43 +64,53 @@ impl LateRows {
 
     /// Begins a step of so many rows.
     pub(super) fn begin(&mut self, rows: usize) {
-        self.rows = rows;
-        self.masks.clear();
-        self.records.clear();
-        self.records.resize(rows * (RowSampling::WORDS + RowEdits::WORDS), 0);
+        (self.rows, self.masks) = (rows, 0);
+        self.bytes.clear();
+        self.bytes.resize(self.record_words() * WORD_BYTES, 0);
     }
 
     /// Adds a row; without a mask every token may come.
     pub(super) fn add(&mut self, row: usize, sampling: &RowSampling, edits: RowEdits, mask: Option<&TokenMask>) {
-        let index = (self.masks.len() / self.mask_words.max(1)) as u32;
+        let edits = RowEdits { mask: mask.map(|_| self.masks as u32), ..edits };
+        self.write(row * RowSampling::WORDS, sampling.encode());
+        self.write(self.rows * RowSampling::WORDS + row * RowEdits::WORDS, edits.encode());
         if let Some(mask) = mask {
-            self.masks.extend_from_slice(mask.words());
+            self.write(
+                self.record_words() + self.masks * self.mask_words,
+                mask.words().iter().map(|&word| word as i32),
+            );
+            self.masks += 1;
         }
-        let (samplings, all_edits) = self.records.split_at_mut(self.rows * RowSampling::WORDS);
-        samplings[row * RowSampling::WORDS..][..RowSampling::WORDS].copy_from_slice(&sampling.encode());
-        let edits = RowEdits { mask: mask.map(|_| index), ..edits }.encode();
-        all_edits[row * RowEdits::WORDS..][..RowEdits::WORDS].copy_from_slice(&edits);
     }
 
     /// Enqueues the copy to the device.
     pub(super) fn upload(&mut self) -> Result<LateInput> {
-        let size = DType::I32.size();
-        self.bytes.resize((self.records.len() + self.masks.len()) * size, 0);
-        let (records, masks) = self.bytes.split_at_mut(self.records.len() * size);
-        records
-            .chunks_exact_mut(size)
-            .zip(&self.records)
-            .for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
-        masks.chunks_exact_mut(size).zip(&self.masks).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
-        let all = self.view(0, 1, self.bytes.len() / size)?;
+        let all = self.view(0, 1, self.bytes.len() / WORD_BYTES)?;
         self.transfers.upload(&all, &self.bytes)?;
-        let num_masks = self.masks.len() / self.mask_words.max(1);
-        let masks = (num_masks > 0).then(|| self.view(self.records.len(), num_masks, self.mask_words)).transpose()?;
+        let masks =
+            (self.masks > 0).then(|| self.view(self.record_words(), self.masks, self.mask_words)).transpose()?;
         let edits = self.view(self.rows * RowSampling::WORDS, self.rows, RowEdits::WORDS)?;
         Ok(LateInput { sampling: self.view(0, self.rows, RowSampling::WORDS)?, edits, masks })
     }
 
+    fn record_words(&self) -> usize {
+        self.rows * (RowSampling::WORDS + RowEdits::WORDS)
+    }
+
+    /// Words at a place, behind the end if that is where it is.
+    fn write(&mut self, at: usize, words: impl IntoIterator<Item = i32, IntoIter: ExactSizeIterator>) {
+        let words = words.into_iter();
+        let start = at * WORD_BYTES;
+        let end = start + words.len() * WORD_BYTES;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        // Whole words at once: one byte after the other they would take milliseconds.
+        let (places, _) = self.bytes[start..end].as_chunks_mut::<WORD_BYTES>();
+        places.iter_mut().zip(words).for_each(|(place, word)| *place = word.to_ne_bytes());
+    }
+
     fn view(&self, word: usize, rows: usize, cols: usize) -> Result<Tensor> {
-        Tensor::new(self.buffer.clone(), word * DType::I32.size(), rows, cols, DType::I32)
+        Tensor::new(self.buffer.clone(), word * WORD_BYTES, rows, cols, DType::I32)
     }
 }

@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use rows::{Flight, edit_logits};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Enqueues each step when it is launched; `collect` waits for its tokens.
 ///
@@ -57,7 +58,8 @@ pub struct LocalExecutor {
     sequences: Sequences,
     host_sampler: HostSampler,
     in_flight: VecDeque<Flight>,
-    finished: VecDeque<StepOutput>,
+    /// With the time when each had ended.
+    finished: VecDeque<(StepOutput, Instant)>,
     launched: usize,
     fetched: Vec<u8>,
     /// Rows of the last step and its logits.
@@ -371,7 +373,9 @@ impl Executor for LocalExecutor {
         if self.finished.is_empty() {
             self.land_oldest()?;
         }
-        self.finished.pop_front().ok_or_else(|| Error::internal("a step has landed without an output"))
+        let landed = self.finished.pop_front();
+        let (output, ended) = landed.ok_or_else(|| Error::internal("a step has landed without an output"))?;
+        Ok(StepOutput { ended_ns_ago: ended.elapsed().as_nanos() as u64, ..output })
     }
 
     fn prompt_table_width(&self) -> Option<usize> {

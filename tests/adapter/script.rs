@@ -277,7 +277,7 @@ impl Executor for ScriptExecutor {
             rows.push(SampledRow { seq: chunk.seq, tokens, top, error: None });
         }
         plan.retired.iter().for_each(|seq| drop(self.sequences.remove(seq)));
-        self.steps.push_back(StepOutput { step: plan.step, rows, inspections });
+        self.steps.push_back(StepOutput { step: plan.step, rows, inspections, ..StepOutput::default() });
         Ok(())
     }
 

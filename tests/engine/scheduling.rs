@@ -261,6 +261,71 @@ fn a_long_prompt_leaves_the_streams_their_pace() {
     }
 }
 
+/// A device that works `STEP_NS` on each step, and a host that works `MASK_NS` on its guides when the step before has
+/// ended: a launch returns when that is done.
+struct Guided {
+    inner: FakeExecutor,
+    time: Arc<AtomicU64>,
+    /// When each step in flight ends, and when that was known.
+    ends: VecDeque<(u64, Option<u64>)>,
+}
+
+const STEP_NS: u64 = 1000;
+const MASK_NS: u64 = 400;
+
+impl Executor for Guided {
+    fn limits(&self) -> ExecutorLimits {
+        self.inner.limits()
+    }
+
+    fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+        let mut now = self.time.load(Ordering::Relaxed);
+        let mut start = now;
+        if let Some((end, known)) = self.ends.back_mut() {
+            (start, now) = (now.max(*end), now.max(*end));
+            *known = Some(now);
+        }
+        self.time.store(now + MASK_NS, Ordering::Relaxed);
+        self.ends.push_back(((start + STEP_NS).max(now + MASK_NS), None));
+        self.inner.launch(plan)
+    }
+
+    fn collect(&mut self) -> Result<StepOutput> {
+        let now = self.time.load(Ordering::Relaxed);
+        let (end, known) = self.ends.pop_front().unwrap();
+        let known = known.unwrap_or_else(|| now.max(end));
+        self.time.store(now.max(known), Ordering::Relaxed);
+        Ok(StepOutput { ended_ns_ago: now.max(known) - known, ..self.inner.collect()? })
+    }
+}
+
+#[test]
+fn a_launch_that_waits_for_masks_leaves_no_gap_between_steps() {
+    let limits = ExecutorLimits { num_blocks: 256, max_seq_len_tokens: 400, pipeline_depth: 2, ..limits() };
+    let time = Arc::new(AtomicU64::new(1));
+    let inner = FakeExecutor::new(limits.clone(), SEED);
+    let executor = Guided { inner, time: Arc::clone(&time), ends: VecDeque::new() };
+    let launch_lead = Some(Duration::from_nanos(100));
+    let config = EngineConfig { launch_lead, ..EngineConfig::for_limits(&limits) };
+    let mut engine = EngineCore::new(config, Box::new(executor), None).unwrap();
+    let now = || time.load(Ordering::Relaxed);
+    let stream = Tape::default();
+    engine.submit(request([1, 2, 3], 300), stream.sink(), now()).unwrap();
+    let (mut put_off, mut begin) = (0, (0, 0));
+    while stream.tokens().len() < 200 {
+        if let Progress::Until(due_ns) = engine.step_by(&now).unwrap() {
+            put_off += 1;
+            time.store(due_ns, Ordering::Relaxed);
+        }
+        if stream.tokens().len() == 20 {
+            begin = (now(), 20);
+        }
+    }
+    assert!(put_off > 100, "launches are put off nevertheless: {put_off}");
+    let each = (now() - begin.0) / (200 - begin.1);
+    assert!(each <= STEP_NS + STEP_NS / 100, "{each} ns a step");
+}
+
 #[test]
 fn times_of_a_request_are_those_after_its_steps() {
     let time = Arc::new(AtomicU64::new(1));

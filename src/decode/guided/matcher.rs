@@ -63,14 +63,16 @@ fn mask_chunk(chunk: &mut [f32], word: u32) {
 /// Follows one sequence through its grammar.
 pub struct GuideMatcher {
     inner: Matcher,
+    /// Spent on states of the grammar, here and by those that it learnt from.
+    work: u64,
     end_ids: Vec<TokenId>,
     words: usize,
     ended: bool,
 }
 
 impl GuideMatcher {
-    pub(super) fn new(inner: Matcher, end_ids: &[TokenId], vocab_size: usize) -> Self {
-        Self { inner, end_ids: end_ids.to_vec(), words: vocab_size.div_ceil(32), ended: false }
+    pub(super) fn new(inner: Matcher, work: u64, end_ids: &[TokenId], vocab_size: usize) -> Self {
+        Self { inner, work, end_ids: end_ids.to_vec(), words: vocab_size.div_ceil(32), ended: false }
     }
 
     /// Takes the next token of the sequence.
@@ -103,6 +105,7 @@ impl GuideMatcher {
             }
             Err(error) => return Err(failed(&error.to_string())),
         };
+        self.work += self.inner.last_step_stats().map_or(0, |stats| stats.lexer_cost);
         let mut words = allowed.as_slice().to_vec();
         words.resize(self.words, 0);
         let mut mask = TokenMask { words, only_end: false };
@@ -113,6 +116,16 @@ impl GuideMatcher {
             return Err(failed("no token of the vocabulary can follow"));
         }
         Ok(mask)
+    }
+
+    pub(super) fn work(&self) -> u64 {
+        self.work
+    }
+
+    /// Back at the beginning, with the work that its states cost; `None` where the grammar has no way back.
+    pub(super) fn into_start(mut self) -> Option<(Matcher, u64)> {
+        self.inner.reset().ok()?;
+        Some((self.inner, self.work))
     }
 
     /// Nothing can follow.

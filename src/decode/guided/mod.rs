@@ -127,7 +127,7 @@ impl Guides {
             return Err(refuse(&error));
         }
         // A grammar that no token can begin is found here and not in the middle of a batch.
-        let mut probe = GuideMatcher::new(matcher.deep_clone(), &[], self.vocab_size);
+        let mut probe = GuideMatcher::new(matcher.deep_clone(), 0, &[], self.vocab_size);
         let first = probe.mask().map_err(|error| refuse(error.message()))?;
         let warnings = matcher.grammar_warnings();
         if !warnings.is_empty() {
@@ -136,7 +136,7 @@ impl Guides {
         let bytes = source.text.len();
         Ok(Guide(Arc::new(Compiled {
             source: source.clone(),
-            matcher: Mutex::new(matcher),
+            start: Mutex::new(Start { matcher, work: 0 }),
             allows_empty: first.only_end(),
             vocab_size: self.vocab_size,
             bytes,
@@ -185,11 +185,22 @@ pub struct Guide(Arc<Compiled>);
 
 struct Compiled {
     source: GuideSource,
-    matcher: Mutex<Matcher>,
+    start: Mutex<Start>,
     allows_empty: bool,
     vocab_size: usize,
     bytes: usize,
 }
+
+/// Where matchers begin.
+struct Start {
+    matcher: Matcher,
+    /// Of all that it knows about the states of its grammar.
+    work: u64,
+}
+
+/// Most work whose results a guide keeps for its next matchers: it bounds their memory, and leaves a matcher that begins
+/// with all of them most of the states that the limits allow.
+const MAX_KEPT_WORK: u64 = 20_000;
 
 impl Guide {
     /// What it was compiled from.
@@ -204,7 +215,22 @@ impl Guide {
 
     /// A matcher at the beginning of an answer that `end_ids` end.
     pub fn matcher(&self, end_ids: &[TokenId]) -> GuideMatcher {
-        GuideMatcher::new(self.0.matcher.lock().deep_clone(), end_ids, self.0.vocab_size)
+        let start = self.0.start.lock();
+        GuideMatcher::new(start.matcher.deep_clone(), start.work, end_ids, self.0.vocab_size)
+    }
+
+    /// Takes a matcher back that is no more needed: what it has found out about the grammar's states need not be worked out
+    /// again by those that come.
+    pub fn take_back(&self, matcher: GuideMatcher) {
+        let is_of_use = |work: u64, known: u64| known < work && work <= MAX_KEPT_WORK;
+        if !is_of_use(matcher.work(), self.0.start.lock().work) {
+            return;
+        }
+        let Some((matcher, work)) = matcher.into_start() else { return };
+        let mut start = self.0.start.lock();
+        if is_of_use(work, start.work) {
+            *start = Start { matcher, work };
+        }
     }
 
     /// Bytes of its text.

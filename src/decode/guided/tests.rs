@@ -223,6 +223,40 @@ fn matchers_of_a_guide_are_independent_and_may_move_to_threads() {
 }
 
 #[test]
+fn a_guide_learns_from_matchers_and_answers_as_before() {
+    let schema = r#"{"type": "object", "properties": {"a": {"type": "string", "maxLength": 6}, "b": {"type": "array", "items":
+        {"type": "integer", "minimum": -7, "maximum": 300}}}, "additionalProperties": false}"#;
+    for (kind, text) in [
+        (GuideKind::JsonSchema, schema),
+        (GuideKind::Json, ""),
+        (GuideKind::Regex, "([a-f]{2,5}[0-9]+ ?)*x?"),
+        (GuideKind::Choice, r#"["yes", "yes, but", "no"]"#),
+        (GuideKind::EbnfGrammar, "root ::= \"(\" root \")\" root | \"x\" | [0-9]+"),
+        (GuideKind::Lark, "start: (\"a\" | <|tool|>)* \"b\""),
+    ] {
+        let (learning, plain) = (compile(kind, text).unwrap(), compile(kind, text).unwrap());
+        let mut state = 7_u64;
+        for walk in 0..40 {
+            let (mut one, mut other) = (learning.matcher(&[END]), plain.matcher(&[END]));
+            // Walks are cut off, end, or go wrong.
+            for step in 0..walk {
+                let mask = one.mask();
+                assert_eq!(mask, other.mask(), "{text}: walk {walk}, step {step}");
+                let Ok(mask) = mask else { break };
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let from = (state >> 40) as TokenId % 266;
+                let allowed = (0..266).map(|offset| (from + offset) % 266).find(|&token| mask.allows(token));
+                let token = if walk % 9 == 8 && step == 4 { from } else { allowed.unwrap() };
+                assert_eq!(one.advance(token), other.advance(token));
+            }
+            learning.take_back(one);
+        }
+        assert!(learning.0.start.lock().work > 0, "{text}: nothing was learnt");
+        assert_eq!(plain.0.start.lock().work, 0);
+    }
+}
+
+#[test]
 fn a_mask_takes_the_other_tokens_away() {
     let guide = compile(GuideKind::Regex, "[a-c]").unwrap();
     let mask = guide.matcher(&[END]).mask().unwrap();

@@ -11,6 +11,7 @@ use crate::runner::late::LateInput;
 use crate::runner::results::{Fetched, ResultShape};
 use crate::runner::sequences::Sampler;
 use crate::step::{Inspection, SampledRow, StepOutput, StepPlan};
+use std::time::Instant;
 
 /// A step whose tokens were not collected.
 pub(super) struct Flight {
@@ -173,7 +174,9 @@ impl LocalExecutor {
             self.transfers.collect(&mut self.fetched).context(format!("step {}", flight.step))?;
         }
         let rows = Vec::with_capacity(flight.rows.len());
-        let mut output = StepOutput { step: flight.step, rows, inspections: flight.inspections };
+        let mut output =
+            StepOutput { step: flight.step, rows, inspections: flight.inspections, ..StepOutput::default() };
+        let ended = Instant::now();
         for mut row in flight.rows {
             if row.sampled.is_empty() {
                 self.land(&mut row, flight.fetches.unwrap_or_default())?;
@@ -193,7 +196,7 @@ impl LocalExecutor {
             }
             output.rows.push(sampled);
         }
-        self.finished.push_back(output);
+        self.finished.push_back((output, ended));
         Ok(())
     }
 
