@@ -190,6 +190,22 @@ def family(architecture, model_type, **changes):
 
 
 FAMILIES = {
+    "ministral3": family(
+        "Ministral3ForCausalLM",
+        "ministral3",
+        head_dim=16,
+        rope_theta=1e6,
+        rope_scaling={
+            "type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    ),
     "phi3": family("Phi3ForCausalLM", "phi3", partial_rotary_factor=0.5, sliding_window=40),
     "phi3-longrope": family(
         "Phi3ForCausalLM",
@@ -199,6 +215,7 @@ FAMILIES = {
         original_max_position_embeddings=64,
         rope_scaling={"type": "longrope", "short_factor": SHORT_FACTORS, "long_factor": LONG_FACTORS},
     ),
+    "phi4-mini": family("Phi3ForCausalLM", "phi3", partial_rotary_factor=0.75, head_dim=None, tie_word_embeddings=True),
     "gemma": family("GemmaForCausalLM", "gemma", head_dim=16, num_key_value_heads=1),
     "gemma2": family(
         "Gemma2ForCausalLM", "gemma2", head_dim=16, sliding_window=16, query_pre_attn_scalar=24,
@@ -331,6 +348,16 @@ FAMILIES = {
         num_key_value_heads=None,
         num_kv_heads=2,
         new_decoder_architecture=True,
+        ffn_hidden_size=64,
+        intermediate_size=None,
+    ),
+    "falcon-11b": family(
+        "FalconForCausalLM",
+        "falcon",
+        num_key_value_heads=None,
+        num_kv_heads=2,
+        new_decoder_architecture=True,
+        num_ln_in_parallel_attn=1,
         ffn_hidden_size=64,
         intermediate_size=None,
     ),
@@ -533,6 +560,38 @@ RENAMED = {
             {**PLAIN, "lm_head.weight": "lm_head.weight", "layers": "model.layers", **{k: k for k in KEPT + MLP}},
             lambda layer: {"self_attn.W_pack.weight": stacked(layer)},
         ),
+    ),
+    "baichuan-13b": (
+        family("LlamaForCausalLM", "llama", num_key_value_heads=4),
+        {
+            "architectures": ["BaichuanForCausalLM"],
+            "model_type": "baichuan",
+            "num_key_value_heads": None,
+            "alibi": True,
+            "model_max_length": 256,
+            "max_position_embeddings": None,
+        },
+        lambda weights: renamed(
+            weights,
+            {**PLAIN, "lm_head.weight": "lm_head.weight", "layers": "model.layers", **{k: k for k in KEPT + MLP}},
+            lambda layer: {"self_attn.W_pack.weight": stacked(layer)},
+        ),
+    ),
+    "internlm": (
+        family("LlamaForCausalLM", "llama", num_key_value_heads=4, attention_bias=True),
+        {
+            "architectures": ["InternLMForCausalLM"],
+            "model_type": "internlm",
+            "num_key_value_heads": None,
+            "attention_bias": None,
+            "bias": True,
+        },
+        dict,
+    ),
+    "internlm3": (
+        family("LlamaForCausalLM", "llama", head_dim=16),
+        {"architectures": ["InternLM3ForCausalLM"], "model_type": "internlm3", "bias": False, "qkv_bias": False},
+        dict,
     ),
     "baichuan2": (
         family("LlamaForCausalLM", "llama", num_key_value_heads=4),
@@ -746,7 +805,7 @@ def reference(model, prompts):
     cases = []
     for prompt in prompts:
         fix_rope_length(model, len(prompt) + NEW_TOKENS)
-        first, tokens, log_probs, margins = greedy(model, prompt, use_cache=False, name=name)
+        first, tokens, log_probs, margins = greedy(model, prompt, use_cache=False)
         cached, cached_tokens, _, _ = greedy(model, prompt, use_cache=True)
         if min(margins) < MIN_MARGIN or len(set(tokens)) < MIN_DISTINCT:
             return None
@@ -915,11 +974,30 @@ def random_family_weights(model, seed, zero_centered, in_blocks=False):
         tensor.copy_(value.to(torch.bfloat16))
 
 
+def with_linear_biases(model):
+    """A Llama that does not rotate but adds the linear biases of its 4 heads."""
+    model.model.rotary_emb.inv_freq.zero_()
+    slopes = torch.tensor([2.0 ** (-8 * (head + 1) / 4) for head in range(4)])
+    forward = model.forward
+
+    def biased(ids, past_key_values=None, use_cache=False):
+        before = past_key_values.get_seq_length() if past_key_values is not None else 0
+        keys, queries = torch.arange(before + ids.shape[1]), before + torch.arange(ids.shape[1])[:, None]
+        mask = slopes[:, None, None] * (keys - queries)
+        mask = mask.masked_fill(keys > queries, torch.finfo(torch.float32).min)
+        return forward(ids, past_key_values=past_key_values, use_cache=use_cache, attention_mask=mask[None])
+
+    model.forward = biased
+    return model
+
+
 def family_reference(model, prompts, use_cache, name):
     """Reference cases; None if greedy choices are too close to call."""
     if name == "baichuan2":
         model = copy.deepcopy(model)
         model.lm_head.weight = torch.nn.Parameter(torch.nn.functional.normalize(model.lm_head.weight))
+    if name == "baichuan-13b":
+        model = with_linear_biases(copy.deepcopy(model))
     cases = []
     for prompt in prompts:
         if hasattr(model, "model") and "rope_type" in (getattr(model.config, "rope_parameters", None) or {}):

@@ -38,6 +38,7 @@ GGUF_MODELS = {
     "llama-linear": "llama",
     "llama-f16": "llama",
     "llama-bf16": "llama",
+    "ministral3": "mistral3",
     "qwen2-tied": "qwen2",
     "qwen3": "qwen3",
     "qwen2-moe": "qwen2moe",
@@ -82,7 +83,7 @@ GGUF_MODELS = {
 }
 # Files that differ from others in their name only.
 GGUF_ALIASES = {"qwen2-tied": "qwen2vl", "qwen3": "qwen3vl", "qwen3-moe": "qwen3vlmoe"}
-PERMUTED = ("llama", "granite", "internlm2", "granitemoe", "smollm3", "baichuan")
+PERMUTED = ("llama", "mistral3", "granite", "internlm2", "granitemoe", "smollm3", "baichuan")
 WITH_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
 SANDWICH_NAMES = {
     "post_attention_layernorm": "post_attention_norm",
@@ -796,6 +797,14 @@ def particular(config, architecture, of):
         }
         if "n_group" in config:
             own |= {"expert_group_count": (U32, config["n_group"]), "expert_group_used_count": (U32, config["topk_group"])}
+    if architecture == "mistral3":
+        scaling = config["rope_scaling"]
+        own |= {
+            "attention.temperature_scale": (F32, scaling["llama_4_scaling_beta"]),
+            "rope.scaling.yarn_log_multiplier": (F32, scaling["mscale_all_dim"]),
+            "rope.scaling.yarn_beta_fast": (F32, scaling["beta_fast"]),
+            "rope.scaling.yarn_beta_slow": (F32, scaling["beta_slow"]),
+        }
     if architecture == "llama4":
         own |= {
             "expert_feed_forward_length": (U32, config["intermediate_size"]),
@@ -819,7 +828,7 @@ SPLIT_LATENT = lambda config: config["q_lora_rank"] is not None
 
 
 # Of configurations that do not say them.
-EPS = {"gpt2": 1e-5, "falcon": 1e-5, "stablelm": 1e-5, "command-r": 1e-5, "cohere2": 1e-5, "starcoder2": 1e-5, "gpt-oss": 1e-5,
+EPS = {"mistral3": 1e-5, "gpt2": 1e-5, "falcon": 1e-5, "stablelm": 1e-5, "command-r": 1e-5, "cohere2": 1e-5, "starcoder2": 1e-5, "gpt-oss": 1e-5,
     "dbrx": 1e-5, "phi2": 1e-5, "gptneox": 1e-5, "bloom": 1e-5, "mpt": 1e-5, "starcoder": 1e-5, "opt": 1e-5, "gptj": 1e-5}
 THETA = {"llama": 1e6, "gemma3": 1e6, "command-r": 5e5}
 

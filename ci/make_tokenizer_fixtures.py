@@ -269,6 +269,28 @@ CHATS = {
         ([USER, REASONED], {"model_identity": "You are a test."}),
         ([USER, RESULT], {}),
     ],
+    "glm4": [(m, {}) for m in PLAIN]
+    + [
+        ([SYSTEM, USER, {"role": "assistant", "metadata": "weather", "content": "{}"}, {"role": "observation", "content": "sun"}], {"tools": TOOLS}),
+        ([USER], {"tools": [TOOLS[0]["function"]]}),
+    ],
+    "glm45": [(m, {}) for m in PLAIN]
+    + [
+        ([SYSTEM, USER, CALL, RESULT, RESULT, THOUGHT, AGAIN], {"tools": TOOLS}),
+        ([USER, CALL, RESULT, THOUGHT], {"tools": TOOLS}),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}, "b", {"type": "image"}]}], {"enable_thinking": False}),
+    ],
+    "llama4": [(m, {}) for m in PLAIN]
+    + [
+        ([SYSTEM, USER, CALL, RESULT], {"tools": TOOLS}),
+        ([SYSTEM, USER], {"tools": TOOLS, "tools_in_user_message": False}),
+        ([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " what? "}]}], {"tools": TOOLS}),
+        ([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " what? "}]}], {}),
+    ],
+    "falcon": [(m, {}) for m in PLAIN],
+    "falcon3": [(m, {}) for m in PLAIN] + [([SYSTEM, USER, CALL, RESULT, ANSWER], {"tools": TOOLS}), ([USER, {**CALL, "content": ""}, RESULT], {"tools": TOOLS})],
+    "starcoder2": [(m, {}) for m in PLAIN],
+    "phi4": [(m, {}) for m in PLAIN],
     "python": [
         (
             [SYSTEM, USER, AGAIN],

@@ -13,6 +13,8 @@ mod driver;
 mod engine;
 #[path = "models/formats.rs"]
 mod formats;
+#[path = "models/fp8.rs"]
+mod fp8;
 #[path = "models/golden.rs"]
 mod golden;
 #[path = "models/inspect.rs"]

@@ -122,17 +122,21 @@ pub struct Latent {
     pub value_dim: usize,
 }
 
-/// Queries grow with their position: the factor is `1 + scale ln(1 + ⌊(position + 1) / period⌋)`.
+/// Queries grow with their position: the factor is `1 + scale ln(1 + ⌊(position + first) / period⌋)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueryGrowth {
     pub period: usize,
     pub scale: f64,
+    /// What the first position counts as.
+    pub first: usize,
+    /// Also in layers that rotate.
+    pub rotated: bool,
 }
 
 impl QueryGrowth {
     /// Of the first `count` positions.
     pub fn factors(self, count: usize) -> Vec<f32> {
-        let factor = |position: usize| 1.0 + self.scale * (((position + 1) / self.period) as f64).ln_1p();
+        let factor = |position: usize| 1.0 + self.scale * (((position + self.first) / self.period) as f64).ln_1p();
         (0..count).map(|position| factor(position) as f32).collect()
     }
 }

@@ -1,7 +1,7 @@
 //! Tensors from mapped files to the device, by several threads, piece by piece: what the host holds at a time is one
 //! piece for each thread.
 
-use super::formats::{StoredTensor, push};
+use super::formats::{MappedBytes, StoredTensor, push};
 use super::pieces::View;
 use crate::device::{DType, SharedDevice, Tensor};
 use crate::error::Result;
@@ -58,7 +58,7 @@ impl Copy<'_> {
             let first = self.view.offset / self.out.cols();
             let rows = first + rows.start..first + rows.end;
             match self.stored.borrow(rows.clone(), dtype).filter(|_| self.change == Change::None) {
-                Some(bytes) => return device.upload(&part, bytes),
+                Some(mapped) => return upload(device, &part, &mapped),
                 None => self.stored.read(rows, dtype, scratch),
             }
         } else {
@@ -82,6 +82,12 @@ impl Copy<'_> {
         }
         device.upload(&part, scratch)
     }
+}
+
+/// Bytes of a file, unchanged.
+fn upload(device: &SharedDevice, part: &Tensor, mapped: &MappedBytes<'_>) -> Result<()> {
+    let in_place = mapped.file.and_then(|file| device.fill(part, &mut |out| file.read(mapped.bytes, out)));
+    in_place.unwrap_or_else(|| device.upload(part, mapped.bytes))
 }
 
 fn floats(bytes: &[u8], dtype: DType) -> impl Iterator<Item = f32> {

@@ -302,9 +302,11 @@ impl<'a> WeightLoader<'a> {
     }
 }
 
-/// Buffers of older files that carry no weights.
+/// Buffers of older files that carry no weights, and what is computed of other weights.
 fn is_ignored(name: &str) -> bool {
-    [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"].iter().any(|suffix| name.ends_with(suffix))
+    [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.fused_q_proj.weight"]
+        .iter()
+        .any(|suffix| name.ends_with(suffix))
 }
 
 fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {

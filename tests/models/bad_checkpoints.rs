@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use triton_trtllm::error::{Error, ErrorKind};
 use triton_trtllm::runner::{LoadedModel, ModelOptions, ModelSource, load_on};
 
-fn copy_of(name: &str) -> TempDir {
+pub fn copy_of(name: &str) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(fixtures().join("models").join(name)).unwrap() {
         let path = entry.unwrap().path();
@@ -17,7 +17,7 @@ fn copy_of(name: &str) -> TempDir {
     copy
 }
 
-fn failure(folder: &Path) -> Error {
+pub fn failure(folder: &Path) -> Error {
     failure_with(&options(folder, 64))
 }
 
@@ -28,13 +28,13 @@ fn failure_with(options: &ModelOptions) -> Error {
     }
 }
 
-fn assert_names(error: &Error, parts: &[&str]) {
+pub fn assert_names(error: &Error, parts: &[&str]) {
     let message = error.message();
     assert!(parts.iter().all(|part| message.contains(part)), "{message:?} lacks one of {parts:?}");
     assert!(!message.contains('\n'), "{message:?} is not one sentence");
 }
 
-fn change_config(folder: &Path, key: &str, value: Value) {
+pub fn change_config(folder: &Path, key: &str, value: Value) {
     let path = folder.join("config.json");
     let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     config[key] = value;
@@ -42,7 +42,7 @@ fn change_config(folder: &Path, key: &str, value: Value) {
 }
 
 /// Rewrites the JSON header of `model.safetensors`, data unchanged.
-fn change_header(folder: &Path, change: impl FnOnce(&mut Value)) {
+pub fn change_header(folder: &Path, change: impl FnOnce(&mut Value)) {
     let path = folder.join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
     let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;

@@ -62,15 +62,33 @@ fn assert_names(error: &Error, parts: &[&str]) {
 
 #[test]
 fn tensorrt_llm_checkpoints_of_any_parallelism_equal_the_reference() {
-    let folders = folders("trtllm", 36);
+    let folders = folders("trtllm", 39);
     let failed: Vec<_> =
         folders.iter().filter(|folder| panic::catch_unwind(|| check_folder(folder)).is_err()).collect();
     assert!(failed.is_empty(), "{failed:?}");
 }
 
 #[test]
+fn tensorrt_llm_names_of_one_architecture_mean_the_same() {
+    let cases: [(&str, &[&str]); 2] = [
+        ("gpt2-tp2-pp2", &["GPTForCausalLM", "GPT2LMHeadCustomModel"]),
+        (
+            "llama-gqa-tp2-pp1",
+            &["InternLMForCausalLM", "InternLM2ForCausalLM", "SkyworkForCausalLM", "LLaMAForCausalLM"],
+        ),
+    ];
+    for (folder, names) in cases {
+        let root = copies(&[("model", formats("trtllm").join(folder))]);
+        for name in names {
+            change_config(&root.path().join("model"), |config| config["architecture"] = json!(name));
+            check_folder(&root.path().join("model"));
+        }
+    }
+}
+
+#[test]
 fn gguf_files_equal_the_reference() {
-    let folders = folders("gguf", 50);
+    let folders = folders("gguf", 51);
     let failed: Vec<_> =
         folders.iter().filter(|folder| panic::catch_unwind(|| check_folder(folder)).is_err()).collect();
     assert!(failed.is_empty(), "{failed:?}");
@@ -359,7 +377,7 @@ fn tensorrt_llm_checkpoints_that_are_not_served_are_named() {
         ("architecture", json!("MedusaForCausalLM"), &["MedusaForCausalLM is a model with Medusa heads"]),
         ("architecture", json!("EagleForCausalLM"), &["EagleForCausalLM is a model with an EAGLE drafter"]),
         ("architecture", json!("ReDrafterForLLaMALM"), &["ReDrafterForLLaMALM is a model with a recurrent drafter"]),
-        ("architecture", json!("DeepseekV2ForCausalLM"), &["DeepseekV2ForCausalLM is not supported as a TensorRT-LLM"]),
+        ("architecture", json!("DeepseekForCausalLM"), &["DeepseekForCausalLM is not supported as a TensorRT-LLM"]),
         ("architecture", json!("EncoderModel"), &["the encoder of an encoder-decoder model"]),
         ("architecture", json!("WhatForCausalLM"), &["WhatForCausalLM is not supported", "Qwen3ForCausalLM"]),
         ("quantization", json!({"quant_algo": "W4A16_AWQ"}), &["quant_algo is W4A16_AWQ"]),

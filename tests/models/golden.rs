@@ -34,7 +34,7 @@ fn models() -> Vec<PathBuf> {
     let mut folders: Vec<_> =
         fs::read_dir(fixtures().join("models")).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert!(folders.len() >= 70, "fixtures are missing: {folders:?}");
+    assert!(folders.len() >= 80, "fixtures are missing: {folders:?}");
     folders
 }
 
@@ -95,7 +95,7 @@ fn both_spellings_of_a_config_mean_the_same_model() {
         check_folder(copy.path());
         checked += 1;
     }
-    assert!(checked >= 50, "{checked} fixtures have a second spelling");
+    assert!(checked >= 60, "{checked} fixtures have a second spelling");
 }
 
 #[test]

@@ -3,12 +3,15 @@
 use crate::error::{Error, Result};
 use memmap2::{Advice, Mmap};
 use std::fs::File;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 /// A file's bytes, read on demand and shared with the page cache.
 #[derive(Debug)]
 pub struct MappedFile {
     map: Mmap,
+    file: File,
+    path: PathBuf,
 }
 
 impl MappedFile {
@@ -26,10 +29,25 @@ impl MappedFile {
         let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
         // A hint: without it the kernel reads ahead less.
         map.advise(Advice::Sequential).map_err(fail)?;
-        Ok(Self { map })
+        Ok(Self { map, file, path: path.to_owned() })
     }
 
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Copies `bytes`, which are some of [`MappedFile::bytes`], to `out` of the same length. The system reads them from
+    /// the file into place: cheaper than to touch every page of the map for the first time.
+    ///
+    /// # Errors
+    /// Names the file and why it cannot be read.
+    pub fn read(&self, bytes: &[u8], out: &mut [u8]) -> Result<()> {
+        let offset = (bytes.as_ptr() as usize).wrapping_sub(self.map.as_ptr() as usize);
+        let is_inside = offset.checked_add(bytes.len()).is_some_and(|end| end <= self.map.len());
+        if !is_inside || bytes.len() != out.len() {
+            return Err(Error::internal(format!("{}: a copy of bytes that are not of the file", self.path.display())));
+        }
+        let read = self.file.read_exact_at(out, offset as u64);
+        read.map_err(|error| Error::invalid(format!("cannot read {}: {error}", self.path.display())))
     }
 }

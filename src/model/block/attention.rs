@@ -28,7 +28,7 @@ pub(super) struct Positions {
     pub(super) local: Option<RopeTable>,
     /// Slopes of linear biases.
     pub(super) slopes: Option<Tensor>,
-    /// `[positions, 1]` F32: factors of queries that are not rotated.
+    /// `[positions, 1]` F32: factors of queries.
     pub(super) query_factors: Option<Tensor>,
 }
 
@@ -144,7 +144,8 @@ impl Heads {
             LayerRope::Global => positions.global.as_ref(),
             LayerRope::Local => positions.local.as_ref(),
         };
-        if let (None, Some(factors)) = (rope, &positions.query_factors) {
+        let grows = rope.is_none() || config.query_growth.is_some_and(|growth| growth.rotated);
+        if let Some(factors) = positions.query_factors.as_ref().filter(|_| grows) {
             query = cx.scale_by_position(&query, factors)?;
         }
         let args = LayerAttention { rope, sinks: self.sinks.as_ref(), ..*args };

@@ -23,7 +23,8 @@ pub(super) const CHATGLM: Family = Family {
 const FUSED: MlpNames = MlpNames::Fused { gate_up: "mlp.gate_up_proj", down: "mlp.down_proj" };
 
 fn glm(section: &Section) -> Result<ModelConfig> {
-    let section = section.with_defaults(json!({"partial_rotary_factor": 0.5, "attention_bias": true}));
+    let section =
+        section.with_defaults(json!({"partial_rotary_factor": 0.5, "attention_bias": true, "rms_norm_eps": 1.5625e-7}));
     let mut config = ModelConfig::from_section(GLM.name, &section)?;
     config.rope_style = RopeStyle::Interleaved;
     config.qkv_bias = section.flag("attention_bias", true)?;
@@ -40,7 +41,7 @@ fn glm4(section: &Section) -> Result<ModelConfig> {
 }
 
 fn glm4_moe(section: &Section) -> Result<ModelConfig> {
-    let section = section.with_defaults(json!({"partial_rotary_factor": 0.5}));
+    let section = section.with_defaults(json!({"partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5}));
     let mut config = ModelConfig::from_section(GLM4_MOE.name, &section)?;
     config.qkv_bias = section.flag("attention_bias", false)?;
     config.head_norm = section.flag("use_qk_norm", false)?.then_some(HeadNorm::Shared);

@@ -29,7 +29,7 @@ fn configure(section: &Section) -> Result<ModelConfig> {
     if section.flag("attn_temperature_tuning", true)? {
         let period = section.count(&["floor_scale"], 1 << 30)?.unwrap_or(8192);
         let scale = section.positive(&["attn_scale"])?.unwrap_or(0.1);
-        config.query_growth = Some(QueryGrowth { period, scale });
+        config.query_growth = Some(QueryGrowth { period, scale, first: 1, rotated: false });
     }
     config.names = TensorNames {
         mlp: MlpNames::Gated {

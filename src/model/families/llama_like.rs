@@ -1,4 +1,4 @@
-//! Llama under other names: Baichuan 1 and 2, InternLM2, Qwen 1.
+//! Llama under other names: Baichuan 1 and 2, InternLM 1 to 3, Qwen 1.
 
 use super::Family;
 use crate::error::Result;
@@ -10,6 +10,14 @@ pub(super) const BAICHUAN: Family = Family {
     architectures: &["BaichuanForCausalLM", "BaiChuanForCausalLM"],
     model_type: "baichuan",
     configure: baichuan,
+};
+pub(super) const INTERNLM: Family =
+    Family { name: "internlm", architectures: &["InternLMForCausalLM"], model_type: "internlm", configure: internlm };
+pub(super) const INTERNLM3: Family = Family {
+    name: "internlm3",
+    architectures: &["InternLM3ForCausalLM"],
+    model_type: "internlm3",
+    configure: internlm3,
 };
 pub(super) const INTERNLM2: Family = Family {
     name: "internlm2",
@@ -32,6 +40,21 @@ fn baichuan(section: &Section) -> Result<ModelConfig> {
         config.set_alibi(8.0, 1.0);
     }
     config.names = TensorNames { qkv: QkvNames::Concatenated("self_attn.W_pack"), ..TensorNames::STANDARD };
+    Ok(config)
+}
+
+fn internlm(section: &Section) -> Result<ModelConfig> {
+    let mut config = ModelConfig::from_section(INTERNLM.name, section)?;
+    config.qkv_bias = section.flag("bias", true)?;
+    config.output_bias = config.qkv_bias;
+    Ok(config)
+}
+
+fn internlm3(section: &Section) -> Result<ModelConfig> {
+    let mut config = ModelConfig::from_section(INTERNLM3.name, section)?;
+    config.qkv_bias = section.flag("qkv_bias", false)?;
+    config.output_bias = section.flag("bias", false)?;
+    config.mlp_bias = config.output_bias;
     Ok(config)
 }
 

@@ -29,6 +29,7 @@ mod stablelm;
 mod starcoder2;
 mod wrapped;
 
+pub use mistral::GROWTH;
 pub use opt::POSITION_OFFSET;
 pub use wrapped::text_part;
 
@@ -68,6 +69,7 @@ impl Family {
 pub const FAMILIES: &[&Family] = &[
     &llama::FAMILY,
     &mistral::FAMILY,
+    &mistral::MINISTRAL3,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &phi3::FAMILY,
@@ -106,7 +108,9 @@ pub const FAMILIES: &[&Family] = &[
     &falcon::FAMILY,
     &gpt2::BIG_CODE,
     &llama_like::BAICHUAN,
+    &llama_like::INTERNLM,
     &llama_like::INTERNLM2,
+    &llama_like::INTERNLM3,
     &llama_like::QWEN,
     &mpt::DBRX,
 ];

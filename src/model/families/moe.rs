@@ -58,7 +58,8 @@ pub(super) fn set_listed(experts: &mut Experts, section: &Section) -> Result<()>
 }
 
 fn mixtral(section: &Section) -> Result<ModelConfig> {
-    let mut config = ModelConfig::from_section(MIXTRAL.name, &section.with_defaults(json!({"rope_theta": 1e6})))?;
+    let section = &section.with_defaults(json!({"rope_theta": 1e6, "rms_norm_eps": 1e-5}));
+    let mut config = ModelConfig::from_section(MIXTRAL.name, section)?;
     config.set_windows(section, 0)?;
     let mut experts = experts(section, &config, softmax(true))?;
     experts.router = "block_sparse_moe.gate";

@@ -3,11 +3,13 @@
 use super::Family;
 use crate::error::Result;
 use crate::model::{MlpNames, ModelConfig, QkvNames, Section, TensorNames};
+use serde_json::json;
 
 pub(super) const FAMILY: Family =
     Family { name: "phi3", architectures: &["Phi3ForCausalLM"], model_type: "phi3", configure };
 
 fn configure(section: &Section) -> Result<ModelConfig> {
+    let section = &section.with_defaults(json!({"rms_norm_eps": 1e-5}));
     let mut config = ModelConfig::from_section(FAMILY.name, section)?;
     config.set_windows(section, 0)?;
     config.names = TensorNames {

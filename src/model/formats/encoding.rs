@@ -1,5 +1,6 @@
 //! How the elements of a stored tensor are written.
 
+use super::fp8::Fp8Blocks;
 use super::ggml::{E2M1_DOUBLED, GgmlType, half_power};
 use crate::device::DType;
 use half::{bf16, f16};
@@ -13,6 +14,8 @@ pub enum Encoding {
     Blocks(GgmlType),
     /// Blocks of 32 4-bit floats, two in a byte, the scales of which are in another tensor.
     Mxfp4,
+    /// 8-bit floats, the scales of which are in another tensor.
+    Fp8(Fp8Blocks),
 }
 
 /// Elements and bytes of a block of [`Encoding::Mxfp4`], without its scale.
@@ -25,7 +28,7 @@ impl Encoding {
     pub fn dtype(self) -> DType {
         match self {
             Self::Plain(dtype) => dtype,
-            Self::Blocks(_) | Self::Mxfp4 => DType::BF16,
+            Self::Blocks(_) | Self::Mxfp4 | Self::Fp8(_) => DType::BF16,
         }
     }
 
@@ -39,7 +42,17 @@ impl Encoding {
             Self::Mxfp4 => {
                 cols.is_multiple_of(MXFP4_ELEMENTS).then_some(cols / MXFP4_ELEMENTS)?.checked_mul(MXFP4_BYTES)
             }
+            Self::Fp8(_) => Some(cols),
             Self::Blocks(_) => None,
+        }
+    }
+
+    /// Of all `scales` of a tensor whose rows have `stride_bytes` those of `row`, from byte `start` of it on.
+    pub(super) fn scales_at(self, scales: &[u8], row: usize, start: usize, stride_bytes: usize) -> &[u8] {
+        match self {
+            Self::Mxfp4 => scales.get((row * stride_bytes + start) / MXFP4_BYTES..).unwrap_or_default(),
+            Self::Fp8(blocks) => blocks.scales_at(scales, row, start, stride_bytes),
+            Self::Plain(_) | Self::Blocks(_) => &[],
         }
     }
 
@@ -57,6 +70,7 @@ impl Encoding {
                     values.iter().for_each(|&value| push(value, to, out));
                 }
             }
+            Self::Fp8(blocks) => blocks.decode(bytes, scales, to, out),
             Self::Mxfp4 => {
                 for (block, &scale) in bytes.chunks_exact(MXFP4_BYTES).zip(scales) {
                     let scale = half_power(scale);
@@ -74,6 +88,7 @@ impl fmt::Display for Encoding {
             Self::Plain(dtype) => dtype.fmt(f),
             Self::Blocks(kind) => kind.fmt(f),
             Self::Mxfp4 => f.write_str("MXFP4"),
+            Self::Fp8(_) => f.write_str("FP8"),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! that families know nothing of formats.
 
 mod encoding;
+mod fp8;
 mod ggml;
 pub mod gguf;
 mod open;
@@ -17,7 +18,7 @@ pub use self::open::{OpenedCheckpoint, WeightPlaces, gguf_file, open};
 pub use self::pickle::PickleFolder;
 pub use self::safetensors::SafetensorsFolder;
 pub(super) use self::safetensors::found_in;
-pub use self::stored::{RowOrder, StoredTensor};
+pub use self::stored::{MappedBytes, RowOrder, StoredTensor};
 pub use self::trtllm::EngineLimits;
 
 use crate::device::DType;

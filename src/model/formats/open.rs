@@ -1,5 +1,6 @@
 //! From a path to a checkpoint, whatever the format.
 
+use super::fp8;
 use super::gguf::{self, GgufModel};
 use super::trtllm::{EngineFolder, EngineLimits, MANAGED, Searched, TrtllmCheckpoint};
 use super::{PickleFolder, SafetensorsFolder, TensorStore, found_in};
@@ -78,10 +79,18 @@ fn open_gguf(path: &Path) -> Result<OpenedCheckpoint> {
 
 fn open_folder(path: &Path, config: Section) -> Result<OpenedCheckpoint> {
     let config = text_part(config)?;
-    refuse_quantisation(path, &config)?;
+    let fp8_block = refuse_quantisation(path, &config)?;
     let (format, store): (_, Box<dyn TensorStore>) = match !has_safetensors(path) && PickleFolder::is_in(path) {
         true => ("Hugging Face folder, torch pickles", Box::new(PickleFolder::open(path)?)),
-        false => ("Hugging Face folder", Box::new(SafetensorsFolder::open(path)?)),
+        false => {
+            let folder = SafetensorsFolder::open(path)?;
+            match fp8_block {
+                None => ("Hugging Face folder", Box::new(folder)),
+                Some(block) => {
+                    ("Hugging Face folder, FP8 weights widened at load", Box::new(folder.with_fp8_block(block)))
+                }
+            }
+        }
     };
     Ok(OpenedCheckpoint {
         format: format.to_owned(),
@@ -93,21 +102,30 @@ fn open_folder(path: &Path, config: Section) -> Result<OpenedCheckpoint> {
     })
 }
 
+/// The blocks of matrices of 8-bit floats; `None`: there are none.
+///
 /// # Errors
-/// Names the method, unless it is that of gpt-oss.
-fn refuse_quantisation(path: &Path, config: &Section) -> Result<()> {
+/// Names the method, unless it is one that is read.
+fn refuse_quantisation(path: &Path, config: &Section) -> Result<Option<[usize; 2]>> {
     if path.join("hf_quant_config.json").exists() {
         return Err(Error::unsupported(format!(
             "{} is quantised by ModelOpt (hf_quant_config.json), which is not supported yet",
             path.display()
         )));
     }
-    let Some(quantization) = config.section("quantization_config")? else { return Ok(()) };
-    match quantization.text(&["quant_method"])? {
-        None | Some("mxfp4") => Ok(()),
-        Some(method) => {
-            let origin = quantization.origin();
-            Err(Error::unsupported(format!("{origin}: the quantisation {method} is not supported yet; mxfp4 is")))
+    let Some(quantization) = config.section("quantization_config")? else { return Ok(None) };
+    match (quantization.text(&["quant_method"])?, quantization.text(&["format"])?) {
+        (None | Some("mxfp4"), _) => Ok(None),
+        (Some("fp8" | "fbgemm_fp8"), _) | (Some("compressed-tensors"), Some("float-quantized")) => {
+            fp8::block_size(&quantization).map(Some)
+        }
+        (Some(method), format) => {
+            let format = format.map_or_else(String::new, |format| format!(" ({format})"));
+            Err(Error::unsupported(format!(
+                "{}: the quantisation {method}{format} is not supported yet; mxfp4, fp8, fbgemm_fp8 and \
+                 compressed-tensors (float-quantized) are",
+                quantization.origin()
+            )))
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Hugging Face folders: `model.safetensors`, or shards with `model.safetensors.index.json`.
 
 use super::encoding::{MXFP4_BYTES, MXFP4_ELEMENTS};
+use super::fp8::Fp8Blocks;
 use super::{Encoding, StoredTensor, TensorStore};
 use crate::device::DType;
 use crate::device::cpu::mapped_file::MappedFile;
@@ -26,12 +27,16 @@ const PICKLES: [&str; 2] = ["consolidated.00.pth", "model.ckpt"];
 /// Ends of the names of 4-bit floats and of their scales.
 const BLOCKS: &str = "_blocks";
 const SCALES: &str = "_scales";
+/// Behind the names of matrices of 8-bit floats: their scales.
+const FP8_SCALES: [&str; 2] = ["_scale_inv", "_scale"];
 /// Names of files in an error message, at most.
 const MAX_SHOWN: usize = 12;
 
 /// The tensors of one folder, mapped into memory.
 #[derive(Debug)]
 pub struct SafetensorsFolder {
+    /// Of matrices of 8-bit floats.
+    fp8_block: [usize; 2],
     shards: Vec<Shard>,
     tensors: HashMap<String, Location>,
 }
@@ -56,7 +61,7 @@ impl SafetensorsFolder {
     /// One sentence that names the file and what is wrong with it.
     pub fn open(folder: &Path) -> Result<Self> {
         let (files, index) = checkpoint_files(folder, &NAMES)?;
-        let mut checkpoint = Self { shards: Vec::new(), tensors: HashMap::new() };
+        let mut checkpoint = Self { fp8_block: [1, 1], shards: Vec::new(), tensors: HashMap::new() };
         for file in files {
             checkpoint.add_shard(folder.join(file))?;
         }
@@ -77,9 +82,24 @@ impl SafetensorsFolder {
     /// # Errors
     /// One sentence that names the file and what is wrong with it.
     pub fn open_file(file: &Path) -> Result<Self> {
-        let mut checkpoint = Self { shards: Vec::new(), tensors: HashMap::new() };
+        let mut checkpoint = Self { fp8_block: [1, 1], shards: Vec::new(), tensors: HashMap::new() };
         checkpoint.add_shard(file.to_owned())?;
         Ok(checkpoint)
+    }
+
+    /// With blocks of this size in matrices of 8-bit floats.
+    pub fn with_fp8_block(self, fp8_block: [usize; 2]) -> Self {
+        Self { fp8_block, ..self }
+    }
+
+    /// With other ends of names: `(from, to)`.
+    pub fn renamed(mut self, ends: &[(&str, &str)]) -> Self {
+        let rename = |(name, at): (String, Location)| {
+            let new = ends.iter().find_map(|(from, to)| Some(format!("{}{to}", name.strip_suffix(from)?)));
+            (new.unwrap_or(name), at)
+        };
+        self.tensors = self.tensors.into_iter().map(rename).collect();
+        self
     }
 
     /// Whether there is a tensor of this name, whatever its type.
@@ -127,6 +147,34 @@ impl SafetensorsFolder {
         let scales = self.shards[scales.shard].bytes(&scales.info);
         StoredTensor::mxfp4(&shard.path, shape, shard.bytes(info), scales)
     }
+
+    /// The scales of a matrix of 8-bit floats: `…weight_scale_inv` or `…weight_scale` of `…weight`. They multiply,
+    /// whatever the name says.
+    fn fp8_scales_of(&self, name: &str, info: &TensorInfo) -> Option<&Location> {
+        let find = |end: &&str| self.tensors.get(&format!("{name}{end}"));
+        FP8_SCALES.iter().find_map(find).filter(|_| info.dtype == Dtype::F8_E4M3)
+    }
+
+    fn fp8<'a>(&'a self, shard: &'a Shard, name: &str, info: &TensorInfo) -> Result<StoredTensor<'a>> {
+        let (file, shape) = (shard.path.display(), &info.shape);
+        let Some(scales) = self.fp8_scales_of(name, info) else {
+            let [inverse, plain] = FP8_SCALES.map(|end| format!("{name}{end}"));
+            return Err(Error::invalid(format!(
+                "{file}: {name} has type F8_E4M3, but there is no {inverse} or {plain}"
+            )));
+        };
+        let unfit = |what: &str| {
+            let (dtype, scales, block) = (scales.info.dtype, &scales.info.shape, self.fp8_block);
+            Error::invalid(format!(
+                "{file}: the scales of {name}, {dtype:?} {scales:?}, do not fit its shape {shape:?} and blocks of {block:?}{what}"
+            ))
+        };
+        let dtype = supported(scales.info.dtype).ok_or_else(|| unfit(": they must be F32, F16 or BF16"))?;
+        let &[rows, cols] = shape.as_slice() else { return Err(unfit(": only matrices are read")) };
+        let blocks = Fp8Blocks::of((rows, cols), &scales.info.shape, self.fp8_block, dtype);
+        let scales = self.shards[scales.shard].bytes(&scales.info);
+        StoredTensor::fp8(&shard.path, shape.clone(), blocks.ok_or_else(|| unfit(""))?, shard.bytes(info), scales)
+    }
 }
 
 impl Shard {
@@ -140,7 +188,9 @@ impl TensorStore for SafetensorsFolder {
     fn names(&self) -> Vec<&str> {
         let is_part = |name: &str| {
             let stem = name.strip_suffix(SCALES);
+            let of_fp8 = |end: &&str| name.strip_suffix(end).and_then(|stem| self.tensors.get(stem));
             stem.is_some_and(|stem| self.tensors.contains_key(&format!("{stem}{BLOCKS}")))
+                || FP8_SCALES.iter().find_map(of_fp8).is_some_and(|of| of.info.dtype == Dtype::F8_E4M3)
         };
         self.tensors.keys().map(String::as_str).filter(|name| !is_part(name)).collect()
     }
@@ -151,20 +201,25 @@ impl TensorStore for SafetensorsFolder {
         if let Some(scales) = self.scales_of(name, info) {
             return self.four_bit(shard, name, info, scales).map(Some);
         }
+        if info.dtype == Dtype::F8_E4M3 {
+            return self.fp8(shard, name, info).map(Some);
+        }
         let dtype = supported(info.dtype).ok_or_else(|| {
             Error::unsupported(format!(
-                "{}: {name} has type {:?}, which is not supported; supported are F32, F16 and BF16",
+                "{}: {name} has type {:?}, which is not supported; supported are F32, F16, BF16 and F8_E4M3 with scales",
                 shard.path.display(),
                 info.dtype
             ))
         })?;
-        StoredTensor::new(&shard.path, info.shape.clone(), Encoding::Plain(dtype), shard.bytes(info)).map(Some)
+        let tensor = StoredTensor::new(&shard.path, info.shape.clone(), Encoding::Plain(dtype), shard.bytes(info))?;
+        Ok(Some(tensor.mapped_from(&shard.file)))
     }
 
     fn main_dtype(&self) -> Option<DType> {
         let size = |at: &Location| at.info.data_offsets.1 - at.info.data_offsets.0;
         let (name, largest) = self.tensors.iter().max_by_key(|(_, at)| size(at))?;
-        let of_blocks = self.scales_of(name, &largest.info).map(|_| Encoding::Mxfp4.dtype());
+        let is_narrow = self.scales_of(name, &largest.info).is_some() || largest.info.dtype == Dtype::F8_E4M3;
+        let of_blocks = is_narrow.then(|| Encoding::Mxfp4.dtype());
         of_blocks.or(supported(largest.info.dtype))
     }
 }

@@ -2,7 +2,9 @@
 
 use super::Encoding;
 use super::encoding::MXFP4_BYTES;
+use super::fp8::Fp8Blocks;
 use crate::device::DType;
+use crate::device::cpu::mapped_file::MappedFile;
 use crate::error::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
@@ -29,15 +31,32 @@ struct Band<'a> {
     parts: Vec<Part<'a>>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 struct Part<'a> {
     bytes: &'a [u8],
+    /// What `bytes` are mapped from.
+    mapped: Option<&'a MappedFile>,
     /// Of the blocks in `bytes`, where the encoding has them apart.
     scales: &'a [u8],
     stride_bytes: usize,
     /// The columns that are taken, in bytes of a row.
     start_bytes: usize,
     len_bytes: usize,
+}
+
+impl PartialEq for Part<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        let layout = |part: &Self| (part.stride_bytes, part.start_bytes, part.len_bytes);
+        layout(self) == layout(other) && self.bytes == other.bytes && self.scales == other.scales
+    }
+}
+
+/// Bytes of a file that are mapped into memory.
+#[derive(Clone, Copy, Debug)]
+pub struct MappedBytes<'a> {
+    pub bytes: &'a [u8],
+    /// `None`: they are of no file.
+    pub file: Option<&'a MappedFile>,
 }
 
 /// In which order a file holds the rows of a tensor.
@@ -77,7 +96,7 @@ impl<'a> StoredTensor<'a> {
                 bytes.len()
             )));
         };
-        let part = Part { bytes, scales: &[], stride_bytes, start_bytes: 0, len_bytes: stride_bytes };
+        let part = Part { bytes, mapped: None, scales: &[], stride_bytes, start_bytes: 0, len_bytes: stride_bytes };
         let bands = vec![Band { first: 0, rows, order: RowOrder::AsIs, parts: vec![part] }];
         Ok(Self { file, shape, encoding, bands })
     }
@@ -98,6 +117,36 @@ impl<'a> StoredTensor<'a> {
         }
         tensor.bands.iter_mut().flat_map(|band| &mut band.parts).for_each(|part| part.scales = scales);
         Ok(tensor)
+    }
+
+    /// A matrix of 8-bit floats with `scales` for its blocks.
+    ///
+    /// # Errors
+    /// When `codes` or `scales` is not what the shape asks for.
+    pub fn fp8(
+        file: &'a Path,
+        shape: Vec<usize>,
+        blocks: Fp8Blocks,
+        codes: &'a [u8],
+        scales: &'a [u8],
+    ) -> Result<Self> {
+        let mut tensor = Self::new(file, shape, Encoding::Fp8(blocks), codes)?;
+        if scales.len() != blocks.scale_bytes(tensor.rows(), tensor.cols()) {
+            return Err(Error::invalid(format!(
+                "{}: {} bytes of scales do not fit a matrix of 8-bit floats of shape {:?}",
+                file.display(),
+                scales.len(),
+                tensor.shape
+            )));
+        }
+        tensor.bands.iter_mut().flat_map(|band| &mut band.parts).for_each(|part| part.scales = scales);
+        Ok(tensor)
+    }
+
+    /// The same tensor, the bytes of which are mapped from `file`.
+    pub fn mapped_from(mut self, file: &'a MappedFile) -> Self {
+        self.bands.iter_mut().flat_map(|band| &mut band.parts).for_each(|part| part.mapped = Some(file));
+        self
     }
 
     /// Type of the elements once they are read.
@@ -216,7 +265,7 @@ impl<'a> StoredTensor<'a> {
     }
 
     /// The bytes of `rows`, where the file holds them as type `dtype` and one behind the other.
-    pub fn borrow(&self, rows: Range<usize>, dtype: DType) -> Option<&'a [u8]> {
+    pub fn borrow(&self, rows: Range<usize>, dtype: DType) -> Option<MappedBytes<'a>> {
         let [band] = self.bands.as_slice() else { return None };
         let [part] = band.parts.as_slice() else { return None };
         let is_plain = band.order == RowOrder::AsIs && part.len_bytes == part.stride_bytes;
@@ -224,7 +273,8 @@ impl<'a> StoredTensor<'a> {
             return None;
         }
         let start = (band.first + rows.start) * part.stride_bytes;
-        part.bytes.get(start..start + rows.len() * part.stride_bytes)
+        let bytes = part.bytes.get(start..start + rows.len() * part.stride_bytes)?;
+        Some(MappedBytes { bytes, file: part.mapped })
     }
 
     /// Appends the elements of `rows` as type `dtype`.
@@ -236,7 +286,7 @@ impl<'a> StoredTensor<'a> {
                 let in_file = band.order.in_file(band.first + row - first);
                 for part in &band.parts {
                     let start = in_file * part.stride_bytes + part.start_bytes;
-                    let scales = part.scales.get(start / MXFP4_BYTES..).unwrap_or_default();
+                    let scales = self.encoding.scales_at(part.scales, in_file, part.start_bytes, part.stride_bytes);
                     self.encoding.decode(&part.bytes[start..start + part.len_bytes], scales, dtype, out);
                 }
             }
@@ -282,8 +332,8 @@ mod tests {
         let stacked = StoredTensor::stack(parts).unwrap();
         assert_eq!(values(&stacked), [3, 4, 5, 6, 1, 2]);
         assert_eq!(values(&stacked.slice(1..3).unwrap()), [5, 6, 1, 2]);
-        assert_eq!(stacked.borrow(0..1, DType::F32), None);
-        assert_eq!(stored(&a).borrow(1..2, DType::F32).unwrap(), &a.0[8..16]);
+        assert!(stacked.borrow(0..1, DType::F32).is_none());
+        assert_eq!(stored(&a).borrow(1..2, DType::F32).unwrap().bytes, &a.0[8..16]);
         assert!(stored(&a).slice(2..4).unwrap_err().message().contains("2..4 of a tensor of shape [3, 2]"));
         assert!(StoredTensor::stack(vec![stored(&a), stored(&b)]).is_err());
     }

@@ -71,7 +71,8 @@ impl GgufFile {
             ))
         })?;
         let bytes = &self.file.bytes()[entry.bytes.clone()];
-        StoredTensor::new(&self.path, entry.shape.clone(), encoding, bytes).map(Some)
+        let tensor = StoredTensor::new(&self.path, entry.shape.clone(), encoding, bytes)?;
+        Ok(Some(tensor.mapped_from(&self.file)))
     }
 
     /// Type of the largest tensor, as it is read.

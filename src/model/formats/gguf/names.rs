@@ -60,6 +60,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
         expert_parts: ["w1", "w3", "w2"],
         ..plain("llama", "LlamaForCausalLM")
     },
+    Architecture { interleaved_heads: true, ..plain("mistral3", "MistralForCausalLM") },
     plain("qwen2", "Qwen2ForCausalLM"),
     plain("qwen3", "Qwen3ForCausalLM"),
     plain("qwen2moe", "Qwen2MoeForCausalLM"),

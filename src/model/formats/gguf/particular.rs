@@ -3,11 +3,13 @@
 use super::GgufModel;
 use crate::error::{Error, Result};
 use crate::model::Section;
-use crate::model::families::STANDARD_NAMES;
+use crate::model::families::{GROWTH, STANDARD_NAMES};
 use serde_json::{Value, json};
 
 /// Architectures whose layers with windows are not the same in all of their models.
 const STATED_PATTERNS: [&str; 2] = ["exaone4", "olmo2"];
+/// The DeepSeek models with this many experts and more have them in groups.
+const GROUPED_EXPERTS: u64 = 160;
 /// Value of `expert_gating_func`.
 const SIGMOID: usize = 2;
 /// The only Llama 4 without norms of queries and keys has so many experts; the files do not say it.
@@ -63,6 +65,12 @@ pub(super) fn complete(model: &GgufModel, own: &Section, config: &mut Value) -> 
             config["moe_layers"] = layers_with_experts(model, config);
             config["use_qk_norm"] = json!(experts != Some(EXPERTS_WITHOUT_HEAD_NORM));
             config["attention_chunk_size"] = json!(CHUNK);
+        }
+        "mistral3" => {
+            if let Some(growth) = own.positive(&["attention.temperature_scale"])? {
+                config["architectures"] = json!(["Ministral3ForCausalLM"]);
+                config[GROWTH] = json!(growth);
+            }
         }
         "deepseek2" => latent(model, own, config)?,
         _ => {}
@@ -144,6 +152,19 @@ fn latent(model: &GgufModel, own: &Section, config: &mut Value) -> Result<()> {
         config["architectures"] = json!(["DeepseekV3ForCausalLM"]);
     } else if config["n_group"].as_u64().is_some_and(|groups| groups > 1) {
         config["topk_method"] = json!("group_limited_greedy");
+    }
+    warn_of_groups(own, config)
+}
+
+/// Older files leave the groups of experts out, and the choice differs with them.
+fn warn_of_groups(own: &Section, config: &Value) -> Result<()> {
+    let count = config["num_experts"].as_u64().unwrap_or(0);
+    if count >= GROUPED_EXPERTS && own.first(&["expert_group_count"]).is_none() {
+        tracing::warn!(
+            "{}: expert_group_count is not there; the {count} experts are chosen as one group, which is not what \
+             DeepSeek-V2 and V3 do: convert the model with a newer converter",
+            own.origin()
+        );
     }
     Ok(())
 }

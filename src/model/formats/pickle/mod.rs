@@ -78,7 +78,8 @@ impl TensorStore for PickleFolder {
             )));
         };
         let encoding = Encoding::Plain(dtype.unwrap_or(DType::F32));
-        StoredTensor::new(path, entry.shape.clone(), encoding, &file.bytes()[entry.bytes.clone()]).map(Some)
+        let tensor = StoredTensor::new(path, entry.shape.clone(), encoding, &file.bytes()[entry.bytes.clone()])?;
+        Ok(Some(tensor.mapped_from(file)))
     }
 
     fn main_dtype(&self) -> Option<DType> {

@@ -25,10 +25,21 @@ pub(super) struct Traits {
 /// Modes of the weights of experts.
 const AS_THEY_ARE: usize = 0;
 const RENORMALIZE: usize = 1;
+const DEVICE_LIMITED: usize = 3;
+const DEVICE_LIMITED_RENORM: usize = 4;
+/// Architectures with compressed keys and experts in groups.
+const LATENT: [&str; 2] = ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"];
 /// Architectures whose weights of experts may stay as they are.
 const EITHER_MODE: [&str; 2] = ["Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"];
 /// Keys with the names and meanings of the Hugging Face folder.
-const SAME: [&str; 17] = [
+const SAME: [&str; 24] = [
+    "kv_lora_rank",
+    "q_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "first_k_dense_replace",
+    "moe_layer_freq",
     "sliding_window",
     "layer_types",
     "eos_token_id",
@@ -107,6 +118,9 @@ pub(super) fn folder_config(config: &Section, layout: &Layout, traits: &Traits) 
         if let Some((_, value)) = config.first(&[key]) {
             folder[key] = value.clone();
         }
+    }
+    if config.is_null("q_lora_rank") {
+        folder["q_lora_rank"] = Value::Null;
     }
     if num_experts(config)? > 0 {
         experts(config, architecture, traits, &mut folder)?;
@@ -188,6 +202,9 @@ fn experts(config: &Section, architecture: &str, traits: &Traits, folder: &mut V
         None => (config.clone(), "moe_top_k", "moe_normalization_mode"),
     };
     let found = moe.index(&[mode])?.unwrap_or(RENORMALIZE);
+    if LATENT.contains(&architecture) {
+        return grouped_experts(config, &moe, traits, folder);
+    }
     if found != RENORMALIZE && !(found == AS_THEY_ARE && EITHER_MODE.contains(&architecture)) {
         let origin = moe.origin();
         return Err(Error::unsupported(format!(
@@ -202,6 +219,34 @@ fn experts(config: &Section, architecture: &str, traits: &Traits, folder: &mut V
     let shared = moe.index(&["shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"])?;
     let shared = shared.or(config.index(&["moe_shared_expert_intermediate_size"])?);
     folder["shared_expert_intermediate_size"] = json!(shared.filter(|&size| size > 0));
+    Ok(())
+}
+
+/// Experts of DeepSeek's models: in groups, beside shared ones.
+fn grouped_experts(config: &Section, moe: &Section, traits: &Traits, folder: &mut Value) -> Result<()> {
+    let mode = moe.index(&["normalization_mode"])?.unwrap_or(AS_THEY_ARE);
+    let method = config.text(&["topk_method"])?;
+    let is_limited = mode == DEVICE_LIMITED || mode == DEVICE_LIMITED_RENORM;
+    folder["num_experts"] = json!(num_experts(config)?);
+    folder["num_experts_per_tok"] = json!(moe.count(&["top_k"], 1 << 16)?);
+    folder["topk_method"] = json!(method.unwrap_or(if is_limited { "group_limited_greedy" } else { "greedy" }));
+    folder["n_group"] = json!(moe.index(&["device_limited_n_group"])?.filter(|&groups| groups > 0));
+    folder["topk_group"] = json!(moe.index(&["device_limited_topk_group"])?.filter(|&groups| groups > 0));
+    folder["routed_scaling_factor"] = json!(moe.positive(&["device_limited_routed_scaling_factor"])?);
+    // The experts of V3 are always divided by their sum, whatever was written.
+    folder["norm_topk_prob"] =
+        json!(method == Some("noaux_tc") || mode == RENORMALIZE || mode == DEVICE_LIMITED_RENORM);
+    folder["moe_intermediate_size"] = json!(traits.expert_size);
+    folder["mlp_only_layers"] = json!(traits.dense_layers);
+    let shared = moe.index(&["shared_expert_intermediate_size"])?.unwrap_or(0);
+    let size = traits.expert_size.unwrap_or(1).max(1);
+    if !shared.is_multiple_of(size) {
+        return Err(Error::invalid(format!(
+            "{}: shared_expert_intermediate_size is {shared}; it must be a multiple of the size of an expert, {size}",
+            moe.origin()
+        )));
+    }
+    folder["n_shared_experts"] = json!(Some(shared / size).filter(|&count| count > 0));
     Ok(())
 }
 

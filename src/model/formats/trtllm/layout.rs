@@ -23,6 +23,16 @@ pub enum Split {
     Gate,
     /// That part above the gate.
     AboveGate,
+    /// Of compressed queries and keys: the rows of the queries, each rank has all.
+    QueryDown,
+    /// The rows behind them.
+    KeyDown,
+    /// Some heads of queries out of compressed ones.
+    QueryUp,
+    /// The same where queries are not compressed.
+    QueryWhole,
+    /// Some heads of keys, then of values, out of compressed ones.
+    KeyValueUp,
     /// Rows, or as `use_parallel_embedding` and `embedding_sharding_dim` say; padded at the end.
     Embedding,
     /// Rows, padded at the end.
@@ -104,6 +114,29 @@ const SANDWICH: &[Rule] = &[
     ("post_mlp_layernorm", "post_feedforward_layernorm", Split::Replicated),
 ];
 
+/// Compressed queries, keys and values, and experts beside shared ones.
+const LATENT: &[Rule] = &[
+    ("self_attn.q_a_proj", "attention.fused_a", Split::QueryDown),
+    ("self_attn.kv_a_proj_with_mqa", "attention.fused_a", Split::KeyDown),
+    ("self_attn.q_a_layernorm", "attention.q_a_layernorm", Split::Replicated),
+    ("self_attn.kv_a_layernorm", "attention.kv_a_layernorm", Split::Replicated),
+    ("self_attn.q_b_proj", "attention.q_b_proj", Split::QueryUp),
+    ("self_attn.q_proj", "attention.q_b_proj", Split::QueryWhole),
+    ("self_attn.kv_b_proj", "attention.kv_b_proj", Split::KeyValueUp),
+    ("mlp.shared_experts.gate_proj", "mlp.shared_expert.fc", Split::Gate),
+    ("mlp.shared_experts.up_proj", "mlp.shared_expert.gate", Split::Rows),
+    ("mlp.shared_experts.up_proj", "mlp.shared_expert.fc", Split::AboveGate),
+    ("mlp.shared_experts.down_proj", "mlp.shared_expert.proj", Split::Columns),
+];
+
+/// Parameters that are written without the `.weight` of others, with their names as if they were not.
+pub const BARE: [(&str, &str); 4] = [
+    ("attention.q_b_proj", "attention.q_b_proj.weight"),
+    ("attention.kv_b_proj", "attention.kv_b_proj.weight"),
+    ("attention.fused_q_proj", "attention.fused_q_proj.weight"),
+    ("mlp.e_score_correction_bias", "mlp.router.e_score_correction_bias"),
+];
+
 /// Ways of encoding positions.
 const ROTARY: &[&str] = &["rope_gpt_neox", "long_rope", "yarn", "deferred"];
 const INTERLEAVED: &[&str] = &["rope_gptj", "chatglm", "deferred"];
@@ -115,6 +148,10 @@ const LEARNED_OR_BIAS: &[&str] = &["learned_absolute", "alibi"];
 /// Norms divided by the root of mean squares, rotated halves, a gate: what most are.
 const fn usual(names: &'static [(&'static str, Option<&'static str>)], hugging_face: &'static str) -> Layout {
     Layout { names, hugging_face, own_rules: &[GATED, ONE_NORM], positions: ROTARY }
+}
+
+const fn latent(names: &'static [(&'static str, Option<&'static str>)], hugging_face: &'static str) -> Layout {
+    Layout { names, hugging_face, own_rules: &[GATED, ONE_NORM, LATENT], positions: ROTARY }
 }
 
 const fn ungated(
@@ -153,6 +190,8 @@ const LAYOUTS: &[Layout] = &[
     Layout { own_rules: &[GATED, SANDWICH], ..usual(&[("Gemma3ForCausalLM", None)], "Gemma3ForCausalLM") },
     usual(&[("Phi3ForCausalLM", None)], "Phi3ForCausalLM"),
     usual(&[("DbrxForCausalLM", None)], "DbrxForCausalLM"),
+    latent(&[("DeepseekV2ForCausalLM", None)], "DeepseekV2ForCausalLM"),
+    latent(&[("DeepseekV3ForCausalLM", None)], "DeepseekV3ForCausalLM"),
     Layout {
         positions: ROTARY_OR_BIAS,
         ..usual(&[("BaichuanForCausalLM", None), ("BaiChuanForCausalLM", None)], "BaichuanForCausalLM")
@@ -211,6 +250,13 @@ impl Layout {
     /// The rules of a layer.
     pub fn layer_rules(&self) -> impl Iterator<Item = &'static Rule> {
         LAYER_RULES.iter().chain(self.own_rules.iter().copied().flatten())
+    }
+
+    /// Those whose tensor has this name in the rank files: the architecture's own, if it has some.
+    pub fn rules_of(&self, rank_name: &str) -> Vec<&'static Rule> {
+        let of = |rules: &'static [Rule]| rules.iter().filter(|rule| rule.1 == rank_name).collect::<Vec<_>>();
+        let own: Vec<_> = self.own_rules.iter().copied().flat_map(of).collect();
+        if own.is_empty() { of(LAYER_RULES) } else { own }
     }
 
     /// The layout that `config.json` names.

@@ -7,7 +7,7 @@ mod layout;
 pub use self::engine::{EngineFolder, EngineLimits};
 pub(super) use self::engine::{MANAGED, Searched};
 
-use self::layout::{LAST_STAGE, Layout, MODEL_RULES, Split};
+use self::layout::{BARE, LAST_STAGE, Layout, MODEL_RULES, Split};
 use super::{SafetensorsFolder, StoredTensor, TensorStore};
 use crate::device::DType;
 use crate::error::{Error, Result};
@@ -50,6 +50,15 @@ struct Sizes {
     num_experts: usize,
     /// Groups of ranks that share the experts; those of a group hold parts of the same ones.
     expert_groups: usize,
+    latent: LatentSizes,
+}
+
+/// Sizes of compressed queries, keys and values; 0 where there are none.
+#[derive(Clone, Copy, Debug, Default)]
+struct LatentSizes {
+    query_rank: usize,
+    plain_dim: usize,
+    value_dim: usize,
 }
 
 /// Where one matrix of an expert is.
@@ -87,7 +96,10 @@ impl TrtllmCheckpoint {
                 missing.join(", ")
             )));
         }
-        let ranks = files.iter().map(|file| SafetensorsFolder::open_file(file)).collect::<Result<Vec<_>>>()?;
+        let ranks = files
+            .iter()
+            .map(|file| Ok(SafetensorsFolder::open_file(file)?.renamed(&BARE)))
+            .collect::<Result<Vec<_>>>()?;
         let mut checkpoint = Self { ranks, layout, sizes, names: BTreeSet::new() };
         checkpoint.names = checkpoint.folder_names();
         let traits = checkpoint.traits()?;
@@ -136,7 +148,7 @@ impl TrtllmCheckpoint {
         let Some((stage, layer)) = layer.parse().ok().and_then(|layer| self.sizes.stage_of(layer)) else {
             return Vec::new();
         };
-        let rules = self.layout.layer_rules().filter(|rule| rule.0 == part);
+        let rules = self.layout.layer_rules().filter(|rule| rule.0 == part && self.applies(rule));
         let place = |rule: &layout::Rule| (rule.2, format!("transformer.layers.{layer}.{}.{suffix}", rule.1), stage);
         rules.map(place).collect()
     }
@@ -205,8 +217,17 @@ impl TrtllmCheckpoint {
             let of_expert = |expert| parts.iter().map(move |part| name(expert, part));
             return (0..self.sizes.num_experts).flat_map(of_expert).collect();
         }
-        let rules = self.layout.layer_rules().filter(|rule| rule.1 == part);
+        let rules = self.layout.rules_of(part).into_iter().filter(|rule| self.applies(rule));
         rules.map(|rule| format!("{prefix}{}.{suffix}", rule.0)).collect()
+    }
+
+    /// Whether the model has what the rule is about.
+    fn applies(&self, rule: &layout::Rule) -> bool {
+        match rule.2 {
+            Split::QueryDown | Split::QueryUp => self.sizes.latent.query_rank > 0,
+            Split::QueryWhole => self.sizes.latent.query_rank == 0,
+            _ => true,
+        }
     }
 
     /// Whether a layer of a pipeline stage has experts.
@@ -246,7 +267,13 @@ impl TrtllmCheckpoint {
         match split {
             Split::Replicated => first(parts),
             Split::Columns if is_vector => first(parts),
-            Split::Rows => StoredTensor::stack(parts),
+            Split::Rows | Split::QueryUp | Split::QueryWhole => StoredTensor::stack(parts),
+            Split::QueryDown => first(parts)?.slice(0..self.sizes.latent.query_rank),
+            Split::KeyDown => {
+                let all = first(parts)?;
+                all.slice(self.sizes.latent.query_rank..all.shape[0])
+            }
+            Split::KeyValueUp => self.key_values(parts),
             Split::Gate => self.half(parts, 1),
             Split::AboveGate => self.half(parts, 0),
             Split::QueryNorm | Split::KeyNorm => {
@@ -301,6 +328,29 @@ impl TrtllmCheckpoint {
             part.slice(heads.start * head_dim..heads.end * head_dim)
         });
         StoredTensor::stack(slices.collect::<Result<_>>()?)
+    }
+
+    /// The key and the value of every head, one behind the other.
+    fn key_values<'a>(&self, parts: Vec<StoredTensor<'a>>) -> Result<StoredTensor<'a>> {
+        let LatentSizes { plain_dim, value_dim, .. } = self.sizes.latent;
+        let heads = self.sizes.num_heads / self.sizes.tp;
+        let mut slices = Vec::new();
+        for part in parts {
+            if part.shape[0] != heads * (plain_dim + value_dim) {
+                return Err(Error::invalid(format!(
+                    "{}: kv_b_proj has {} rows; {heads} heads with keys of {plain_dim} and values of {value_dim} ask for {}",
+                    part.file.display(),
+                    part.shape[0],
+                    heads * (plain_dim + value_dim)
+                )));
+            }
+            for head in 0..heads {
+                let value = heads * plain_dim + head * value_dim;
+                slices.push(part.slice(head * plain_dim..(head + 1) * plain_dim)?);
+                slices.push(part.slice(value..value + value_dim)?);
+            }
+        }
+        StoredTensor::stack(slices)
     }
 
     fn without_padding<'a>(&self, whole: StoredTensor<'a>) -> Result<StoredTensor<'a>> {
@@ -384,6 +434,7 @@ impl Sizes {
             embedding_split,
             num_experts,
             expert_groups,
+            latent: LatentSizes::read(config)?,
         })
     }
 
@@ -396,6 +447,19 @@ impl Sizes {
     fn stage_of(&self, layer: usize) -> Option<(usize, usize)> {
         let stage = (0..self.pp).rev().find(|&stage| self.first_layer(stage) <= layer)?;
         (layer < self.num_layers).then(|| (stage, layer - self.first_layer(stage)))
+    }
+}
+
+impl LatentSizes {
+    fn read(config: &Section) -> Result<Self> {
+        if config.first(&["kv_lora_rank"]).is_none() {
+            return Ok(Self::default());
+        }
+        Ok(Self {
+            query_rank: config.count(&["q_lora_rank"], 1 << 20)?.unwrap_or(0),
+            plain_dim: config.required_count(&["qk_nope_head_dim"], 1 << 16)?,
+            value_dim: config.required_count(&["v_head_dim"], 1 << 16)?,
+        })
     }
 }
 
