@@ -23,6 +23,16 @@ pub struct StepPlan {
     pub retired: Vec<SeqId>,
     /// Changes of the tables of window pools, for sequences of this plan.
     pub window_blocks: Vec<WindowBlocks>,
+    /// As `block_copies`, within the pools of windows.
+    pub window_copies: Vec<WindowCopy>,
+}
+
+/// A copy of slots within one pool of windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowCopy {
+    /// Index of the pool in [`Executor::windows`].
+    pub pool: usize,
+    pub copy: BlockCopy,
 }
 
 /// Entries of a sequence's table of one window pool: the table is cut or extended to `start` entries, then `blocks` are
@@ -144,7 +154,7 @@ pub struct Inspect {
     pub next_log_probs: bool,
 }
 
-/// Copies the first `num_tokens` slots of a block, in every layer, keys and values.
+/// Copies the first `num_tokens` slots of a block, in every layer of its pool, keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockCopy {
     pub from: BlockId,
@@ -152,13 +162,21 @@ pub struct BlockCopy {
     pub num_tokens: usize,
 }
 
-/// Copies of whole blocks between tiers, every layer's keys and values, that succeed or fail together.
+/// Copies of whole blocks between tiers that succeed or fail together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transfer {
     /// Names the transfer when it lands; never reused.
     pub id: u64,
     /// In this order.
-    pub copies: Vec<TierCopy>,
+    pub copies: Vec<PoolCopy>,
+}
+
+/// A copy of the keys and values of one pool's layers. Each pool has host blocks of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolCopy {
+    /// 0: the blocks of full length; else the pool of windows of this number, counted from 1.
+    pub pool: usize,
+    pub copy: TierCopy,
 }
 
 /// A copy of one block between two tiers.
@@ -179,10 +197,12 @@ pub struct Landed {
 }
 
 /// The tiers behind the KV cache of the device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TierLimits {
-    /// Blocks of the host tier; 0: there is none.
+    /// Blocks of full length in the host tier; 0: there is no host tier.
     pub host_blocks: usize,
+    /// Host blocks of each pool of windows; empty: none.
+    pub window_host_blocks: Vec<usize>,
 }
 
 /// A block of keys and values on disk, by what it holds: enough to find it again after a restart.

@@ -7,7 +7,7 @@ use super::sequence::SeqDelta;
 use crate::decode::StopCriteria;
 use crate::error::Result;
 use crate::ids::TokenId;
-use crate::step::{ExecutorLimits, SampledRow, SampledToken, StepOutput, TierLimits};
+use crate::step::{ExecutorLimits, SampledRow, SampledToken, StepOutput};
 
 const BLOCK_SIZE_TOKENS: usize = 32;
 const PROMPT_TOKENS: usize = 64;
@@ -28,11 +28,7 @@ impl SchedulerBench {
     pub fn decoding(policy: SchedulerPolicy, running: usize) -> Result<Self> {
         let limits = limits(running, running * MAX_SEQ_LEN_TOKENS / BLOCK_SIZE_TOKENS);
         let config = EngineConfig { policy, ..EngineConfig::for_limits(&limits) };
-        let mut bench = Self {
-            scheduler: Scheduler::new(config, &limits, TierLimits::default(), None),
-            deltas: Vec::new(),
-            now_ns: 1,
-        };
+        let mut bench = Self { scheduler: Scheduler::new(config, &limits, 0, None), deltas: Vec::new(), now_ns: 1 };
         for number in 0..running {
             bench.scheduler.add(request(number, PROMPT_TOKENS, MAX_SEQ_LEN_TOKENS), number as u32, 1);
         }
@@ -49,11 +45,7 @@ impl SchedulerBench {
         let whole = PROMPT_TOKENS + output_tokens;
         let limits = limits(2 * running, running * whole.div_ceil(BLOCK_SIZE_TOKENS));
         let config = EngineConfig { policy, ..EngineConfig::for_limits(&limits) };
-        let mut bench = Self {
-            scheduler: Scheduler::new(config, &limits, TierLimits::default(), None),
-            deltas: Vec::new(),
-            now_ns: 1,
-        };
+        let mut bench = Self { scheduler: Scheduler::new(config, &limits, 0, None), deltas: Vec::new(), now_ns: 1 };
         for number in 0..3 * running {
             // Ends are spread over time.
             let tokens = 1 + (number * 7919) % (2 * output_tokens);
@@ -94,7 +86,7 @@ impl SchedulerBench {
 pub fn prefix_match(prompt_tokens: usize, counter: &dyn Fn() -> u64) -> Result<u64> {
     let mut limits = limits(1, 2 * prompt_tokens.div_ceil(BLOCK_SIZE_TOKENS));
     (limits.max_step_tokens, limits.max_seq_len_tokens) = (prompt_tokens, prompt_tokens + 2);
-    let mut scheduler = Scheduler::new(EngineConfig::for_limits(&limits), &limits, TierLimits::default(), None);
+    let mut scheduler = Scheduler::new(EngineConfig::for_limits(&limits), &limits, 0, None);
     scheduler.add(request(0, prompt_tokens, 1), 0, 1);
     let mut bench = SchedulerBench { scheduler, deltas: Vec::new(), now_ns: 1 };
     while bench.step(&|| 0)?.1 == 0 {}

@@ -87,8 +87,9 @@ impl EngineCore {
         config.validate(&limits)?;
         let events = KvEvents::new(config.kv_event_buffer);
         let writer = (config.kv_event_buffer > 0).then(|| events.clone());
-        let mut scheduler = Scheduler::new(config.clone(), &limits, executor.tiers(), writer);
-        scheduler.add_windows(&executor.windows(), &limits)?;
+        let tiers = executor.tiers();
+        let mut scheduler = Scheduler::new(config.clone(), &limits, tiers.host_blocks, writer);
+        scheduler.add_windows(&executor.windows(), &tiers.window_host_blocks, &limits)?;
         scheduler.add_disk(executor.open_disk());
         let mut core = Self {
             gate: Arc::new(Gate::new(config.clone(), limits.clone())),

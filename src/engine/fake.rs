@@ -13,8 +13,8 @@ use crate::engine::FinishReason;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, SeqId, TokenId};
 use crate::step::{
-    Chunk, DiskLimits, DiskOrder, Executor, ExecutorLimits, Inspection, Landed, SampledRow, SampledToken, StepOutput,
-    StepPlan, StoredPrefix, TierCopy, TierLimits, TokenLogProb, Transfer, WindowPool,
+    Chunk, DiskLimits, DiskOrder, Executor, ExecutorLimits, Inspection, Landed, PoolCopy, SampledRow, SampledToken,
+    StepOutput, StepPlan, StoredPrefix, TierCopy, TierLimits, TokenLogProb, Transfer, WindowCopy, WindowPool,
 };
 
 /// The function that stands for a model.
@@ -131,6 +131,8 @@ pub struct FakeExecutor {
 #[derive(Default)]
 struct FakeTiers {
     host: Vec<Slot>,
+    /// Of each pool of windows.
+    window_hosts: Vec<Vec<Slot>>,
     /// Of 100 transfers.
     failing: u64,
     /// Times that somebody must ask before a transfer lands.
@@ -206,7 +208,14 @@ impl FakeExecutor {
     /// The executor with a host tier. `failing` of 100 transfers fail; one lands when it was asked for `delay` times.
     pub fn with_host_blocks(mut self, host_blocks: usize, failing: u64, delay: usize) -> Self {
         let host = vec![Slot::default(); host_blocks * self.limits.block_size_tokens];
-        self.tiers = FakeTiers { host, failing, delay, ..FakeTiers::default() };
+        self.tiers = FakeTiers { host, failing, delay, ..self.tiers };
+        self
+    }
+
+    /// The executor with host blocks for each pool of windows.
+    pub fn with_window_host_blocks(mut self, blocks: &[usize]) -> Self {
+        let slots = |&blocks: &usize| vec![Slot::default(); blocks * self.limits.block_size_tokens];
+        self.tiers.window_hosts = blocks.iter().map(slots).collect();
         self
     }
 
@@ -227,12 +236,16 @@ impl FakeExecutor {
     }
 
     /// One block's slots from one tier to another; garbage if the transfer fails.
-    fn copy_tier(&mut self, copy: TierCopy, fails: bool) {
+    fn copy_tier(&mut self, PoolCopy { pool, copy }: PoolCopy, fails: bool) {
         let size = self.limits.block_size_tokens;
         let range = |block: u32| block as usize * size..(block as usize + 1) * size;
+        let (device, host) = match pool.checked_sub(1) {
+            None => (&mut self.slots, &mut self.tiers.host),
+            Some(window) => (&mut self.windows[window].1, &mut self.tiers.window_hosts[window]),
+        };
         let (source, target) = match copy {
-            TierCopy::Offload { from, to } => (&self.slots[range(from.0)], &mut self.tiers.host[range(to.0)]),
-            TierCopy::Onboard { from, to } => (&self.tiers.host[range(from.0)], &mut self.slots[range(to.0)]),
+            TierCopy::Offload { from, to } => (&device[range(from.0)], &mut host[range(to.0)]),
+            TierCopy::Onboard { from, to } => (&host[range(from.0)], &mut device[range(to.0)]),
         };
         match fails {
             true => target.fill(Slot::default()),
@@ -302,6 +315,13 @@ impl FakeExecutor {
             expect(copy.num_tokens <= size && from != to, || format!("impossible copy {copy:?}"))?;
             self.slots.copy_within(from..from + copy.num_tokens, to);
             self.slots[to + copy.num_tokens..to + size].fill(Slot::default());
+        }
+        for WindowCopy { pool, copy } in &plan.window_copies {
+            let (from, to) = (copy.from.0 as usize * size, copy.to.0 as usize * size);
+            let slots = &mut self.windows[*pool].1;
+            expect(copy.num_tokens <= size && from != to, || format!("impossible copy {copy:?}"))?;
+            slots.copy_within(from..from + copy.num_tokens, to);
+            slots[to + copy.num_tokens..to + size].fill(Slot::default());
         }
         Ok(())
     }
@@ -412,7 +432,9 @@ impl Executor for FakeExecutor {
     }
 
     fn tiers(&self) -> TierLimits {
-        TierLimits { host_blocks: self.tiers.host.len() / self.limits.block_size_tokens }
+        let blocks = |slots: &Vec<Slot>| slots.len() / self.limits.block_size_tokens;
+        let window_host_blocks = self.tiers.window_hosts.iter().map(blocks).collect();
+        TierLimits { host_blocks: blocks(&self.tiers.host), window_host_blocks }
     }
 
     fn windows(&self) -> Vec<WindowPool> {
@@ -422,7 +444,8 @@ impl Executor for FakeExecutor {
     fn transfer(&mut self, transfers: Vec<Transfer>) {
         for transfer in transfers {
             let fails = self.fails(transfer.id);
-            for &copy in transfer.copies.iter().filter(|copy| matches!(copy, TierCopy::Offload { .. })) {
+            let offloads = transfer.copies.iter().filter(|one| matches!(one.copy, TierCopy::Offload { .. }));
+            for &copy in offloads {
                 self.copy_tier(copy, fails);
             }
             self.tiers.open.push_back((Open::Copies(transfer), self.tiers.asked));
@@ -466,7 +489,8 @@ impl Executor for FakeExecutor {
             let mut ok = !self.fails(open.id());
             match &open {
                 Open::Copies(transfer) => {
-                    for &copy in transfer.copies.iter().filter(|copy| matches!(copy, TierCopy::Onboard { .. })) {
+                    let onboards = transfer.copies.iter().filter(|one| matches!(one.copy, TierCopy::Onboard { .. }));
+                    for &copy in onboards {
                         self.copy_tier(copy, !ok);
                     }
                 }

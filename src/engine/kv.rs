@@ -15,7 +15,7 @@ use super::prefix::{Content, PrefixCache, Space};
 use super::request::{DEFAULT_RETENTION_PRIORITY, Keep};
 use crate::error::{Error, Result};
 use crate::ids::BlockId;
-use crate::step::{ExecutorLimits, TierLimits, WindowPool};
+use crate::step::{ExecutorLimits, WindowPool};
 use disk::Disk;
 pub(super) use reuse::{PartialMatch, PrefixMatch};
 use tiers::Tiers;
@@ -62,9 +62,9 @@ pub(super) struct KvCache {
 
 impl KvCache {
     /// `events`: who hears of changes.
-    pub fn new(limits: &ExecutorLimits, tiers: TierLimits, reuse: bool, events: Option<KvEvents>) -> Self {
+    pub fn new(limits: &ExecutorLimits, host_blocks: usize, reuse: bool, events: Option<KvEvents>) -> Self {
         let (num_blocks, block_size) = (limits.num_blocks, limits.block_size_tokens);
-        let host_blocks = if reuse { tiers.host_blocks } else { 0 };
+        let host_blocks = if reuse { host_blocks } else { 0 };
         if let Some(events) = &events {
             let levels = [num_blocks, host_blocks];
             let num_blocks_per_cache_level = levels.into_iter().filter(|&blocks| blocks > 0).collect();
@@ -85,23 +85,22 @@ impl KvCache {
             removed: Vec::new(),
             tiers: Tiers::new(num_blocks, host_blocks),
             disk: Disk::default(),
-            windows: Windows::new(&[], num_blocks, block_size, 0),
+            windows: Windows::new(&[], (num_blocks, host_blocks), &[], block_size, 0),
         }
     }
 
-    /// Adds pools for layers that see a window of the context. Then blocks are shared as a whole only.
+    /// Adds pools for layers that see a window of the context, with so many blocks of the host each.
     ///
     /// # Errors
-    /// `Internal`, when one sequence would not fit, or there are other tiers.
-    pub fn add_windows(&mut self, pools: &[WindowPool], limits: &ExecutorLimits) -> Result<()> {
+    /// `Internal`, when one sequence would not fit.
+    pub fn add_windows(&mut self, pools: &[WindowPool], host_blocks: &[usize], limits: &ExecutorLimits) -> Result<()> {
         let in_flight_tokens = limits.pipeline_depth * limits.max_step_tokens;
-        self.windows = Windows::new(pools, limits.num_blocks, self.block_size, in_flight_tokens);
-        if let Some(pool) = self.windows.too_small() {
-            return Err(Error::internal(format!("a window pool cannot hold one sequence: {pool:?}")));
-        }
-        match !pools.is_empty() && self.prefix.nodes() > self.blocks.len() {
-            true => Err(Error::internal("window pools beside a host tier")),
-            false => Ok(()),
+        let nodes = (self.blocks.len(), self.prefix.nodes() - self.blocks.len());
+        let host_blocks = if self.reuse { host_blocks } else { &[] };
+        self.windows = Windows::new(pools, nodes, host_blocks, self.block_size, in_flight_tokens);
+        match self.windows.too_small() {
+            Some(pool) => Err(Error::internal(format!("a window pool cannot hold one sequence: {pool:?}"))),
+            None => Ok(()),
         }
     }
 
@@ -165,11 +164,18 @@ impl KvCache {
         self.windows.release(tables, &self.prefix);
     }
 
+    /// Takes blocks until the tables of windows have `len` entries.
+    pub fn grow_windows(&mut self, tables: &mut [WindowTable], len: usize) {
+        self.windows.grow(tables, len, &self.prefix);
+        self.queue_descents();
+    }
+
     /// Call when the plan is complete: later plans may overwrite what this one copies from.
     pub fn unpin(&mut self) {
         while let Some(block) = self.pinned.pop() {
             self.put_back(block);
         }
+        self.windows.unpin(&self.prefix);
     }
 
     /// A block, and whether no reusable content was lost for it.
@@ -224,13 +230,12 @@ impl KvCache {
         self.blocks.revalue(node, Worth::NOTHING);
     }
 
-    /// Makes the first slots of a block that is about to be released reusable, unless another block has them.
-    pub fn insert_tail(&mut self, place: Place, content: &Content<'_>, block: BlockId) {
+    /// Makes the first slots of a block that is about to be released reusable, unless another block has them. Says
+    /// whether.
+    pub fn insert_tail(&mut self, place: Place, content: &Content<'_>, block: BlockId) -> bool {
         let closest = self.prefix.closest_child(place.parent, place.space, content);
         let known = closest.is_some_and(|(_, shared)| shared == content.tokens.len());
-        if self.keeps(place.space) && !known && !self.blocks.is_shared(block) && self.windows.is_empty() {
-            self.declare(place, content, block);
-        }
+        self.keeps(place.space) && !known && !self.blocks.is_shared(block) && self.declare(place, content, block)
     }
 
     /// Whether content is kept for later sequences.

@@ -19,8 +19,8 @@ use crate::decode::draft::Drafter;
 use crate::error::{Error, Result};
 use crate::ids::SeqId;
 use crate::step::{
-    Chunk, DiskLimits, DiskOrder, ExecutorLimits, Landed, SampledRow, SampledToken, StepOutput, StepPlan, TierLimits,
-    Transfer, WindowPool,
+    Chunk, DiskLimits, DiskOrder, ExecutorLimits, Landed, SampledRow, SampledToken, StepOutput, StepPlan, Transfer,
+    WindowPool,
 };
 
 /// Counts of one plan.
@@ -81,12 +81,12 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    pub fn new(config: EngineConfig, limits: &ExecutorLimits, tiers: TierLimits, events: Option<KvEvents>) -> Self {
+    pub fn new(config: EngineConfig, limits: &ExecutorLimits, host_blocks: usize, events: Option<KvEvents>) -> Self {
         let ageing_ns = config.priority_ageing.map(|ageing| u64::try_from(ageing.as_nanos()).unwrap_or(u64::MAX));
         Self {
             policy: capacity_policy(config.policy),
             pace: config.max_step_slowdown.map(Pace::new),
-            kv: KvCache::new(limits, tiers, config.kv_reuse, events),
+            kv: KvCache::new(limits, host_blocks, config.kv_reuse, events),
             vocab_size: limits.vocab_size,
             spare_rows: limits.max_step_rows.saturating_sub(config.max_batch_size),
             config,
@@ -114,8 +114,8 @@ impl Scheduler {
     ///
     /// # Errors
     /// As [`KvCache::add_windows`].
-    pub fn add_windows(&mut self, pools: &[WindowPool], limits: &ExecutorLimits) -> Result<()> {
-        self.kv.add_windows(pools, limits)
+    pub fn add_windows(&mut self, pools: &[WindowPool], host_blocks: &[usize], limits: &ExecutorLimits) -> Result<()> {
+        self.kv.add_windows(pools, host_blocks, limits)
     }
 
     /// Queues the sequences of a request that the gate has admitted.
@@ -478,7 +478,9 @@ impl Scheduler {
             return;
         }
         let content = sequence.content(at * block_size, known);
-        self.kv.insert_tail(place_of(sequence, at, block_size), &content, sequence.table[at]);
+        if self.kv.insert_tail(place_of(sequence, at, block_size), &content, sequence.table[at]) {
+            self.kv.windows_mut().adopt(sequence.table[at], at, &sequence.windows);
+        }
     }
 }
 

@@ -50,7 +50,8 @@ pub fn plan(options: &ModelOptions) -> Result<LoadReport> {
     let config = checkpoint.family.config(&checkpoint.section)?;
     let options = &checkpoint.limited(options, &config);
     let plan = LoadPlan::new(&device, options, &checkpoint, config)?;
-    let (kv, host_blocks) = (plan.kv_plan(&device, options)?, plan.host_blocks(options)?);
+    let kv = plan.kv_plan(&device, options)?;
+    let host_blocks = plan.host_blocks(options, &kv)?;
     Ok(LoadReport { host_blocks, ..plan.report(&device, &checkpoint, kv, start) })
 }
 
@@ -63,7 +64,8 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
     let options = &checkpoint.limited(options, &config);
     let plan = LoadPlan::new(device, options, &checkpoint, config)?;
     tracing::info!("{}: {} weights, {} MiB", checkpoint.name, plan.dtype, plan.weight_bytes >> 20);
-    let (kv, host_blocks) = (plan.kv_plan(device, options)?, plan.host_blocks(options)?);
+    let kv = plan.kv_plan(device, options)?;
+    let host_blocks = plan.host_blocks(options, &kv)?;
     let disk = plan.disk(options, &checkpoint)?;
     let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype);
     let model = Decoder::load(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
@@ -75,7 +77,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
         kv: allocate_kv(device, &plan.config, &limits, &report.kv.windows, plan.kv_dtype)?,
         windows: report.kv.windows.iter().map(|window| window.pool).collect(),
         layer_pools: layer_pools(&plan.config, &report.kv.windows),
-        host_blocks,
+        host_blocks: report.host_blocks.clone(),
         disk,
         workspace_bytes: plan.workspace_bytes,
         activation: device.activation_dtype(plan.dtype),

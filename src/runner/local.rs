@@ -73,7 +73,8 @@ pub(super) struct Parts {
     pub(super) device: SharedDevice,
     pub(super) model: Box<dyn Model>,
     pub(super) kv: Vec<KvLayer>,
-    pub(super) host_blocks: usize,
+    /// Of the host tier: of full length, and of each pool of windows; empty: there is none.
+    pub(super) host_blocks: Vec<usize>,
     pub(super) disk: Option<DiskOptions>,
     /// Pools of layers that see a window of the context.
     pub(super) windows: Vec<WindowPool>,
@@ -121,9 +122,10 @@ impl LocalExecutor {
         let tables = Tables::new(&device, &limits)?;
         let prompt_window = PromptWindow::new(&device, parts.embedding_size, parts.activation)?;
         let late_rows = LateRows::new(&device, &limits)?;
-        let tiers = match parts.host_blocks {
-            0 => None,
-            blocks => Some(Tiers::new(&device, &parts.kv, blocks)?),
+        let pools = pool_layers(&parts.kv, &parts.layer_pools, parts.windows.len());
+        let tiers = match parts.host_blocks.is_empty() {
+            true => None,
+            false => Some(Tiers::new(&device, pools, &parts.host_blocks)?),
         };
         let block_bytes = parts.kv.iter().map(KvLayer::block_bytes).sum();
         let disk = parts.disk.map(|options| DiskTier::open(options, block_bytes)).transpose()?;
@@ -213,9 +215,11 @@ impl LocalExecutor {
         self.tables.release_ended(plan, &mut self.sequences);
         self.sequences.apply(plan)?;
         self.tables.prepare(plan, &mut self.sequences, &self.sampled)?;
-        for layer in self.kv.iter().filter(|_| !plan.block_copies.is_empty()) {
+        let full = self.kv.iter().zip(&self.layer_pools).filter(|(_, pool)| **pool == 0);
+        for (layer, _) in full.filter(|_| !plan.block_copies.is_empty()) {
             self.device.copy_blocks(layer, &plan.block_copies)?;
         }
+        self.copy_windows(plan)?;
         let mut flight = Flight { step: plan.step, rows: Vec::new(), inspections: Vec::new(), fetches: None };
         if !plan.chunks.is_empty() {
             let first_slot = self.launched % self.limits.pipeline_depth * self.limits.max_step_rows;
@@ -227,6 +231,22 @@ impl LocalExecutor {
             self.last_logits = Some((plan.chunks.iter().map(Chunk::rows).sum(), logits));
         }
         self.in_flight.push_back(flight);
+        Ok(())
+    }
+
+    /// Copies within the pools of windows.
+    fn copy_windows(&self, plan: &StepPlan) -> Result<()> {
+        if plan.window_copies.is_empty() {
+            return Ok(());
+        }
+        for pool in 0..self.windows.len() {
+            let of_pool = plan.window_copies.iter().filter(|copy| copy.pool == pool);
+            let copies: Vec<_> = of_pool.map(|copy| copy.copy).collect();
+            let layers = self.kv.iter().zip(&self.layer_pools).filter(|(_, number)| **number == pool + 1);
+            for (layer, _) in layers.filter(|_| !copies.is_empty()) {
+                self.device.copy_blocks(layer, &copies)?;
+            }
+        }
         Ok(())
     }
 
@@ -338,6 +358,12 @@ impl LocalExecutor {
     }
 }
 
+/// The layers of each pool, those of full length first.
+fn pool_layers(kv: &[KvLayer], layer_pools: &[usize], windows: usize) -> Vec<Vec<KvLayer>> {
+    let of = |pool: usize| kv.iter().zip(layer_pools).filter(move |(_, number)| **number == pool);
+    (0..=windows).map(|pool| of(pool).map(|(layer, _)| layer.clone()).collect()).collect()
+}
+
 /// Edited logits and counts of tokens, `[R, V]` both.
 pub(super) fn edit_workspace(arena: &Arena, rows: usize, vocab: usize) -> Result<(Tensor, Tensor)> {
     Ok((arena.allocate(rows, vocab, DType::F32)?, arena.allocate(rows, vocab, DType::I32)?))
@@ -402,7 +428,7 @@ impl Executor for LocalExecutor {
 
     fn transfer(&mut self, transfers: Vec<Transfer>) {
         if let Some(tiers) = &mut self.tiers {
-            tiers.start(&self.kv, transfers);
+            tiers.start(transfers);
         }
     }
 

@@ -140,6 +140,18 @@ impl KvPlan {
         self.windows.iter().map(|window| window.bytes).sum()
     }
 
+    /// Blocks of the host of each pool, those of full length first, in the same proportion as on the device. None where
+    /// there is no memory for one of each.
+    pub fn host_blocks(&self, host_bytes: u64) -> Option<Vec<usize>> {
+        let share = |blocks: usize| {
+            let blocks = u128::from(host_bytes) * blocks as u128 / self.bytes.max(1) as u128;
+            usize::try_from(blocks).unwrap_or(usize::MAX).min(u32::MAX as usize / 4)
+        };
+        let windows = self.windows.iter().map(|window| share(window.pool.num_blocks));
+        let blocks: Vec<_> = std::iter::once(share(self.num_blocks)).chain(windows).collect();
+        blocks.iter().all(|&blocks| blocks > 0).then_some(blocks)
+    }
+
     fn too_small(&self, limits: &KvLimits, reason: &str) -> Error {
         let (num_blocks, size, wanted) = (self.num_blocks, limits.block_size_tokens, limits.max_seq_len_tokens);
         let needed = wanted.div_ceil(size);

@@ -44,8 +44,6 @@ impl ModelOptions {
             kv_max_bytes: parameters.max_gpu_total_bytes.value.filter(|&bytes| bytes > 0),
             attention_windows: attention_windows(parameters)?,
             sink_tokens: count(parameters.sink_token_length.value).unwrap_or(0),
-            // Beams copy blocks, which windows cannot.
-            window_pools: parameters.max_beam_width.value == 1,
             kv_host_bytes: host_bytes(parameters)?,
             kv_disk: disk(parameters)?,
             graphs: (!parameters.cuda_graph_mode.value).then_some(false),

@@ -5,48 +5,76 @@ use crate::error::Result;
 use crate::step::{Landed, TierLimits, Transfer};
 use std::collections::VecDeque;
 
+/// Host memory for the layers of one pool, where there are some.
+struct PoolTier {
+    layers: Vec<KvLayer>,
+    host: Option<Box<dyn HostTier>>,
+    num_blocks: usize,
+}
+
 /// Host memory, and the copies that are under way.
 pub(super) struct Tiers {
-    host: Box<dyn HostTier>,
-    host_blocks: usize,
+    pools: Vec<PoolTier>,
     /// `None`: the copies could not be started.
-    open: VecDeque<(u64, Option<Box<dyn Mark>>)>,
+    open: VecDeque<(u64, Option<Vec<Box<dyn Mark>>>)>,
     failures: u64,
 }
 
 impl Tiers {
+    /// `pools`: the layers of each, those of full length first. `blocks`: of the host, for each.
+    ///
     /// # Errors
     /// When the host has no room.
-    pub(super) fn new(device: &SharedDevice, layers: &[KvLayer], host_blocks: usize) -> Result<Self> {
-        let block_bytes = layers.iter().map(KvLayer::block_bytes).sum();
-        let host = device.host_tier(block_bytes, host_blocks)?;
-        Ok(Self { host, host_blocks, open: VecDeque::new(), failures: 0 })
+    pub(super) fn new(device: &SharedDevice, pools: Vec<Vec<KvLayer>>, blocks: &[usize]) -> Result<Self> {
+        let pool = |(layers, &num_blocks): (Vec<KvLayer>, &usize)| {
+            let block_bytes: usize = layers.iter().map(KvLayer::block_bytes).sum();
+            let host = (block_bytes * num_blocks > 0).then(|| device.host_tier(block_bytes, num_blocks)).transpose()?;
+            Ok(PoolTier { layers, host, num_blocks })
+        };
+        let pools = pools.into_iter().zip(blocks).map(pool).collect::<Result<_>>()?;
+        Ok(Self { pools, open: VecDeque::new(), failures: 0 })
     }
 
     pub(super) fn limits(&self) -> TierLimits {
-        TierLimits { host_blocks: self.host_blocks }
+        let blocks = |pool: &PoolTier| pool.num_blocks;
+        let (full, windows) = (self.pools.first().map_or(0, blocks), self.pools.iter().skip(1).map(blocks));
+        TierLimits { host_blocks: full, window_host_blocks: windows.collect() }
     }
 
     pub(super) fn pinned_bytes(&self) -> usize {
-        self.host.pinned_bytes()
+        self.pools.iter().filter_map(|pool| pool.host.as_ref()).map(|host| host.pinned_bytes()).sum()
     }
 
-    pub(super) fn start(&mut self, layers: &[KvLayer], transfers: Vec<Transfer>) {
+    pub(super) fn start(&mut self, transfers: Vec<Transfer>) {
         for transfer in transfers {
-            let mark = self.host.copy(layers, &transfer.copies);
-            let mark = self.noted(mark);
-            self.open.push_back((transfer.id, mark));
+            let marks = self.copy(&transfer);
+            let marks = self.noted(marks);
+            self.open.push_back((transfer.id, marks));
         }
+    }
+
+    fn copy(&mut self, transfer: &Transfer) -> Result<Vec<Box<dyn Mark>>> {
+        let mut marks = Vec::new();
+        for (number, pool) in self.pools.iter_mut().enumerate() {
+            let of_pool = transfer.copies.iter().filter(|copy| copy.pool == number);
+            let copies: Vec<_> = of_pool.map(|copy| copy.copy).collect();
+            if let Some(host) = pool.host.as_mut().filter(|_| !copies.is_empty()) {
+                marks.push(host.copy(&pool.layers, &copies)?);
+            }
+        }
+        Ok(marks)
     }
 
     /// Transfers that are over, in the order of their start; with `wait` one at least.
     pub(super) fn landed(&mut self, wait: bool) -> Vec<Landed> {
         let mut landed = Vec::new();
-        while let Some((id, mark)) = self.open.front() {
-            let over = match mark {
+        while let Some((id, marks)) = self.open.front() {
+            let over = match marks {
                 None => Ok(false),
-                Some(mark) if wait && landed.is_empty() => mark.wait().map(|()| true),
-                Some(mark) => match mark.is_over() {
+                Some(marks) if wait && landed.is_empty() => {
+                    marks.iter().try_for_each(|mark| mark.wait()).map(|()| true)
+                }
+                Some(marks) => match all_over(marks) {
                     Ok(false) => break,
                     over => over,
                 },
@@ -72,4 +100,8 @@ impl Tiers {
         self.failures += 1;
         None
     }
+}
+
+fn all_over(marks: &[Box<dyn Mark>]) -> Result<bool> {
+    marks.iter().try_fold(true, |over, mark| Ok(over && mark.is_over()?))
 }

@@ -124,11 +124,13 @@ impl World {
             ..EngineConfig::for_limits(&limits)
         };
         let mut executor = FakeExecutor::new(limits.clone(), SEED ^ seed);
-        if rng.chance(35) {
-            executor = executor.with_windows(&random_windows(&mut rng, &limits));
-        } else if rng.chance(60) {
+        let windows = if rng.chance(45) { random_windows(&mut rng, &limits) } else { Vec::new() };
+        executor = executor.with_windows(&windows);
+        if rng.chance(60) {
             let failing = if rng.chance(40) { 20 } else { 0 };
             executor = executor.with_host_blocks(1 + rng.below(20), failing, rng.below(4));
+            let blocks: Vec<_> = windows.iter().map(|_| rng.below(20)).collect();
+            executor = executor.with_window_host_blocks(&blocks);
             if rng.chance(40) {
                 executor = executor.with_disk(&FakeDisk::new(1 + rng.below(20)), failing, rng.below(4));
             }

@@ -69,6 +69,22 @@ fn models_of_alternating_layers_need_less_memory_for_the_same_tokens() {
 }
 
 #[test]
+fn windows_come_back_from_the_host() {
+    for model in ["gemma3", "mistral-window"] {
+        let options = ModelOptions { kv_max_tokens: Some(600), ..narrow(model) };
+        let (whole, _) = start(ModelOptions { window_pools: false, ..options.clone() });
+        let (tiered, report) = start(ModelOptions { kv_host_bytes: 16 << 20, ..options });
+        assert_eq!(report.host_blocks.len(), 1 + report.kv.windows.len(), "{report}");
+        let expected = answers(&whole);
+        for round in 0..3 {
+            assert_eq!(answers(&tiered), expected, "{model}, round {round}");
+        }
+        let tiers = tiered.stats().last_iteration.tiers;
+        assert!(tiers.onboarded_blocks > 0 && tiers.failed_transfers == 0, "{model}: {tiers:?}");
+    }
+}
+
+#[test]
 fn a_model_of_windows_alone_needs_their_blocks_only() {
     let report = compare(narrow("mistral-window"));
     assert_eq!(report.kv.bytes, report.kv.window_bytes());

@@ -108,7 +108,7 @@ impl Disk {
 impl KvCache {
     /// Adds the tier on disk.
     pub fn add_disk(&mut self, limits: DiskLimits) {
-        if self.reuse {
+        if self.reuse && self.windows.is_empty() {
             self.disk = Disk::new(limits);
         }
     }

@@ -4,7 +4,7 @@
 use super::{KvCache, WindowTable};
 use crate::engine::prefix::{Content, Space};
 use crate::ids::{BlockId, TokenId};
-use crate::step::BlockCopy;
+use crate::step::{BlockCopy, WindowCopy};
 
 /// Cached blocks at the beginning of a sequence.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,12 @@ pub(in crate::engine) struct PrefixMatch {
     pub stored: Vec<u64>,
     /// What goes with the full blocks in the pools of windows; `None`: their companions.
     pub windows: Option<Vec<WindowTable>>,
+    /// What goes with the partly used block there.
+    pub beside: Vec<BlockId>,
+    /// Whether the sequence sees something in the pools of windows that is not on the device.
+    pub far_windows: bool,
+    /// How many of the full blocks can be used without waiting for a transfer.
+    pub near: usize,
 }
 
 /// The first slots of a block.
@@ -34,6 +40,22 @@ impl PrefixMatch {
     pub fn num_tokens(&self, block_size: usize) -> usize {
         self.full.len() * block_size + self.partial.map_or(0, |partial| partial.num_slots)
     }
+
+    /// Whether more is there than can be used at once.
+    pub fn goes_on(&self) -> bool {
+        !self.lower.is_empty() || !self.stored.is_empty() || self.far_windows
+    }
+
+    /// The whole blocks, where they are.
+    pub fn chain(&self) -> Vec<BlockId> {
+        self.full.iter().chain(&self.lower).copied().collect()
+    }
+
+    /// Leaves what can be used at once.
+    pub fn come_down(&mut self) {
+        self.full.truncate(self.near);
+        (self.lower, self.stored, self.far_windows) = (Vec::new(), Vec::new(), false);
+    }
 }
 
 /// Blocks taken for a sequence that does not run yet: ends in `commit` or `cancel`.
@@ -42,6 +64,7 @@ pub(in crate::engine) struct Reservation {
     table: Vec<BlockId>,
     windows: Vec<WindowTable>,
     copy: Option<BlockCopy>,
+    window_copies: Vec<WindowCopy>,
     new_blocks: usize,
 }
 
@@ -50,6 +73,7 @@ pub(in crate::engine) struct Admitted {
     pub table: Vec<BlockId>,
     pub windows: Vec<WindowTable>,
     pub copy: Option<BlockCopy>,
+    pub window_copies: Vec<WindowCopy>,
     pub reused_blocks: usize,
     /// Of the one block that a partial match allocates, whether it took no content away.
     pub new_blocks: usize,
@@ -72,10 +96,13 @@ impl KvCache {
             parent = Some(block);
             at += self.block_size;
         }
+        found.near = found.full.len();
         if !self.windows.is_empty() {
-            found.full.truncate(self.windows.usable(&found.full));
+            self.leave_what_windows_lack(&mut found);
+            parent = found.full.last().copied();
+            at = found.full.len() * self.block_size;
         }
-        if !found.lower.is_empty() || !self.windows.is_empty() {
+        if found.goes_on() {
             return found;
         }
         found.stored = self.find_stored(tokens, extra_ids, space, parent);
@@ -83,16 +110,30 @@ impl KvCache {
             return found;
         }
         let rest = Content::of(tokens, extra_ids, at, end.min(at + self.block_size));
-        found.partial = self.prefix.closest_child(parent, space, &rest).map(|(block, num_slots)| {
+        let closest = self.prefix.closest_child(parent, space, &rest);
+        let usable = closest.and_then(|(block, num_slots)| Some((block, num_slots, self.windows.near(block)?)));
+        if let Some((block, num_slots, beside)) = usable {
             let loses_nothing = num_slots == self.prefix.content(block).tokens.len();
-            PartialMatch { block, num_slots, take_over: loses_nothing && self.may_take_over(block) }
-        });
+            let take_over = loses_nothing && beside.is_empty() && self.may_take_over(block);
+            found.partial = Some(PartialMatch { block, num_slots, take_over });
+            found.beside = beside;
+        }
         found
+    }
+
+    /// Cuts a match to where a token finds all that it sees in the pools of windows.
+    fn leave_what_windows_lack(&self, found: &mut PrefixMatch) {
+        let mut chain = found.chain();
+        chain.truncate(self.windows.usable(&chain, false));
+        found.near = self.windows.usable(&found.full[..found.full.len().min(chain.len())], true);
+        found.lower.truncate(chain.len().saturating_sub(found.full.len()));
+        found.full.truncate(chain.len());
+        found.far_windows = self.windows.needs_far(&chain);
     }
 
     /// The match with as little memory as possible: a partly used block is taken over, or not used.
     pub fn economize(&self, found: &mut PrefixMatch) {
-        let may_take_over = |partial: &PartialMatch| self.may_take_over(partial.block);
+        let may_take_over = |partial: &PartialMatch| self.windows.is_empty() && self.may_take_over(partial.block);
         found.partial = found.partial.filter(may_take_over).map(|partial| PartialMatch { take_over: true, ..partial });
     }
 
@@ -108,7 +149,8 @@ impl KvCache {
         found.full.iter().for_each(|&block| self.retain(block));
         let windows = found.windows.clone().unwrap_or_else(|| self.windows.tables(&found.full));
         self.windows.hold(&windows);
-        let mut reservation = Reservation { table: found.full.clone(), windows, copy: None, new_blocks: 0 };
+        let (table, window_copies) = (found.full.clone(), Vec::new());
+        let mut reservation = Reservation { table, windows, copy: None, window_copies, new_blocks: 0 };
         let Some(PartialMatch { block, num_slots, take_over }) = found.partial else { return Some(reservation) };
         self.retain(block);
         if take_over {
@@ -123,15 +165,17 @@ impl KvCache {
         };
         reservation.table.push(to);
         reservation.copy = Some(BlockCopy { from: block, to, num_tokens: num_slots });
+        reservation.window_copies = self.windows.copy(&mut reservation.windows, &found.beside, num_slots, &self.prefix);
+        self.queue_descents();
         reservation.new_blocks = usize::from(fresh);
         Some(reservation)
     }
 
     /// `is_reuse`: whether the matched blocks are those of other requests.
     pub fn commit(&mut self, reservation: Reservation, is_reuse: bool) -> Admitted {
-        let Reservation { table, windows, copy, new_blocks } = reservation;
+        let Reservation { table, windows, copy, window_copies, new_blocks } = reservation;
         self.reused_blocks += if is_reuse { table.len() as u64 } else { 0 };
-        Admitted { reused_blocks: table.len(), table, windows, copy, new_blocks }
+        Admitted { reused_blocks: table.len(), table, windows, copy, window_copies, new_blocks }
     }
 
     pub fn cancel(&mut self, reservation: Reservation) {

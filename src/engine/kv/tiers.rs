@@ -6,17 +6,18 @@
 
 use std::collections::HashMap;
 
+use super::windows::Descent;
 use super::{KvCache, PrefixMatch};
 use crate::engine::blocks::{KvBlocks, Worth};
 use crate::engine::events::{EventDiff, KvEventData};
 use crate::engine::request::DEFAULT_RETENTION_PRIORITY;
 use crate::engine::stats::TierStats;
 use crate::ids::{BlockId, HostBlockId};
-use crate::step::{Landed, TierCopy, Transfer};
+use crate::step::{Landed, PoolCopy, TierCopy, Transfer};
 
 /// Content that is worth less is given up when the device needs its block. TensorRT-LLM's
 /// `secondary_offload_min_priority`.
-const OFFLOAD_MIN_PRIORITY: u8 = DEFAULT_RETENTION_PRIORITY;
+pub(super) const OFFLOAD_MIN_PRIORITY: u8 = DEFAULT_RETENTION_PRIORITY;
 
 /// Level of a tier in events.
 const DEVICE_LEVEL: u32 = 0;
@@ -33,6 +34,10 @@ pub(super) enum Pending {
     Offload {
         node: BlockId,
         hash: u64,
+    },
+    /// Of blocks of windows.
+    Descend {
+        descents: Vec<Descent>,
     },
     /// Holds a reference on all of its blocks.
     Onboard {
@@ -89,7 +94,7 @@ impl Tiers {
         HostBlockId(node.0 - self.first)
     }
 
-    fn queue(&mut self, copies: Vec<TierCopy>, pending: Pending) -> u64 {
+    fn queue(&mut self, copies: Vec<PoolCopy>, pending: Pending) -> u64 {
         let id = self.begin(pending);
         self.queued.push(Transfer { id, copies });
         id
@@ -134,19 +139,39 @@ impl KvCache {
 
     /// The transfer that somebody has started and that continues `found` on the device.
     pub fn ascending(&self, found: &PrefixMatch) -> Option<u64> {
-        let Some(&first) = found.lower.first() else { return self.loading(&found.stored) };
-        Some(self.tiers.ascending[self.tiers.local(first).0 as usize]).filter(|&transfer| transfer > 0)
+        let of_node = |&node: &BlockId| self.tiers.ascending[self.tiers.local(node).0 as usize];
+        let first = found.lower.first().map_or(0, of_node);
+        if first > 0 {
+            return Some(first);
+        }
+        if self.windows.is_empty() {
+            return self.loading(&found.stored);
+        }
+        let later = found.lower.iter().map(of_node).find(|&transfer| transfer > 0);
+        later.or_else(|| self.windows.ascending(&found.chain())).or_else(|| self.loading(&found.stored))
     }
 
-    /// Starts to bring the blocks of `found` that are on the host to the device, as far as there is room; the caller has
-    /// seen that the sequence fits. The transfer, or `None` if there is nothing to bring, or no room.
+    /// Starts the copies to the host that the pools of windows have led to.
+    pub(super) fn queue_descents(&mut self) {
+        let descents = self.windows.take_descents();
+        if descents.is_empty() {
+            return;
+        }
+        self.tiers.stats.offloaded_blocks += descents.len() as u64;
+        let copies = descents.iter().map(Descent::copy).collect();
+        self.tiers.queue(copies, Pending::Descend { descents });
+    }
+
+    /// Starts to bring the blocks of `found` that are on the host to the device, as far as there is room (beside windows:
+    /// all of them); the caller has seen that the sequence fits. The transfer, or `None` if there is nothing to bring, or
+    /// no room.
     pub fn fetch(&mut self, found: &PrefixMatch) -> Option<u64> {
-        if found.lower.is_empty() {
+        if found.lower.is_empty() && !found.far_windows {
             return self.load(found);
         }
         let is_settled = |node: &&BlockId| self.tiers.ascending[self.tiers.local(**node).0 as usize] == 0;
         let nodes: Vec<_> = found.lower.iter().take_while(is_settled).copied().collect();
-        if nodes.is_empty() {
+        if nodes.is_empty() && !found.far_windows {
             return None;
         }
         found.full.iter().chain(&nodes).for_each(|&block| self.retain(block));
@@ -155,15 +180,26 @@ impl KvCache {
             let Some((to, _)) = self.take() else { break };
             ascents.push(Ascent { node, hash: self.prefix.hash(node), to });
         }
+        if !self.windows.is_empty() && ascents.len() < found.lower.len() {
+            ascents.drain(..).rev().for_each(|ascent: Ascent| self.put_back(ascent.to));
+        }
         nodes[ascents.len()..].iter().rev().for_each(|&node| self.put_back(node));
-        if ascents.is_empty() {
+        if ascents.is_empty() && !(nodes.is_empty() && found.far_windows) {
             self.release(&found.full);
             return None;
         }
-        let copy = |ascent: &Ascent| TierCopy::Onboard { from: self.tiers.host_block(ascent.node), to: ascent.to };
-        let copies = ascents.iter().map(copy).collect();
+        let copy = |ascent: &Ascent| {
+            let copy = TierCopy::Onboard { from: self.tiers.host_block(ascent.node), to: ascent.to };
+            PoolCopy { pool: 0, copy }
+        };
+        let mut copies: Vec<_> = ascents.iter().map(copy).collect();
         let locals: Vec<_> = ascents.iter().map(|ascent| self.tiers.local(ascent.node).0 as usize).collect();
-        let id = self.tiers.queue(copies, Pending::Onboard { before: found.full.clone(), ascents });
+        let id = self.tiers.begin(Pending::Onboard { before: found.full.clone(), ascents });
+        if !self.windows.is_empty() {
+            copies.extend(self.windows.ascend(id, &found.chain(), &self.prefix));
+            self.queue_descents();
+        }
+        self.tiers.queued.push(Transfer { id, copies });
         locals.into_iter().for_each(|at| self.tiers.ascending[at] = id);
         Some(id)
     }
@@ -174,9 +210,12 @@ impl KvCache {
         self.tiers.stats.failed_transfers += u64::from(!landed.ok);
         match pending {
             Pending::Offload { node, hash } => self.land_offload(node, hash, landed.ok),
+            Pending::Descend { descents } if !landed.ok => self.windows.lose(&descents, &self.prefix),
+            Pending::Descend { .. } => {}
             Pending::Onboard { before, ascents } => {
                 self.tiers.onboarding -= 1;
                 self.land_onboard(&before, &ascents, landed.ok);
+                self.tiers.stats.onboarded_blocks += self.windows.land(landed.id, landed.ok, &self.prefix);
             }
             Pending::Store { key } => self.land_store(landed.id, key, landed.ok),
             Pending::Load { before, blocks } => {
@@ -213,7 +252,7 @@ impl KvCache {
         self.continue_expiry(node, expiry_ns);
         self.tiers.stats.offloaded_blocks += 1;
         let copy = TierCopy::Offload { from: block, to: self.tiers.host_block(node) };
-        self.tiers.queue(vec![copy], Pending::Offload { node, hash });
+        self.tiers.queue(vec![PoolCopy { pool: 0, copy }], Pending::Offload { node, hash });
         true
     }
 
@@ -257,7 +296,7 @@ impl KvCache {
     /// Blocks of the device that transfers hold, for the check.
     pub(super) fn held_by_transfers(&self) -> impl Iterator<Item = BlockId> {
         let held = |pending: &Pending| match pending {
-            Pending::Offload { .. } | Pending::Store { .. } => Vec::new(),
+            Pending::Offload { .. } | Pending::Descend { .. } | Pending::Store { .. } => Vec::new(),
             Pending::Load { before, blocks } => {
                 before.iter().copied().chain(blocks.iter().map(|(_, to)| *to)).collect()
             }
@@ -336,6 +375,7 @@ impl KvCache {
     /// Moves content, its timer included, to a block of another tier.
     fn rename(&mut self, from: BlockId, to: BlockId, old_value: u32, new_value: u32) {
         self.prefix.rename(from, to);
+        self.windows.rename(from, to);
         self.timers[to.0 as usize].duration_ns = self.timers[from.0 as usize].duration_ns;
         if let Some(events) = &self.events {
             let diff = Some(EventDiff { new_value, old_value });

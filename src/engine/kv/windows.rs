@@ -3,15 +3,20 @@
 //! Every such pool has blocks of its own. A sequence has a table of each pool beside its table of full-length blocks, with
 //! an entry for the same tokens; entries that no token to come sees are given back. What is found in the prefix cache is
 //! found by its full-length block, whose companions hold the same tokens for the other layers. Companions outlive their
-//! sequences like cached blocks do, but may be overwritten alone: a beginning is reusable as far as all that the next
-//! token sees is still there.
+//! sequences like cached blocks do, but may be overwritten alone, and move to the host alone: a beginning is reusable as
+//! far as all that the next token sees is still there.
 //!
 //! A sequence claims at its start what its windows can ever need, so a pool never runs out while it runs.
+
+mod far;
 
 use crate::engine::blocks::{KvBlocks, Worth};
 use crate::engine::prefix::PrefixCache;
 use crate::ids::BlockId;
-use crate::step::WindowPool;
+use crate::step::{BlockCopy, WindowCopy, WindowPool};
+pub(in crate::engine) use far::Descent;
+use far::Transit;
+use std::collections::HashMap;
 
 /// A sequence's blocks in one pool.
 #[derive(Clone, Debug, Default)]
@@ -46,13 +51,19 @@ impl WindowTable {
 struct Pool {
     limits: WindowPool,
     blocks: KvBlocks,
-    /// Full-length blocks whose content a block holds for this pool's layers.
+    /// Of the host: block `b` has the number `limits.num_blocks + b` beside those of the device.
+    host: KvBlocks,
+    /// Full-length blocks, of either tier, whose content a block holds for this pool's layers.
     owners: Vec<Option<BlockId>>,
     /// By full-length block.
     companions: Vec<Option<BlockId>>,
-    /// Most blocks that sequences may claim together.
+    /// For each host block the transfer that reads it, or 0.
+    ascending: Vec<u64>,
+    /// Most blocks that sequences and transfers may claim together.
     capacity: usize,
     claimed: usize,
+    /// Blocks of the device that transfers hold.
+    in_transit: usize,
 }
 
 impl Pool {
@@ -60,25 +71,36 @@ impl Pool {
         whole_blocks.min(self.limits.sequence_blocks(block_size))
     }
 
-    /// Indices of blocks that a token at the beginning of block `end` sees among those before.
+    /// Indices of blocks that a token at the beginning of block `end` sees among those before: the first ones up to, and
+    /// those from.
     fn seen(&self, end: usize, block_size: usize) -> (usize, usize) {
         let first = self.limits.first_seen(end * block_size) / block_size;
         (self.limits.sink_tokens.div_ceil(block_size).min(end), first.min(end))
     }
 
-    fn take(&mut self) -> BlockId {
-        let Some(block) = self.blocks.take() else {
-            unreachable!("a window pool of {} blocks is used up: claims are wrong", self.blocks.len());
-        };
-        if let Some(owner) = self.owners[block.0 as usize].take() {
-            self.companions[owner.0 as usize] = None;
+    fn companion(&self, node: BlockId) -> Option<BlockId> {
+        self.companions[node.0 as usize]
+    }
+
+    fn is_far(&self, block: BlockId) -> bool {
+        block.0 as usize >= self.limits.num_blocks
+    }
+
+    /// Gives up a companion.
+    fn part(&mut self, node: BlockId) {
+        if let Some(block) = self.companions[node.0 as usize].take() {
+            self.owners[block.0 as usize] = None;
+            self.revalue(block, Worth::NOTHING);
         }
-        block
     }
 
     fn put_back(&mut self, block: BlockId, prefix: &PrefixCache) {
         let value = self.owners[block.0 as usize].map(|owner| Worth::of(prefix.value(owner)));
-        self.blocks.release(block, value.unwrap_or(Worth::NOTHING));
+        let worth = value.unwrap_or(Worth::NOTHING);
+        match self.is_far(block) {
+            true => self.host.release(self.local(block), worth),
+            false => self.blocks.release(block, worth),
+        };
     }
 }
 
@@ -86,24 +108,48 @@ impl Pool {
 pub(in crate::engine) struct Windows {
     pools: Vec<Pool>,
     block_size: usize,
+    /// Sources of copies in the plan that is being made.
+    pinned: Vec<(usize, BlockId)>,
+    /// What went to the host since somebody asked.
+    descents: Vec<Descent>,
+    transits: HashMap<u64, Transit>,
 }
 
 impl Windows {
-    /// `nodes`: full-length blocks. `in_flight_tokens`: most tokens in all steps in flight.
-    pub fn new(pools: &[WindowPool], nodes: usize, block_size: usize, in_flight_tokens: usize) -> Self {
-        let pool = |&limits: &WindowPool| Pool {
-            // With a block beside every full-length one nothing can run short.
-            capacity: match limits.num_blocks >= nodes {
-                true => usize::MAX,
-                false => limits.num_blocks.saturating_sub(in_flight_tokens.div_ceil(block_size)),
-            },
-            claimed: 0,
-            blocks: KvBlocks::new(limits.num_blocks),
-            owners: vec![None; limits.num_blocks],
-            companions: vec![None; nodes],
-            limits,
+    /// `nodes`: full-length blocks of the device. `far_nodes`: those of the host. `host_blocks`: of each pool; may be
+    /// empty. `in_flight_tokens`: most tokens in all steps in flight.
+    pub fn new(
+        pools: &[WindowPool],
+        (nodes, far_nodes): (usize, usize),
+        host_blocks: &[usize],
+        block_size: usize,
+        in_flight_tokens: usize,
+    ) -> Self {
+        let pool = |(at, &limits): (usize, &WindowPool)| {
+            let host_blocks = host_blocks.get(at).copied().unwrap_or(0);
+            Pool {
+                // With a block beside every full-length one nothing can run short.
+                capacity: match limits.num_blocks >= nodes {
+                    true => usize::MAX,
+                    false => limits.num_blocks.saturating_sub(in_flight_tokens.div_ceil(block_size)),
+                },
+                claimed: 0,
+                in_transit: 0,
+                blocks: KvBlocks::new(limits.num_blocks),
+                host: KvBlocks::new(host_blocks),
+                owners: vec![None; limits.num_blocks + host_blocks],
+                companions: vec![None; nodes + far_nodes],
+                ascending: vec![0; host_blocks],
+                limits,
+            }
         };
-        Self { pools: pools.iter().map(pool).collect(), block_size }
+        Self {
+            pools: pools.iter().enumerate().map(pool).collect(),
+            block_size,
+            pinned: Vec::new(),
+            descents: Vec::new(),
+            transits: HashMap::new(),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -116,9 +162,17 @@ impl Windows {
         self.pools.iter().find(lacks).map(|pool| pool.limits)
     }
 
+    /// Of each pool: what it is, and its blocks that sequences use.
+    pub fn usage(&self) -> impl Iterator<Item = (WindowPool, usize)> {
+        self.pools.iter().map(|pool| (pool.limits, pool.blocks.len() - pool.blocks.free()))
+    }
+
     /// Whether a sequence of so many blocks can start beside the others.
     pub fn have_room(&self, whole_blocks: usize) -> bool {
-        let fits = |pool: &Pool| pool.claimed + pool.claim(whole_blocks, self.block_size) <= pool.capacity;
+        let fits = |pool: &Pool| {
+            let taken = pool.claimed + pool.in_transit;
+            taken + pool.claim(whole_blocks, self.block_size) <= pool.capacity
+        };
         self.pools.iter().all(fits)
     }
 
@@ -130,14 +184,15 @@ impl Windows {
         self.pools.iter_mut().for_each(|pool| pool.claimed -= pool.claim(whole_blocks, self.block_size));
     }
 
-    /// How many of these cached blocks can be reused: the token behind them finds all that it sees.
-    pub fn usable(&self, full: &[BlockId]) -> usize {
+    /// How many of these cached blocks, of either tier, can be reused: the token behind them finds all that it sees, with
+    /// `near` on the device.
+    pub fn usable(&self, chain: &[BlockId], near: bool) -> usize {
         let (mut runs, mut sinks) = (vec![0; self.pools.len()], vec![0; self.pools.len()]);
         let mut usable = 0;
-        for (at, block) in full.iter().enumerate() {
+        for (at, &node) in chain.iter().enumerate() {
             let mut fits = true;
             for (index, pool) in self.pools.iter().enumerate() {
-                let is_there = pool.companions[block.0 as usize].is_some();
+                let is_there = pool.companion(node).is_some_and(|block| !near || !pool.is_far(block));
                 runs[index] = if is_there { runs[index] + 1 } else { 0 };
                 sinks[index] += usize::from(is_there && sinks[index] == at);
                 let (sink_blocks, first) = pool.seen(at + 1, self.block_size);
@@ -152,11 +207,14 @@ impl Windows {
 
     /// The tables of a sequence that begins with these cached blocks; nothing is taken yet.
     pub fn tables(&self, full: &[BlockId]) -> Vec<WindowTable> {
-        let table = |pool: &Pool| {
-            let companion = |at: usize| pool.companions[full[at].0 as usize];
-            self.table(pool, full.len(), companion)
-        };
+        let table = |pool: &Pool| self.table(pool, full.len(), |at| pool.companion(full[at]));
         self.pools.iter().map(table).collect()
+    }
+
+    /// What holds the same tokens as a full-length block, on the device; `None`: not all of it is there.
+    pub fn near(&self, node: BlockId) -> Option<Vec<BlockId>> {
+        let near = |pool: &Pool| pool.companion(node).filter(|&block| !pool.is_far(block));
+        self.pools.iter().map(near).collect()
     }
 
     /// As [`Windows::tables`], from what another sequence holds; `None` when it does not hold enough.
@@ -173,6 +231,11 @@ impl Windows {
         Some(lent)
     }
 
+    /// What a sequence holds beside its block `at`; `None`: not all of it.
+    pub fn beside(&self, tables: &[WindowTable], at: usize) -> Option<Vec<BlockId>> {
+        tables.iter().map(|table| table.entries.get(at).copied().flatten()).collect()
+    }
+
     /// References on all blocks of the tables.
     pub fn hold(&mut self, tables: &[WindowTable]) {
         for (pool, table) in self.pools.iter_mut().zip(tables) {
@@ -180,11 +243,38 @@ impl Windows {
         }
     }
 
+    /// Appends to each table a block that gets the first slots of another one, which is left alone until
+    /// [`Windows::unpin`].
+    pub fn copy(
+        &mut self,
+        tables: &mut [WindowTable],
+        sources: &[BlockId],
+        num_tokens: usize,
+        prefix: &PrefixCache,
+    ) -> Vec<WindowCopy> {
+        let mut copies = Vec::with_capacity(sources.len());
+        for (pool, (&from, table)) in sources.iter().zip(tables).enumerate() {
+            self.pools[pool].blocks.retain(from);
+            self.pinned.push((pool, from));
+            let to = self.take(pool, prefix);
+            table.entries.push(Some(to));
+            copies.push(WindowCopy { pool, copy: BlockCopy { from, to, num_tokens } });
+        }
+        copies
+    }
+
+    /// The plan that copies was made.
+    pub fn unpin(&mut self, prefix: &PrefixCache) {
+        while let Some((pool, block)) = self.pinned.pop() {
+            self.pools[pool].put_back(block, prefix);
+        }
+    }
+
     /// Takes blocks until the tables have `len` entries.
-    pub fn grow(&mut self, tables: &mut [WindowTable], len: usize) {
-        for (pool, table) in self.pools.iter_mut().zip(tables) {
+    pub fn grow(&mut self, tables: &mut [WindowTable], len: usize, prefix: &PrefixCache) {
+        for (pool, table) in tables.iter_mut().enumerate() {
             while table.entries.len() < len {
-                table.entries.push(Some(pool.take()));
+                table.entries.push(Some(self.take(pool, prefix)));
             }
         }
     }
@@ -210,34 +300,43 @@ impl Windows {
         }
     }
 
-    /// What a sequence holds beside its block `at`, which is cached now, can be found there.
+    /// What a sequence holds beside its block `at`, which is cached now, can be found there. It takes the place of what
+    /// was left there of other memory: who shares the block shares what is beside it.
     pub fn adopt(&mut self, node: BlockId, at: usize, tables: &[WindowTable]) {
         for (pool, table) in self.pools.iter_mut().zip(tables) {
             let Some(block) = table.entries.get(at).copied().flatten() else { continue };
-            let (owner, companion) = (&mut pool.owners[block.0 as usize], &mut pool.companions[node.0 as usize]);
-            if owner.is_none() && companion.is_none() {
-                (*owner, *companion) = (Some(node), Some(block));
+            if pool.owners[block.0 as usize].is_some() {
+                continue;
             }
+            pool.part(node);
+            (pool.owners[block.0 as usize], pool.companions[node.0 as usize]) = (Some(node), Some(block));
         }
     }
 
     /// A full-length block is not cached any more.
     pub fn forget(&mut self, node: BlockId) {
+        self.pools.iter_mut().for_each(|pool| pool.part(node));
+    }
+
+    /// What a full-length block held is in another one now, which had no companions.
+    pub fn rename(&mut self, from: BlockId, to: BlockId) {
         for pool in &mut self.pools {
-            if let Some(block) = pool.companions[node.0 as usize].take() {
-                pool.owners[block.0 as usize] = None;
-                pool.blocks.revalue(block, Worth::NOTHING);
+            let companion = pool.companions[from.0 as usize].take();
+            if let Some(block) = companion {
+                pool.owners[block.0 as usize] = Some(to);
             }
+            pool.companions[to.0 as usize] = companion;
         }
     }
 
-    /// References equal the tables', companions and owners agree, and only cached blocks have companions.
+    /// References equal the tables' and the transfers', companions and owners agree, and only cached blocks have
+    /// companions.
     pub fn check<'a>(
         &self,
         tables: impl Iterator<Item = (&'a [WindowTable], usize)>,
         prefix: &PrefixCache,
     ) -> Result<(), String> {
-        let mut refs: Vec<_> = self.pools.iter().map(|pool| vec![0; pool.blocks.len()]).collect();
+        let mut refs: Vec<_> = self.pools.iter().map(|pool| vec![0; pool.owners.len()]).collect();
         let mut claimed = vec![0; self.pools.len()];
         for (tables, whole_blocks) in tables {
             for (index, table) in tables.iter().enumerate() {
@@ -245,10 +344,14 @@ impl Windows {
                 claimed[index] += self.pools[index].claim(whole_blocks, self.block_size);
             }
         }
+        let in_transit = self.transits.values().flat_map(Transit::held);
+        self.pinned.iter().copied().chain(in_transit).for_each(|(pool, block)| refs[pool][block.0 as usize] += 1);
         for ((pool, refs), claimed) in self.pools.iter().zip(&refs).zip(claimed) {
             let named = |error| format!("window of {} tokens: {error}", pool.limits.window_tokens);
-            pool.blocks.check(refs).map_err(named)?;
-            if claimed != pool.claimed || claimed > pool.capacity {
+            let (near, far) = refs.split_at(pool.limits.num_blocks);
+            pool.blocks.check(near).map_err(named)?;
+            pool.host.check(far).map_err(|error| named(format!("host tier: {error}")))?;
+            if claimed != pool.claimed || claimed + pool.in_transit > pool.capacity {
                 return Err(named(format!("{claimed} blocks are claimed, {} counted", pool.claimed)));
             }
             let pairs = pool.companions.iter().enumerate().filter_map(|(node, block)| Some((node, (*block)?)));

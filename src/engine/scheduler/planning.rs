@@ -166,19 +166,19 @@ impl Scheduler {
             self.slots[seq].forerunner = Some(forerunner);
             return Start::Postponed;
         }
-        let total = self.promised_blocks(&self.slots[seq]);
-        if !self.affordable(&found, total) {
-            self.kv.economize(&mut found);
-        }
-        let fits = self.affordable(&found, total) && self.can_protect(seq) && self.fits_windows(seq);
-        if !fits || !self.foresees_room(seq, &found, total) {
-            let available = self.kv.free() - self.promised;
-            self.blocked = Some(Blocked { seq, available, running: self.running.len() });
-            return Start::Full;
+        if !self.fits(seq, &mut found) {
+            return self.wait_for_room(seq);
         }
         if self.fetches(seq, &found) {
             self.policy.retract();
             return self.set_aside();
+        }
+        if found.near < found.full.len() {
+            self.policy.retract();
+            found.come_down();
+            if !self.fits(seq, &mut found) {
+                return self.wait_for_room(seq);
+            }
         }
         let start = found.num_tokens(self.kv.block_size());
         let len = self.chunk_len(start, self.slots[seq].tokens.len() - start, draft.budget);
@@ -194,6 +194,22 @@ impl Scheduler {
         Start::Running
     }
 
+    /// Whether the candidate has room now and can be expected to keep it; with little room a partly used block is given up.
+    fn fits(&mut self, seq: SeqRef, found: &mut PrefixMatch) -> bool {
+        let total = self.promised_blocks(&self.slots[seq]);
+        if !self.affordable(found, total) {
+            self.kv.economize(found);
+        }
+        let fits = self.affordable(found, total) && self.can_protect(seq) && self.fits_windows(seq);
+        fits && self.foresees_room(seq, found, total)
+    }
+
+    fn wait_for_room(&mut self, seq: SeqRef) -> Start {
+        let available = self.kv.free() - self.promised;
+        self.blocked = Some(Blocked { seq, available, running: self.running.len() });
+        Start::Full
+    }
+
     /// For a candidate that waits for a transfer: those behind it may start, unless a batch starts together.
     fn set_aside(&self) -> Start {
         if self.policy.may_postpone() { Start::Postponed } else { Start::Full }
@@ -202,8 +218,7 @@ impl Scheduler {
     /// Whether the candidate waits for blocks that another tier has. One that would miss its batch does not.
     fn fetches(&mut self, seq: SeqRef, found: &PrefixMatch) -> bool {
         let misses_batch = !self.policy.may_postpone() && !self.running.is_empty();
-        let is_here = found.lower.is_empty() && found.stored.is_empty();
-        if is_here || self.slots[seq].fetches == MAX_FETCHES || misses_batch {
+        if !found.goes_on() || self.slots[seq].fetches == MAX_FETCHES || misses_batch {
             return false;
         }
         let Some(transfer) = self.kv.fetch(found) else { return false };
@@ -257,16 +272,16 @@ impl Scheduler {
             return found;
         }
         let (full, num_slots) = (shared / block_size, shared % block_size);
-        if !self.kv.windows().is_empty() {
-            return match self.kv.windows().lend(&leader.windows, full) {
-                Some(windows) if full > found.full.len() => {
-                    PrefixMatch { full: leader.table[..full].to_vec(), windows: Some(windows), ..found }
-                }
-                _ => found,
-            };
-        }
-        let partial = (num_slots > 0).then(|| PartialMatch { block: leader.table[full], num_slots, take_over: false });
-        PrefixMatch { full: leader.table[..full].to_vec(), partial, ..PrefixMatch::default() }
+        let lent = (self.kv.windows().lend(&leader.windows, full), self.kv.windows().beside(&leader.windows, full));
+        let beside = if num_slots > 0 { lent.1 } else { None };
+        let windows = match lent.0 {
+            Some(windows) if full > found.full.len() || beside.is_some() => Some(windows),
+            _ => return found,
+        };
+        let partial = |_: &Vec<_>| PartialMatch { block: leader.table[full], num_slots, take_over: false };
+        let (partial, beside) = (beside.as_ref().map(partial), beside.unwrap_or_default());
+        let full = leader.table[..full].to_vec();
+        PrefixMatch { near: full.len(), full, partial, windows, beside, ..PrefixMatch::default() }
     }
 
     /// A running sequence that is about to compute the first block that `candidate` would have to compute.
@@ -297,6 +312,7 @@ impl Scheduler {
         let admitted = self.kv.commit(reservation, is_reuse);
         let start = found.num_tokens(self.kv.block_size());
         draft.plan.block_copies.extend(admitted.copy);
+        draft.plan.window_copies.extend(admitted.window_copies);
         let sequence = &mut self.slots[seq];
         self.paused -= usize::from(sequence.life > 0);
         sequence.status = Status::Running;
@@ -433,7 +449,7 @@ impl Scheduler {
         let sample = end == sequence.num_tokens();
         let guesses = if sample { self.guess(draft, seq, len) } else { Vec::new() };
         let sequence = &mut self.slots[seq];
-        self.kv.windows_mut().grow(&mut sequence.windows, sequence.table.len());
+        self.kv.grow_windows(&mut sequence.windows, sequence.table.len());
         for (pool, table) in sequence.windows.iter_mut().enumerate() {
             let changes = &mut draft.plan.window_blocks;
             table.unsent(|start, blocks| changes.push(WindowBlocks { seq: seq.id, pool, start, blocks }));

@@ -95,7 +95,7 @@ impl LoadPlan {
             kv_bytes_per_token: self.config.kv_bytes_per_token(self.kv_dtype),
             limits: ExecutorLimits { num_blocks: kv.num_blocks, ..self.limits.clone() },
             kv,
-            host_blocks: 0,
+            host_blocks: Vec::new(),
             unused: Vec::new(),
             seconds: start.elapsed().as_secs_f64(),
         }
@@ -125,11 +125,7 @@ impl LoadPlan {
         let (depth, tokens) = (self.limits.pipeline_depth, self.limits.max_step_tokens);
         KvPlan::new(&KvLimits {
             budget,
-            windows: if options.window_pools && options.kv_host_bytes == 0 && options.kv_disk.is_none() {
-                self.windows()
-            } else {
-                Vec::new()
-            },
+            windows: if options.window_pools && options.kv_disk.is_none() { self.windows() } else { Vec::new() },
             in_flight_tokens: depth * tokens,
             block_size_tokens: self.limits.block_size_tokens,
             bytes_per_token: self.config.kv_bytes_per_token(self.kv_dtype),
@@ -163,17 +159,18 @@ impl LoadPlan {
 }
 
 impl LoadPlan {
-    /// Blocks of the host tier.
-    pub fn host_blocks(&self, options: &ModelOptions) -> Result<usize> {
-        let block_bytes = self.limits.block_size_tokens * self.config.kv_bytes_per_token(self.kv_dtype);
-        let blocks = usize::try_from(options.kv_host_bytes).unwrap_or(usize::MAX) / block_bytes.max(1);
-        if blocks == 0 && options.kv_host_bytes > 0 {
-            return Err(Error::invalid(format!(
-                "kv_cache_host_memory_bytes is {}; one block of the KV cache has {block_bytes} bytes",
-                options.kv_host_bytes
-            )));
+    /// Blocks of the host tier in each pool; empty: there is none.
+    pub fn host_blocks(&self, options: &ModelOptions, kv: &KvPlan) -> Result<Vec<usize>> {
+        let bytes = options.kv_host_bytes;
+        if bytes == 0 {
+            return Ok(Vec::new());
         }
-        Ok(blocks.min(u32::MAX as usize / 2))
+        let block_bytes = kv.bytes / kv.num_blocks.max(1);
+        kv.host_blocks(bytes).ok_or_else(|| {
+            Error::invalid(format!(
+                "kv_cache_host_memory_bytes is {bytes}; one block of the KV cache has {block_bytes} bytes"
+            ))
+        })
     }
 }
 

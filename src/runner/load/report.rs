@@ -26,8 +26,8 @@ pub struct LoadReport {
     pub kv_dtype: DType,
     /// Bytes of keys and values of one token, all layers.
     pub kv_bytes_per_token: usize,
-    /// Blocks of the host tier.
-    pub host_blocks: usize,
+    /// Blocks of the host tier in each pool, those of full length first; empty: there is none.
+    pub host_blocks: Vec<usize>,
     pub limits: ExecutorLimits,
     /// Names of tensors that the model does not use.
     pub unused: Vec<String>,
@@ -79,10 +79,10 @@ impl fmt::Display for LoadReport {
             let whole = self.kv.tokens * self.kv_bytes_per_token;
             writeln!(f, "           {} in all; without windows {}", mib(self.kv.bytes), mib(whole))?;
         }
-        if self.host_blocks > 0 {
-            let tokens = self.host_blocks * limits.block_size_tokens;
-            let bytes = mib(tokens * self.kv_bytes_per_token);
-            writeln!(f, "host tier  {bytes}: {} blocks = {tokens} tokens", self.host_blocks)?;
+        if let Some(&blocks) = self.host_blocks.first() {
+            let tokens = blocks * limits.block_size_tokens;
+            let bytes = mib((blocks as u128 * self.kv.bytes as u128 / self.kv.num_blocks.max(1) as u128) as usize);
+            writeln!(f, "host tier  {bytes}: {blocks} blocks = {tokens} tokens")?;
         }
         writeln!(
             f,
