@@ -11,7 +11,7 @@ mod table;
 
 pub use docs::metrics_markdown;
 pub use json::{iteration_json, totals_json};
-pub use snapshot::{Snapshot, Totals};
+pub use snapshot::{MAX_WINDOWS, Snapshot, Totals, WindowBlocks};
 pub use table::{FAMILIES, INPUT_TOKENS, OUTPUT_TOKENS};
 
 use crate::config::BatchingType;
@@ -59,9 +59,14 @@ pub enum Value {
     Fraction(fn(&Snapshot) -> f64),
     /// The iteration's time: microseconds since the epoch as a metric, a text in the JSON line.
     Timestamp,
+    /// A whole number of a pool of windows: one series for each, with the label [`WINDOW_LABEL`].
+    Window(fn(&WindowBlocks) -> u64),
     /// Observed per request.
     Observed,
 }
+
+/// How many tokens the layers of a pool see.
+pub const WINDOW_LABEL: &str = "window_tokens";
 
 /// Upper bounds of the histograms' buckets.
 pub const BUCKETS: [f64; 5] = [10.0, 50.0, 100.0, 500.0, 1000.0];
@@ -80,7 +85,7 @@ impl Value {
             Value::Count(read) | Value::Total(read) => Some(read(snapshot) as f64),
             Value::Fraction(read) | Value::TotalShare(read) => Some(read(snapshot)),
             Value::Timestamp => Some(snapshot.timestamp_us as f64),
-            Value::Observed => None,
+            Value::Window(_) | Value::Observed => None,
         }
     }
 }

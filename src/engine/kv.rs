@@ -13,6 +13,7 @@ use super::blocks::{KvBlocks, Worth};
 use super::events::{KvEventData, KvEvents};
 use super::prefix::{Content, PrefixCache, Space};
 use super::request::{DEFAULT_RETENTION_PRIORITY, Keep};
+use super::stats::{MAX_WINDOW_STATS, WindowStats};
 use crate::error::{Error, Result};
 use crate::ids::BlockId;
 use crate::step::{ExecutorLimits, WindowPool};
@@ -158,6 +159,15 @@ impl KvCache {
     /// Gives back what no token from position `next` on sees.
     pub fn shrink_windows(&mut self, tables: &mut [WindowTable], next: usize) {
         self.windows.shrink(tables, next, &self.prefix);
+    }
+
+    /// The first of those pools, as statistics have them.
+    pub fn window_stats(&self) -> [WindowStats; MAX_WINDOW_STATS] {
+        let mut all = [WindowStats::default(); MAX_WINDOW_STATS];
+        for (stats, (pool, used_blocks)) in all.iter_mut().zip(self.windows.usage()) {
+            *stats = WindowStats { window_tokens: pool.window_tokens, max_blocks: pool.num_blocks, used_blocks };
+        }
+        all
     }
 
     pub fn release_windows(&mut self, tables: &[WindowTable]) {

@@ -31,4 +31,4 @@ pub use request::{
     DEFAULT_RETENTION_PRIORITY, Delta, DeltaLogits, Finish, FinishReason, Keep, OutputOptions, Request, RequestSink,
     RequestStats, Retention, RetentionRange, Tenant,
 };
-pub use stats::{EngineStats, EngineTotals, IterationStats, KvStats, TierStats};
+pub use stats::{EngineStats, EngineTotals, IterationStats, KvStats, MAX_WINDOW_STATS, TierStats, WindowStats};

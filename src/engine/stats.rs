@@ -19,6 +19,19 @@ pub struct KvStats {
     pub evicted_blocks: u64,
 }
 
+/// Pools of windows that statistics speak of: the first ones.
+pub const MAX_WINDOW_STATS: usize = 8;
+
+/// The blocks of layers that see a window of the context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WindowStats {
+    /// 0: there is no such pool.
+    pub window_tokens: usize,
+    pub max_blocks: usize,
+    /// Blocks that sequences use.
+    pub used_blocks: usize,
+}
+
 /// The tiers behind the device's blocks: sizes now, traffic since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TierStats {
@@ -79,6 +92,8 @@ pub struct IterationStats {
     /// Pipeline micro-batch: always 0, since one step is one micro-batch.
     pub micro_batch_id: usize,
     pub kv: KvStats,
+    /// By pool.
+    pub windows: [WindowStats; MAX_WINDOW_STATS],
     pub tiers: TierStats,
     pub memory: ExecutorMemory,
 }

@@ -28,7 +28,7 @@ impl Value {
             Value::Count(read) | Value::Total(read) => Some(read(snapshot).to_string()),
             Value::Fraction(read) | Value::TotalShare(read) => Some(format!("{:.6}", read(snapshot))),
             Value::Timestamp => Some(format!("\"{}\"", calendar(snapshot.timestamp_us))),
-            Value::Observed => None,
+            Value::Window(_) | Value::Observed => None,
         }
     }
 }

@@ -1,5 +1,17 @@
 //! The numbers of one iteration.
 
+/// Pools of windows that a snapshot has room for.
+pub const MAX_WINDOWS: usize = 8;
+
+/// KV blocks of layers that see a window of the context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WindowBlocks {
+    /// 0: there is no such pool.
+    pub window_tokens: u64,
+    pub max_blocks: u64,
+    pub used_blocks: u64,
+}
+
 /// One iteration as the metrics see it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Snapshot {
@@ -25,6 +37,8 @@ pub struct Snapshot {
     pub iteration: u64,
     /// Microseconds since the epoch.
     pub timestamp_us: u64,
+    /// KV blocks of layers that see a window of the context.
+    pub windows: [WindowBlocks; MAX_WINDOWS],
     pub totals: Totals,
 }
 
@@ -106,8 +120,18 @@ impl Snapshot {
             reused_blocks: a.reused_blocks + b.reused_blocks,
             iteration: a.iteration.max(b.iteration),
             timestamp_us: a.timestamp_us.max(b.timestamp_us),
+            windows: std::array::from_fn(|at| together(a.windows[at], b.windows[at])),
             totals: a.totals + b.totals,
         };
         snapshots.into_iter().fold(Self::default(), add)
+    }
+}
+
+/// The same pool of two instances of a model.
+fn together(a: WindowBlocks, b: WindowBlocks) -> WindowBlocks {
+    WindowBlocks {
+        window_tokens: a.window_tokens.max(b.window_tokens),
+        max_blocks: a.max_blocks + b.max_blocks,
+        used_blocks: a.used_blocks + b.used_blocks,
     }
 }

@@ -1,6 +1,6 @@
 //! The table of families and series.
 
-use super::{Family, Kind, Series, Snapshot, Value};
+use super::{Family, Kind, Series, Snapshot, Value, WindowBlocks};
 use crate::config::BatchingType;
 
 /// Histogram of the generated tokens of a request.
@@ -218,6 +218,19 @@ pub const FAMILIES: &[Family] = &[
         ],
     },
     Family {
+        name: "nv_llm_kv_cache_windows",
+        help: "KV cache blocks of layers that see a window of the context",
+        kind: Kind::Gauge,
+        label: "kv_cache_block_type",
+        batching: None,
+        series: &[
+            window("max", "blocks of the pool; `window_tokens`, a further label, tells pools apart", |pool| {
+                pool.max_blocks
+            }),
+            window("used", "blocks of the pool that sequences use", |pool| pool.used_blocks),
+        ],
+    },
+    Family {
         name: "nv_llm_kv_cache_tiers",
         help: "Traffic between the KV cache of the device and the memory behind it",
         kind: Kind::Counter,
@@ -306,6 +319,10 @@ const fn total(
     read: fn(&Snapshot) -> u64,
 ) -> Series {
     Series { label_value, json_key, meaning, value: Value::Total(read) }
+}
+
+const fn window(label_value: &'static str, meaning: &'static str, read: fn(&WindowBlocks) -> u64) -> Series {
+    Series { label_value, json_key: "", meaning, value: Value::Window(read) }
 }
 
 const fn observed(label_value: &'static str, json_key: &'static str, meaning: &'static str) -> Series {

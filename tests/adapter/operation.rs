@@ -316,3 +316,20 @@ pub fn until(condition: impl Fn() -> bool) {
     }
     panic!("the condition never came true");
 }
+
+#[test]
+fn each_pool_of_windows_has_gauges() {
+    let server = start();
+    let windows = ("max_attention_window_size", "128,256");
+    let model = server.load(model("llm", true, &[("stats_check_period_ms", "1"), windows])).unwrap();
+    let gauge = |window, kind| {
+        let labels = [("window_tokens", window), ("kv_cache_block_type", kind), ("model", "llm"), ("version", "1")];
+        server.metric("nv_llm_kv_cache_windows", &labels).unwrap().value
+    };
+    assert_eq!([gauge("128", "max"), gauge("256", "max"), gauge("128", "used")], [4096.0, 4096.0, 0.0]);
+    let request = model.execute(vec![endless("")])[0];
+    until(|| gauge("128", "used") > 0.0 && gauge("256", "used") > 0.0);
+    request.cancel();
+    request.wait();
+    until(|| gauge("128", "used") == 0.0 && gauge("256", "used") == 0.0);
+}

@@ -16,7 +16,7 @@ use triton_trtllm::error::{Error, Result};
 use triton_trtllm::ids::{SeqId, TokenId};
 use triton_trtllm::runner::Placement;
 use triton_trtllm::step::{
-    Executor, ExecutorLimits, Inspection, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb,
+    Executor, ExecutorLimits, Inspection, SampledRow, SampledToken, StepOutput, StepPlan, TokenLogProb, WindowPool,
 };
 use triton_trtllm::text::Tokenizer;
 use triton_trtllm::triton::{Model, ModelHandler, ModelLoader, set_loader};
@@ -153,14 +153,17 @@ fn script(parameters: &Parameters, drafts: bool) -> Result<ModelExecutor> {
         vocab_size,
         pipeline_depth: 1,
     };
+    let window = |tokens: &i32| WindowPool { num_blocks: 4096, window_tokens: *tokens as usize, sink_tokens: 0 };
+    let windows = parameters.max_attention_window_size.value.iter().flatten().map(window).collect();
     let executor =
-        Box::new(ScriptExecutor { limits, answer, drafts, sequences: HashMap::new(), steps: VecDeque::new() });
+        Box::new(ScriptExecutor { limits, windows, answer, drafts, sequences: HashMap::new(), steps: VecDeque::new() });
     Ok(ModelExecutor { executor, end_ids, max_input_len: None })
 }
 
 /// 5 6 7 is followed by 20, 21 and the end; everything else counts on. The text model says [`ANSWER`].
 struct ScriptExecutor {
     limits: ExecutorLimits,
+    windows: Vec<WindowPool>,
     answer: Vec<TokenId>,
     /// Whether it is the one that slips.
     drafts: bool,
@@ -238,6 +241,10 @@ impl Executor for ScriptExecutor {
 
     fn prompt_table_width(&self) -> Option<usize> {
         Some(TABLE_WIDTH)
+    }
+
+    fn windows(&self) -> Vec<WindowPool> {
+        self.windows.clone()
     }
 
     fn launch(&mut self, plan: &StepPlan) -> Result<()> {

@@ -47,16 +47,20 @@ fn a_pool_for_two_lets_two_run_at_a_time() {
             tape
         })
         .collect();
-    let mut most = 0;
+    let (mut most, mut most_used) = (0, 0);
     for now in 2.. {
         let progress = engine.step(now).unwrap();
         engine.check().unwrap();
         most = most.max(engine.stats().last_iteration.scheduled_requests);
+        most_used = most_used.max(engine.stats().last_iteration.windows[0].used_blocks);
         if progress == Progress::Idle {
             break;
         }
     }
     assert_eq!(most, 2);
+    let pool = engine.stats().last_iteration.windows[0];
+    assert_eq!((pool.window_tokens, pool.max_blocks, pool.used_blocks), (8, 14, 0));
+    assert!((6..=14).contains(&most_used), "{most_used} blocks of the window were used");
     assert!(tapes.iter().all(|tape| tape.tokens().len() == 60));
 }
 

@@ -11,7 +11,10 @@ use parking_lot::Mutex;
 use crate::config::BatchingType;
 use crate::engine::{Engine, EngineStats, EngineTotals, IterationStats};
 use crate::error::{Error, Result};
-use crate::metrics::{BUCKETS, Family, INPUT_TOKENS, Kind, Series, Snapshot, Totals, iteration_json, totals_json};
+use crate::metrics::{
+    BUCKETS, Family, INPUT_TOKENS, Kind, Series, Snapshot, Totals, Value, WINDOW_LABEL, WindowBlocks, iteration_json,
+    totals_json,
+};
 use crate::triton::{Metric, MetricFamily, MetricKind};
 
 /// The series of one model and version.
@@ -20,8 +23,42 @@ pub struct ModelMetrics {
     gauges: Vec<(Metric, &'static Series)>,
     counters: Vec<Counter>,
     histograms: Vec<(&'static str, Metric)>,
+    /// Those of the first window and of all that turn up later.
+    windows: Vec<WindowGauge>,
     /// The last iteration of each instance.
     instances: Mutex<Vec<Snapshot>>,
+}
+
+/// A gauge that each pool of windows has.
+struct WindowGauge {
+    family: MetricFamily,
+    label: &'static str,
+    series: &'static Series,
+    /// Without that of the window.
+    labels: [(&'static str, String); 2],
+    by_window: Mutex<Vec<(u64, Metric)>>,
+}
+
+impl WindowGauge {
+    fn set(&self, windows: &[WindowBlocks]) -> Result<()> {
+        let Value::Window(read) = self.series.value else { return Ok(()) };
+        let mut metrics = self.by_window.lock();
+        for window in windows.iter().filter(|window| window.window_tokens > 0) {
+            let known = metrics.iter().position(|(tokens, _)| *tokens == window.window_tokens);
+            let at = known.map_or_else(|| self.register(&mut metrics, window.window_tokens), Ok)?;
+            metrics[at].1.set(read(window) as f64)?;
+        }
+        Ok(())
+    }
+
+    fn register(&self, metrics: &mut Vec<(u64, Metric)>, window_tokens: u64) -> Result<usize> {
+        let tokens = window_tokens.to_string();
+        let [(model, name), (version, number)] = &self.labels;
+        let own = [(WINDOW_LABEL, &*tokens), (self.label, self.series.label_value)];
+        let metric = self.family.metric(&[(model, name), (version, number), own[0], own[1]])?;
+        metrics.push((window_tokens, metric));
+        Ok(metrics.len() - 1)
+    }
 }
 
 /// A counter, which the server can only add to.
@@ -51,6 +88,7 @@ impl ModelMetrics {
             gauges: Vec::new(),
             counters: Vec::new(),
             histograms: Vec::new(),
+            windows: Vec::new(),
             instances: Mutex::default(),
         };
         for family in Family::of(batching) {
@@ -68,6 +106,11 @@ impl ModelMetrics {
     }
 
     fn set(&self, snapshot: &Snapshot) {
+        for gauge in &self.windows {
+            if let Err(error) = gauge.set(&snapshot.windows) {
+                tracing::warn!("a metric of windows could not be set: {error}");
+            }
+        }
         for (metric, series) in &self.gauges {
             if let Some(value) = series.value.read(snapshot)
                 && let Err(error) = metric.set(value)
@@ -106,6 +149,13 @@ impl ModelMetrics {
         for series in family.series {
             let labels = [("model", model), ("version", version), (family.label, series.label_value)];
             match family.kind {
+                Kind::Gauge if matches!(series.value, Value::Window(_)) => self.windows.push(WindowGauge {
+                    family: handle.clone(),
+                    label: family.label,
+                    series,
+                    labels: [("model", model.to_owned()), ("version", version.to_owned())],
+                    by_window: Mutex::default(),
+                }),
                 Kind::Gauge => self.gauges.push((handle.metric(&labels)?, series)),
                 Kind::Counter => {
                     self.counters.push(Counter { metric: handle.metric(&labels)?, series, sum: AtomicU64::new(0) });
@@ -218,6 +268,11 @@ fn snapshot(stats: &EngineStats, timestamp_us: u64) -> Snapshot {
         reused_blocks: step.kv.reused_blocks,
         iteration: step.iteration,
         timestamp_us,
+        windows: step.windows.map(|pool| WindowBlocks {
+            window_tokens: count(pool.window_tokens),
+            max_blocks: count(pool.max_blocks),
+            used_blocks: count(pool.used_blocks),
+        }),
         totals: totals(&stats.totals, step),
     }
 }

@@ -95,6 +95,7 @@ impl EngineCore {
                 cached_blocks: kv.cached_blocks(),
                 evicted_blocks: kv.evicted_blocks(),
             },
+            windows: kv.window_stats(),
             tiers: kv.tier_stats(),
             memory: self.executor.memory(),
         }
