@@ -1,9 +1,17 @@
 //! Memory comes back: after loads that failed, and models that were dropped, the process holds what it held before.
-//! Alone in its process, so that nothing else moves the figure.
+//! And while they are loaded, the host holds little of it. Alone in its process, so that nothing else moves the figures.
+
+#[path = "memory/counting.rs"]
+mod counting;
+#[path = "memory/loading.rs"]
+mod loading;
+#[path = "memory/readers.rs"]
+mod readers;
 
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use triton_trtllm::device::cpu::CpuOptions;
 use triton_trtllm::device::{DType, DeviceKind, DeviceOptions, SharedDevice, open};
 use triton_trtllm::runner::{ModelOptions, ModelSource, load_on};
@@ -14,6 +22,12 @@ const ALLOWED_BYTES: usize = 3 << 20;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// One test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn resident_bytes() -> usize {
@@ -65,6 +79,7 @@ fn load_all(device: &SharedDevice, good: &[PathBuf], bad: &[PathBuf]) {
 
 #[test]
 fn loads_that_fail_and_models_that_are_dropped_give_their_memory_back() {
+    let _alone = alone();
     let root = tempfile::tempdir().unwrap();
     let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() * 3 / 4);
     let bad = [
