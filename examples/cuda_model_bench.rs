@@ -36,7 +36,7 @@ impl Bench {
         let make = |index: usize| {
             self.next += 1;
             let prompt = (0..len).map(|i| ((i * 7919 + index * 104_729) % 30_000) as i32).collect();
-            NewSequence { seq: SeqId(self.next), prompt, prompt_table: None, sampling: sampling.clone() }
+            NewSequence { seq: SeqId(self.next), prompt, generated: 0, prompt_table: None, sampling: sampling.clone() }
         };
         (0..count).map(make).collect()
     }

@@ -76,6 +76,8 @@ pub struct NewSequence {
     pub seq: SeqId,
     /// Prompt tokens, at least one.
     pub prompt: Vec<TokenId>,
+    /// How many of the last ones count as generated: an earlier sequence has chosen them.
+    pub generated: usize,
     /// What the prompt's tokens behind the vocabulary stand for.
     pub prompt_table: Option<PromptTable>,
     pub sampling: SamplingParams,

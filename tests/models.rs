@@ -19,6 +19,8 @@ mod fp8;
 mod golden;
 #[path = "models/inspect.rs"]
 mod inspect;
+#[path = "models/mixed.rs"]
+mod mixed;
 #[path = "models/prompt_tables.rs"]
 mod prompt_tables;
 #[path = "models/sampling.rs"]

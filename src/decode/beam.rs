@@ -6,9 +6,8 @@
 
 use std::sync::Arc;
 
-use super::logits::{self, History, Occurrences};
-use super::sample::{SampleFault, SampleScratch, most_likely};
-use super::{SamplingParams, StopCriteria, StopVerdict};
+use super::sample::SampleFault;
+use super::{StopCriteria, StopVerdict};
 use crate::ids::TokenId;
 
 /// When a search ends before the longest output.
@@ -92,7 +91,6 @@ pub struct Outlook {
 #[derive(Debug)]
 pub struct BeamSearch {
     params: BeamParams,
-    sampling: SamplingParams,
     stop: StopCriteria,
     prompt: Vec<TokenId>,
     /// Followed, best first, all of the same length.
@@ -100,7 +98,6 @@ pub struct BeamSearch {
     /// Complete, best first, at most `width`.
     complete: Vec<Hypothesis>,
     is_over: bool,
-    scratch: SampleScratch,
 }
 
 /// A continuation of a live hypothesis.
@@ -114,10 +111,9 @@ struct Candidate {
 }
 
 impl BeamSearch {
-    /// A search that has not said anything. Of `sampling`, what draws tokens has no meaning here.
-    pub fn new(params: BeamParams, sampling: SamplingParams, stop: StopCriteria, prompt: Vec<TokenId>) -> Self {
-        let (live, complete, scratch) = (vec![Hypothesis::default()], Vec::new(), SampleScratch::default());
-        Self { params, sampling, stop, prompt, live, complete, is_over: false, scratch }
+    /// A search that has not said anything.
+    pub fn new(params: BeamParams, stop: StopCriteria, prompt: Vec<TokenId>) -> Self {
+        Self { params, stop, prompt, live: vec![Hypothesis::default()], complete: Vec::new(), is_over: false }
     }
 
     pub fn params(&self) -> &BeamParams {
@@ -136,22 +132,6 @@ impl BeamSearch {
     /// Tokens of an outlook: as many as there must be for the beam to go on when every complete hypothesis is better.
     pub fn num_candidates(&self) -> usize {
         (1 + self.stop.end_ids.len().max(1)) * self.params.width_after(self.length())
-    }
-
-    /// The outlook of a live hypothesis by its logits `[V]`, to which the passes are applied.
-    ///
-    /// # Errors
-    /// When a logit is NaN or +∞.
-    pub fn look(&mut self, hypothesis: usize, logits: &mut [f32]) -> Result<Vec<(TokenId, f32)>, SampleFault> {
-        let tokens = [&self.prompt[..], &self.live[hypothesis].tokens].concat();
-        let occurrences = Occurrences::of(&tokens, self.prompt.len(), &self.sampling);
-        let history = History { tokens: &tokens, prompt_len: self.prompt.len(), occurrences: &occurrences };
-        logits::apply(logits, &self.sampling, &history);
-        match most_likely(logits, self.num_candidates(), &mut self.scratch) {
-            // Others may go on.
-            Err(SampleFault::NoToken) => Ok(Vec::new()),
-            top => top,
-        }
     }
 
     /// Chooses the next tokens by an outlook for each live hypothesis. Whether the search goes on.
@@ -249,6 +229,7 @@ impl BeamSearch {
 mod tests {
     use super::*;
     use crate::decode::rank::log_sum_exp;
+    use crate::decode::sample::{SampleScratch, most_likely};
 
     const VOCAB: usize = 4;
     const END: TokenId = 0;
@@ -267,15 +248,18 @@ mod tests {
 
     /// The outlooks of all live hypotheses by a row of logits for each.
     fn advance(search: &mut BeamSearch, rows: &[Vec<f32>]) -> Result<bool, SampleFault> {
-        let look = |(at, row): (usize, &Vec<f32>)| search.look(at, &mut row.clone());
-        let tops: Result<Vec<_>, _> = rows.iter().enumerate().map(look).collect();
-        let outlooks: Vec<_> = tops?.into_iter().map(|top| Outlook { top, logits: None }).collect();
+        let mut scratch = SampleScratch::default();
+        let mut look = |row: &Vec<f32>| {
+            let top = most_likely(row, search.num_candidates(), &mut scratch).unwrap_or_default();
+            Outlook { top, logits: None }
+        };
+        let outlooks: Vec<_> = rows.iter().map(&mut look).collect();
         search.advance(&outlooks)
     }
 
     fn search(seed: u32, params: BeamParams, max_tokens: usize) -> Vec<Hypothesis> {
         let stop = StopCriteria { max_tokens, end_ids: vec![END], stop_words: Vec::new() };
-        let mut search = BeamSearch::new(params, SamplingParams::default(), stop, vec![1]);
+        let mut search = BeamSearch::new(params, stop, vec![1]);
         loop {
             let rows = |hypothesis: &Hypothesis| row(seed, &[&[1], &hypothesis.tokens[..]].concat());
             let rows: Vec<_> = search.live().iter().map(rows).collect();
@@ -381,19 +365,10 @@ mod tests {
     }
 
     #[test]
-    fn rows_without_numbers_end_the_search() {
-        let stop = StopCriteria { max_tokens: 2, ..Default::default() };
-        let mut search =
-            BeamSearch::new(params(2, 0.0, EarlyStopping::Never), SamplingParams::default(), stop, vec![1]);
-        assert_eq!(advance(&mut search, &[vec![0.0, f32::NAN]]), Err(SampleFault::NotNumbers { count: 1 }));
-        assert_eq!(advance(&mut search, &[vec![f32::NEG_INFINITY; 2]]), Err(SampleFault::NoToken));
-    }
-
-    #[test]
     fn the_width_may_change_from_token_to_token() {
         let stop = StopCriteria { max_tokens: 6, end_ids: Vec::new(), stop_words: Vec::new() };
         let params = BeamParams { widths: vec![3, 1, 2], ..params(3, 0.0, EarlyStopping::Never) };
-        let mut search = BeamSearch::new(params, SamplingParams::default(), stop, vec![1]);
+        let mut search = BeamSearch::new(params, stop, vec![1]);
         let mut widths = Vec::new();
         loop {
             let rows: Vec<_> = search.live().iter().map(|h| row(9, &[&[1], &h.tokens[..]].concat())).collect();
@@ -409,8 +384,7 @@ mod tests {
     #[test]
     fn a_hypothesis_that_cannot_go_on_leaves_the_others_alone() {
         let stop = StopCriteria { max_tokens: 3, ..Default::default() };
-        let mut search =
-            BeamSearch::new(params(2, 0.0, EarlyStopping::Never), SamplingParams::default(), stop, vec![1]);
+        let mut search = BeamSearch::new(params(2, 0.0, EarlyStopping::Never), stop, vec![1]);
         let inf = f32::NEG_INFINITY;
         assert_eq!(advance(&mut search, &[vec![2.0, 1.0, inf]]), Ok(true));
         assert_eq!(advance(&mut search, &[vec![inf; 3], vec![inf, inf, 0.0]]), Ok(true));
@@ -420,8 +394,7 @@ mod tests {
     #[test]
     fn hypotheses_keep_the_logits_of_their_tokens() {
         let stop = StopCriteria { max_tokens: 3, ..Default::default() };
-        let mut search =
-            BeamSearch::new(params(2, 0.0, EarlyStopping::Never), SamplingParams::default(), stop, vec![1]);
+        let mut search = BeamSearch::new(params(2, 0.0, EarlyStopping::Never), stop, vec![1]);
         for number in 0..3 {
             let logits = |at: usize| Arc::from([number as f32, at as f32]);
             let outlook = |at| Outlook { top: vec![(1, -0.1 - at as f32), (0, -1.0)], logits: Some(logits(at)) };

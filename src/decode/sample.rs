@@ -5,6 +5,7 @@
 //! and the position, so a request draws the same numbers alone, in any batch and after a preemption.
 
 use super::SamplingParams;
+use super::logits::{self, History, Occurrences};
 use crate::error::{Error, Result};
 use crate::ids::TokenId;
 use crate::step::{SampledToken, TokenLogProb};
@@ -192,6 +193,23 @@ pub fn most_likely(
     let log_total = total_weight(logits, max).ln();
     let log_prob = |candidate: &Candidate| (f64::from(candidate.logit - max) - log_total) as f32;
     Ok(scratch.candidates.iter().map(|candidate| (candidate.id as TokenId, log_prob(candidate))).collect())
+}
+
+/// [`most_likely`] behind all passes of a request but its guide, which turn the logits `[V]` after `tokens`, the first
+/// `prompt_len` of them its prompt, into those that are chosen from.
+///
+/// # Errors
+/// As [`sample`].
+pub fn most_likely_next(
+    logits: &mut [f32],
+    sampling: &SamplingParams,
+    tokens: &[TokenId],
+    prompt_len: usize,
+    count: usize,
+) -> std::result::Result<Vec<(TokenId, f32)>, SampleFault> {
+    let occurrences = Occurrences::of(tokens, prompt_len, sampling);
+    logits::apply(logits, sampling, &History { tokens, prompt_len, occurrences: &occurrences });
+    most_likely(logits, count, &mut SampleScratch::default())
 }
 
 /// The lowest index of the largest logit, and its value.

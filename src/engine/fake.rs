@@ -8,6 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::decode::rank::log_prob;
+use crate::decode::sample::most_likely_next;
 use crate::decode::{SamplingParams, StopCriteria, StopVerdict};
 use crate::engine::FinishReason;
 use crate::error::{Error, Result};
@@ -291,7 +292,7 @@ impl FakeExecutor {
         }
         for new in &plan.new_sequences {
             let sequence = FakeSequence {
-                prompt_len: new.prompt.len(),
+                prompt_len: new.prompt.len() - new.generated,
                 tokens: new.prompt.clone(),
                 table: Vec::new(),
                 windows: vec![Vec::new(); self.windows.len()],
@@ -394,7 +395,16 @@ impl FakeExecutor {
             return expect(chunk.draft.is_empty(), || format!("guesses without sampling: {chunk:?}"));
         }
         let mut tokens = Vec::with_capacity(chains.len());
+        let (mut top, mut error) = (Vec::new(), None);
         for (guesses, chain) in chains.into_iter().enumerate() {
+            let FakeSequence { tokens: context, sampling, prompt_len, .. } = &*sequence;
+            if sampling.top_log_probs > 0 {
+                let count = sampling.top_log_probs as usize;
+                match most_likely_next(&mut self.model.logits_of(chain), sampling, context, *prompt_len, count) {
+                    Ok(found) => top.push(found),
+                    Err(fault) => error = Some(fault.into_error(self.limits.vocab_size)),
+                }
+            }
             let id = self.model.pick(chain, known + guesses - sequence.prompt_len, &sequence.sampling);
             sequence.tokens.push(id);
             let value = -((chain % 1000) as f32) / 100.0;
@@ -404,7 +414,10 @@ impl FakeExecutor {
                 break;
             }
         }
-        output.rows.push(SampledRow { seq: chunk.seq, tokens, top: Vec::new(), error: None });
+        if error.is_some() {
+            (tokens, top) = (Vec::new(), Vec::new());
+        }
+        output.rows.push(SampledRow { seq: chunk.seq, tokens, top, error });
         Ok(())
     }
 }

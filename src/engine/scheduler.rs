@@ -133,8 +133,8 @@ impl Scheduler {
 
     /// Queues a sequence for each hypothesis of a beam search, for one token.
     pub fn add_round(&mut self, round: Round, client: u32, arrival_ns: u64) -> Vec<SeqRef> {
-        let Round { members, search, is_first } = round;
-        let step = SearchStep { private: if self.config.kv_reuse { 0 } else { search.0 }, is_first };
+        let Round { members, search, generated } = round;
+        let step = SearchStep { private: if self.config.kv_reuse { 0 } else { search.0 }, generated };
         let mut seqs: Vec<SeqRef> = Vec::with_capacity(members.len());
         for (index, (request, leader)) in members.into_iter().enumerate() {
             let (address, leader) = (Address { client, index: index as u32 }, leader.map(|leader| seqs[leader]));

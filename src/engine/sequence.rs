@@ -75,8 +75,9 @@ pub(super) struct Forerunner {
 pub(super) struct SearchStep {
     /// As [`Space::private`].
     pub private: u64,
-    /// Whether it computes the prompt: what later ones find in the cache is the search's own.
-    pub is_first: bool,
+    /// Tokens that the search has chosen behind its prompt. 0: the sequence computes the prompt; what later ones find in the
+    /// cache is the search's own.
+    pub generated: usize,
 }
 
 /// A sequence catches `num_computed` up with `num_tokens()`: prefill, decode, recomputation are this one rule.

@@ -292,6 +292,7 @@ mod tests {
     fn sequence(tokens: &[i32], blocks: &[u32]) -> RunnerSequence {
         let new = NewSequence {
             seq: SeqId(1),
+            generated: 0,
             prompt: tokens.to_vec(),
             prompt_table: None,
             sampling: SamplingParams::default(),

@@ -35,6 +35,7 @@ pub(super) struct RunnerSequence {
     pub(super) sampling: SamplingParams,
     /// What edits of its logits need, on the device.
     pub(super) places: Option<Places>,
+    /// Tokens that do not count as generated.
     prompt_len: usize,
     /// What the prompt's tokens from `first_row` on stand for.
     pub(super) prompt_table: Option<PromptTable>,
@@ -47,7 +48,7 @@ pub(super) struct RunnerSequence {
 impl RunnerSequence {
     pub(super) fn new(new: NewSequence) -> Self {
         Self {
-            prompt_len: new.prompt.len(),
+            prompt_len: new.prompt.len() - new.generated,
             tokens: new.prompt,
             blocks: Vec::new(),
             windows: Vec::new(),
@@ -167,6 +168,9 @@ impl Sequences {
             let known = |token: TokenId| usize::try_from(token).is_ok_and(|token| token < self.vocab_size + rows);
             if let Some(token) = new.prompt.iter().find(|&&token| !known(token)) {
                 return Err(Error::internal(format!("the prompt of sequence {} has a token {token}", new.seq)));
+            }
+            if new.generated >= new.prompt.len() {
+                return Err(Error::internal(format!("sequence {} has no prompt", new.seq)));
             }
             if let Some(table) = new.prompt_table.as_ref().filter(|table| table.width() != self.table_width) {
                 let (seq, width) = (new.seq, table.width());

@@ -1,6 +1,7 @@
 //! Beam search: rows of a response, streams, what it does not go together with.
 
 use triton_trtllm::decode::beam::{BeamParams, BeamSearch, Hypothesis, Outlook};
+use triton_trtllm::decode::sample::most_likely_next;
 use triton_trtllm::decode::{SamplingParams, StopCriteria};
 use triton_trtllm::text::Tokenizer;
 
@@ -45,15 +46,17 @@ fn expected(width: usize, num_return: usize, max_tokens: usize) -> Vec<Hypothesi
     let sampling =
         SamplingParams { embedding_bias: Some(bias.into()), min_tokens: 1, end_ids: vec![EOS], ..Default::default() };
     let stop = StopCriteria { max_tokens, end_ids: vec![EOS], ..Default::default() };
-    let mut search = BeamSearch::new(params, sampling, stop, PROMPT.to_vec());
+    let mut search = BeamSearch::new(params, stop, PROMPT.to_vec());
     loop {
-        let lasts: Vec<_> = search.live().iter().map(|beam| *beam.tokens.last().unwrap_or(&7)).collect();
-        let look = |(at, &last): (usize, &i32)| {
+        let look = |beam: &Hypothesis| {
+            let last = *beam.tokens.last().unwrap_or(&7);
             let mut row = vec![0.0; VOCAB];
             row[last as usize] = last as f32 / 2.0;
-            Outlook { top: search.look(at, &mut row).unwrap(), logits: None }
+            let (tokens, count) = ([&PROMPT[..], &beam.tokens].concat(), search.num_candidates());
+            let top = most_likely_next(&mut row, &sampling, &tokens, PROMPT.len(), count).unwrap();
+            Outlook { top, logits: None }
         };
-        let outlooks: Vec<_> = lasts.iter().enumerate().map(look).collect();
+        let outlooks: Vec<_> = search.live().iter().map(look).collect();
         if !search.advance(&outlooks).unwrap() {
             return search.best();
         }

@@ -11,7 +11,7 @@ use triton_trtllm::adapter::llm::ModelExecutor;
 use triton_trtllm::config::Parameters;
 use triton_trtllm::decode::SamplingParams;
 use triton_trtllm::decode::logits::{self, History, Occurrences};
-use triton_trtllm::decode::sample::{SampleScratch, sample};
+use triton_trtllm::decode::sample::{SampleScratch, most_likely_next, sample};
 use triton_trtllm::error::{Error, Result};
 use triton_trtllm::ids::{SeqId, TokenId};
 use triton_trtllm::runner::Placement;
@@ -173,6 +173,8 @@ struct ScriptExecutor {
 
 struct Sequence {
     prompt_len: usize,
+    /// How many of the prompt's last tokens count as generated.
+    generated: usize,
     /// How much of the answer the prompt ends with.
     said: usize,
     tokens: Vec<TokenId>,
@@ -219,6 +221,14 @@ impl ScriptExecutor {
 }
 
 impl ScriptExecutor {
+    /// What may follow a hypothesis of a beam search by the logits; `None` for others, which do not always take the best.
+    fn search(&self, seq: SeqId, end: usize) -> Option<Vec<(TokenId, f32)>> {
+        let Sequence { prompt_len, generated, tokens, sampling, .. } = &self.sequences[&seq];
+        let mut row = self.logits(tokens[end - 1]);
+        let (tokens, prompt_len, count) = (&tokens[..end], prompt_len - generated, sampling.top_log_probs as usize);
+        (sampling.top_k == 1).then(|| most_likely_next(&mut row, sampling, tokens, prompt_len, count).unwrap())
+    }
+
     /// Appends the token behind the first `end` of a sequence.
     fn sample(&mut self, seq: SeqId, end: usize) -> Result<SampledToken> {
         let sequence = &self.sequences[&seq];
@@ -252,7 +262,8 @@ impl Executor for ScriptExecutor {
             let (prompt_len, tokens) = (new.prompt.len(), new.prompt.clone());
             let begins = |&said: &usize| tokens[prompt_len - said..].iter().eq(self.answer.iter().cycle().take(said));
             let said = if self.answer.is_empty() { 0 } else { (0..=prompt_len).rev().find(begins).unwrap_or(0) };
-            let sequence = Sequence { prompt_len, said, tokens, sampling: new.sampling.clone() };
+            let sampling = new.sampling.clone();
+            let sequence = Sequence { prompt_len, generated: new.generated, said, tokens, sampling };
             self.sequences.insert(new.seq, sequence);
         }
         let (mut rows, mut inspections) = (Vec::new(), Vec::new());
@@ -278,9 +289,11 @@ impl Executor for ScriptExecutor {
             let count = self.sequences[&chunk.seq].sampling.top_log_probs;
             let places = tokens.iter().filter(|_| count > 0);
             let log_prob = |rank: u32| -0.25 * (rank + 1) as f32;
-            let top = places
-                .map(|token| (0..count).map(|rank| (token.id + 1 - rank as TokenId, log_prob(rank))).collect())
-                .collect();
+            let told = |token: &SampledToken| match self.search(chunk.seq, known) {
+                Some(top) => top,
+                None => (0..count).map(|rank| (token.id + 1 - rank as TokenId, log_prob(rank))).collect(),
+            };
+            let top = places.map(told).collect();
             rows.push(SampledRow { seq: chunk.seq, tokens, top, error: None });
         }
         plan.retired.iter().for_each(|seq| drop(self.sequences.remove(seq)));

@@ -66,6 +66,24 @@ def test_6_4_the_answer_is_the_same_and_right_drafts_save_steps(server, draft):
     assert expected.endswith(answer) and len(answer) < len(expected)
 
 
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_6_4_drafts_with_their_logits_are_accepted_by_probability(server, draft):
+    def ask(**more):
+        before = steps(server)
+        text = server.text(f"bls_{draft}", text_input=PROMPT, max_tokens=24, num_draft_tokens=5, **more)
+        return text, steps(server) - before
+
+    greedy = server.text(f"bls_{draft}", text_input=PROMPT, max_tokens=24)
+    assert ask(use_draft_logits=True)[0] == greedy, "drafts change no greedy answer"
+    # So hot that both models find everything about as likely: most of what is drafted may be said.
+    hot = {"temperature": 100.0, "top_p": 1.0, "seed": 3}
+    text, taken = ask(use_draft_logits=True, **hot)
+    assert taken <= 12, f"{taken} steps"
+    assert ask(use_draft_logits=True, **hot)[0] == text, "a seed gives the same answer again"
+    if draft == "guesses_wrong":
+        assert ask(**hot)[1] >= 16, "without logits only what would have been drawn anyhow is taken"
+
+
 def test_6_4_what_does_not_go_with_drafts_is_said(server):
     for more, names in [({"stream": True}, "stream"), ({"beam_width": 2}, "beam width"), ({"return_context_logits": True}, "context_logits")]:
         reply = server.generate("bls_guesses_right", text_input=PROMPT, max_tokens=4, num_draft_tokens=2, **more)

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use triton_trtllm::decode::beam::{BeamParams, EarlyStopping, Hypothesis};
 use triton_trtllm::decode::{SamplingParams, StopCriteria};
-use triton_trtllm::engine::fake::FakeExecutor;
+use triton_trtllm::engine::fake::{FakeExecutor, Fault};
 use triton_trtllm::engine::{
     EngineConfig, EngineCore, FinishReason, OutputOptions, Progress, Request, SchedulerPolicy,
 };
@@ -70,6 +70,10 @@ fn the_prompt_is_computed_once() {
         let hypotheses: usize = plans.iter().map(|plan| plan.new_sequences.len()).sum();
         assert!(hypotheses > 8, "{hypotheses}");
         assert_eq!(computed, 22 + hypotheses - 1, "a hypothesis costs one token");
+        let mut chunks = plans.iter().flat_map(|plan| &plan.chunks);
+        assert!(chunks.all(|chunk| chunk.inspect.positions == 0), "whole rows of logits are read");
+        let first = plans.iter().flat_map(|plan| &plan.new_sequences).map(|new| new.prompt.len() - new.generated);
+        assert!(first.clone().all(|prompt_len| prompt_len == 22), "what was chosen is no prompt");
         let stats = engine.stats();
         assert_eq!((tape.stats().cached_tokens, stats.totals.cached_tokens), (0, 0), "what is its own is no reuse");
         assert_eq!(stats.last_iteration.kv.reused_blocks, 0);
@@ -96,6 +100,33 @@ fn logits_of_prompt_and_hypotheses_are_told() {
     let after = |len: usize| model(&limits).logits(&request.prompt[..len]);
     assert_eq!(record.logits.context, (1..=9).map(after).collect::<Vec<_>>());
     assert_eq!(record.logits.prompt_log_probs.len(), 8);
+}
+
+#[test]
+fn a_hypothesis_that_nothing_may_follow_leaves_the_others_alone() {
+    let limits = limits();
+    let mut engine = core(config(SchedulerPolicy::Balanced, &limits), &limits);
+    let plain = search((0..9).collect(), 8, params(3));
+    let first = beams(&serve(&mut engine, plain.clone()))[0].tokens[1];
+    let mut dead = plain.clone();
+    dead.sampling.bad_words = (0..26).map(|token| vec![first, token]).collect();
+    let found = beams(&serve(&mut engine, dead.clone()));
+    assert_eq!(found, search_alone(model(&limits), &dead));
+    assert!(!found.is_empty() && found != beams(&serve(&mut engine, plain.clone())));
+    // Where no hypothesis can go on, the search has failed.
+    dead.sampling.bad_words = (0..26).map(|token| vec![token]).collect();
+    let tape = serve(&mut engine, dead);
+    assert!(tape.error().contains("leave no token"), "{}", tape.error());
+}
+
+#[test]
+fn a_row_that_fails_ends_the_search() {
+    let limits = limits();
+    let executor = FakeExecutor::new(limits.clone(), SEED).with_fault(Fault::RowErrors { step: 3 });
+    let mut engine = EngineCore::new(config(SchedulerPolicy::Balanced, &limits), Box::new(executor), None).unwrap();
+    let tape = serve(&mut engine, search((0..9).collect(), 8, params(3)));
+    assert!(tape.reason() == Some(FinishReason::Error) && tape.error().contains("injected fault in step 3"));
+    assert_eq!(beams(&serve(&mut engine, search((0..9).collect(), 8, params(3)))).len(), 3, "the engine goes on");
 }
 
 #[test]

@@ -2,6 +2,7 @@ use std::sync::{Arc, Mutex};
 
 use triton_trtllm::decode::StopCriteria;
 use triton_trtllm::decode::beam::{BeamSearch, Hypothesis, Outlook};
+use triton_trtllm::decode::sample::most_likely_next;
 use triton_trtllm::engine::fake::{FakeExecutor, FakeModel};
 use triton_trtllm::engine::{
     Delta, DeltaLogits, EngineConfig, EngineCore, Finish, FinishReason, Progress, Request, RequestSink, RequestStats,
@@ -153,15 +154,18 @@ pub fn request(prompt: impl IntoIterator<Item = TokenId>, max_tokens: usize) -> 
 /// The beams of a request without an engine.
 pub fn search_alone(model: FakeModel, request: &Request) -> Vec<Hypothesis> {
     let params = request.beam.clone().unwrap();
-    let mut search = BeamSearch::new(params, request.sampling.clone(), request.stop.clone(), request.prompt.clone());
+    let mut search = BeamSearch::new(params, request.stop.clone(), request.prompt.clone());
     loop {
-        let row = |hypothesis: &Hypothesis| model.logits(&[&request.prompt[..], &hypothesis.tokens].concat());
-        let rows: Vec<_> = search.live().iter().map(row).collect();
-        let look = |(at, row): (usize, &Vec<f32>)| {
+        let look = |hypothesis: &Hypothesis| {
+            let tokens = [&request.prompt[..], &hypothesis.tokens].concat();
+            let mut row = model.logits(&tokens);
             let logits = request.outputs.generation_logits.then(|| row.as_slice().into());
-            Outlook { top: search.look(at, &mut row.clone()).unwrap(), logits }
+            let (sampling, count) = (&request.sampling, search.num_candidates());
+            // Others may go on.
+            let top = most_likely_next(&mut row, sampling, &tokens, request.prompt.len(), count).unwrap_or_default();
+            Outlook { top, logits }
         };
-        let outlooks: Vec<_> = rows.iter().enumerate().map(look).collect();
+        let outlooks: Vec<_> = search.live().iter().map(look).collect();
         if !search.advance(&outlooks).unwrap() {
             return search.best();
         }

@@ -75,8 +75,13 @@ impl Driver {
     pub fn add(&mut self, prompt: &[TokenId], sampling: &SamplingParams) -> SeqId {
         let seq = SeqId(self.next_seq);
         self.next_seq += 1;
-        let announced =
-            Some(NewSequence { seq, prompt: prompt.to_vec(), prompt_table: None, sampling: sampling.clone() });
+        let announced = Some(NewSequence {
+            seq,
+            prompt: prompt.to_vec(),
+            generated: 0,
+            prompt_table: None,
+            sampling: sampling.clone(),
+        });
         self.sequences.insert(seq, Tracked { announced, len: prompt.len(), ..Default::default() });
         seq
     }

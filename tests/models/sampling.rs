@@ -11,7 +11,7 @@ fn driver() -> Driver {
     Driver::new(load(&options).executor)
 }
 
-fn prompt(len: usize) -> Vec<TokenId> {
+pub fn prompt(len: usize) -> Vec<TokenId> {
     (0..len).map(|i| (i * 37 % 128) as TokenId).collect()
 }
 
@@ -72,7 +72,7 @@ fn a_row_without_candidates_fails_alone() {
 }
 
 /// A guide of answers that fit a regular expression, where a token is the character of its number.
-fn letters(regex: &str) -> Guide {
+pub fn letters(regex: &str) -> Guide {
     let tokens: Vec<_> = (0..128_u8).map(|byte| GuideToken::Text(vec![byte])).collect();
     Guides::new(&tokens).unwrap().compile(&GuideSource { kind: GuideKind::Regex, text: regex.into() }).unwrap()
 }
@@ -142,7 +142,7 @@ fn a_guide_is_held_and_its_end_ends_the_row_alone() {
 }
 
 /// Requests that differ in every knob.
-fn every_knob() -> Vec<SamplingParams> {
+pub fn every_knob() -> Vec<SamplingParams> {
     let greedy = SamplingParams::default();
     let drawn = |seed| SamplingParams { top_k: 30, seed, temperature: 1.4, ..Default::default() };
     let bias =

@@ -67,9 +67,9 @@ impl EngineCore {
         client.open -= 1;
         let vocab_size = self.limits.vocab_size;
         let outcome = match finish.error {
-            Some(error) => Err(error),
-            None if client.open > 0 => return None,
-            None => group.advance().map_err(|fault| of_request(request, &fault.into_error(vocab_size))),
+            Some(error) if group.is_fatal(&error) => Err(error),
+            _ if client.open > 0 => return None,
+            _ => group.advance().map_err(|fault| of_request(request, &fault.into_error(vocab_size))),
         };
         let finish = match outcome {
             Ok(true) => {

@@ -308,7 +308,7 @@ impl Scheduler {
         let total = self.promised_blocks(&self.slots[seq]);
         let is_protected = self.policy.promise(&self.slots[seq]) == Promise::Protection;
         let Some(reservation) = self.kv.reserve(found) else { return false };
-        let is_reuse = self.slots[seq].search.is_none_or(|search| search.is_first);
+        let is_reuse = self.slots[seq].search.is_none_or(|search| search.generated == 0);
         let admitted = self.kv.commit(reservation, is_reuse);
         let start = found.num_tokens(self.kv.block_size());
         draft.plan.block_copies.extend(admitted.copy);
@@ -336,7 +336,8 @@ impl Scheduler {
             sequence.stats.new_blocks = admitted.new_blocks;
             let (prompt, sampling) = (sequence.request.prompt.clone(), sequence.sampling());
             let prompt_table = sequence.request.prompt_table.clone();
-            draft.plan.new_sequences.push(NewSequence { seq: seq.id, prompt, prompt_table, sampling });
+            let generated = sequence.search.map_or(0, |search| search.generated);
+            draft.plan.new_sequences.push(NewSequence { seq: seq.id, prompt, generated, prompt_table, sampling });
             self.started.push(sequence.address.client);
             sequence.rank = self.next_rank;
             self.next_rank += 1;
