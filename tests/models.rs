@@ -21,6 +21,8 @@ mod golden;
 mod inspect;
 #[path = "models/mixed.rs"]
 mod mixed;
+#[path = "models/native.rs"]
+mod native;
 #[path = "models/prompt_tables.rs"]
 mod prompt_tables;
 #[path = "models/sampling.rs"]

@@ -36,6 +36,10 @@ impl WeightSource {
             format!("language_model.{name}"),
             format!("model.language_model.{inner}"),
             format!("model.text_model.{inner}"),
+            // As wrappers of the training saved it.
+            format!("module.{name}"),
+            format!("_orig_mod.{name}"),
+            name.strip_suffix(".weight").map_or_else(String::new, |stem| format!("{stem}.base_layer.weight")),
         ];
         for name in [name.to_owned(), inner.to_owned()].into_iter().chain(prefixed) {
             if let Some(tensor) = store.tensor(&name)? {

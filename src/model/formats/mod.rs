@@ -5,6 +5,7 @@ mod encoding;
 mod fp8;
 mod ggml;
 pub mod gguf;
+mod native;
 mod open;
 mod pickle;
 mod safetensors;

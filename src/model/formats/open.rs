@@ -2,6 +2,7 @@
 
 use super::fp8;
 use super::gguf::{self, GgufModel};
+use super::native::NativeFolder;
 use super::trtllm::{EngineFolder, EngineLimits, MANAGED, Searched, TrtllmCheckpoint};
 use super::{PickleFolder, SafetensorsFolder, TensorStore, found_in};
 use crate::error::{Error, ErrorKind, Result};
@@ -50,6 +51,10 @@ pub fn open(path: &Path, places: &WeightPlaces) -> Result<OpenedCheckpoint> {
             path.display()
         )));
     }
+    if NativeFolder::is_in(path) {
+        return open_native(path);
+    }
+    refuse_adapter(path)?;
     let config = Section::read_model(path)?;
     if let Some(engine) = EngineFolder::read(path, &config)? {
         return open_engine(&engine, places);
@@ -75,6 +80,33 @@ fn open_gguf(path: &Path) -> Result<OpenedCheckpoint> {
     let (config, special_tokens) = (description.config, description.special_tokens);
     let (format, store) = ("GGUF".to_owned(), Box::new(model));
     Ok(OpenedCheckpoint { format, path: path.to_owned(), config, special_tokens, store, limits })
+}
+
+fn open_native(path: &Path) -> Result<OpenedCheckpoint> {
+    let (store, config) = NativeFolder::open(path)?;
+    Ok(OpenedCheckpoint {
+        format: "folder with params.json".to_owned(),
+        path: path.to_owned(),
+        special_tokens: SpecialTokens::read(path, &config)?,
+        config,
+        store: Box::new(store),
+        limits: EngineLimits::default(),
+    })
+}
+
+/// # Errors
+/// When a folder holds an adapter and no model: names the model that it is for.
+fn refuse_adapter(path: &Path) -> Result<()> {
+    let adapter = path.join("adapter_config.json");
+    if path.join("config.json").exists() || !adapter.exists() {
+        return Ok(());
+    }
+    let config = Section::read(&adapter)?;
+    let base = config.text(&["base_model_name_or_path"])?.unwrap_or("a model that it does not name");
+    Err(Error::unsupported(format!(
+        "{} holds an adapter (adapter_config.json) for {base}, which is not served yet: name the model's own folder",
+        path.display()
+    )))
 }
 
 fn open_folder(path: &Path, config: Section) -> Result<OpenedCheckpoint> {

@@ -60,7 +60,15 @@ impl SafetensorsFolder {
     /// # Errors
     /// One sentence that names the file and what is wrong with it.
     pub fn open(folder: &Path) -> Result<Self> {
-        let (files, index) = checkpoint_files(folder, &NAMES)?;
+        Self::open_named(folder, &NAMES)
+    }
+
+    /// [`SafetensorsFolder::open`] with other names of files.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn open_named(folder: &Path, names: &Files) -> Result<Self> {
+        let (files, index) = checkpoint_files(folder, names)?;
         let mut checkpoint = Self { fp8_block: [1, 1], shards: Vec::new(), tensors: HashMap::new() };
         for file in files {
             checkpoint.add_shard(folder.join(file))?;
@@ -70,7 +78,7 @@ impl SafetensorsFolder {
             if !held {
                 return Err(Error::invalid(format!(
                     "{} says that {name} is in {file}, which does not hold it",
-                    folder.join(NAMES.index).display()
+                    folder.join(names.index).display()
                 )));
             }
         }

@@ -168,3 +168,44 @@ fn warn_of_groups(own: &Section, config: &Value) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What the log says of a file with these groups and experts.
+    fn logged(own: Value, experts: usize) -> String {
+        let (log, own) = (Log::default(), Section::from_value("model.gguf: deepseek2", own).unwrap());
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(Mutex::new(writer)).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            warn_of_groups(&own, &json!({"num_experts": experts})).unwrap()
+        });
+        String::from_utf8(log.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn many_experts_without_their_groups_are_warned_of() {
+        assert!(
+            logged(json!({}), 256).contains("model.gguf: deepseek2: expert_group_count is not there; the 256 experts")
+        );
+        assert_eq!(logged(json!({"expert_group_count": 8}), 256), "");
+        assert_eq!(logged(json!({}), 64), "");
+    }
+}
