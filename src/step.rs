@@ -217,6 +217,17 @@ pub struct StoredPrefix {
     /// What must be equal besides tokens.
     pub salt: u64,
     pub tokens: Vec<TokenId>,
+    /// A bit for each pool of windows whose layers' keys and values are there, too.
+    #[serde(default)]
+    pub windows: u64,
+}
+
+/// The blocks of the device that hold the same tokens, by pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pieces {
+    pub full: BlockId,
+    /// One for each pool of windows; empty: none.
+    pub windows: Vec<Option<BlockId>>,
 }
 
 /// The tier on disk.
@@ -224,6 +235,8 @@ pub struct StoredPrefix {
 pub struct DiskLimits {
     /// 0: there is none.
     pub max_blocks: usize,
+    /// Stores that may be under way together.
+    pub max_stores: usize,
     /// What an earlier process has left.
     pub stored: Vec<StoredPrefix>,
 }
@@ -234,13 +247,13 @@ pub enum DiskOrder {
     /// Steps that are launched later may overwrite the source.
     Store {
         id: u64,
-        from: BlockId,
+        from: Pieces,
         prefix: StoredPrefix,
     },
     /// Entries by their keys, to blocks that are left alone until the load has landed.
     Load {
         id: u64,
-        blocks: Vec<(u64, BlockId)>,
+        blocks: Vec<(u64, Pieces)>,
     },
     Remove {
         key: u64,

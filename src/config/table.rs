@@ -211,7 +211,7 @@ parameters! {
     kv_cache_onboard_blocks "kv_cache_onboard_blocks": bool = true, "true", ANY, Applied,
         "Whether offloaded blocks are brought back before they are used again. They cannot be read in place: `false` beside `kv_cache_host_memory_bytes` is refused.";
     kv_cache_disk_path "kv_cache_disk_path": Option<String> = None, "unset", ANY, Applied,
-        "Folder where blocks of the prefix cache are kept that requests have found again, so that they outlive the server's process: docs/kv_cache.md. Files of another model or layout are left alone.";
+        "Folder where blocks of the prefix cache are kept, so that they outlive the server's process: docs/kv_cache.md. Files of another model or layout are left alone.";
     kv_cache_disk_bytes "kv_cache_disk_bytes": Option<u64> = None, "0", ANY, Applied,
         "Most bytes of the model's blocks in `kv_cache_disk_path`, for each instance.";
     kv_cache_warm_up_file "kv_cache_warm_up_file": Option<String> = None, "unset", ANY, Applied,

@@ -23,7 +23,7 @@ pub use features::{Elementwise, Feature};
 pub use memory::{Buffer, DType, RawBuffer, Tensor};
 pub use open::{CudaOptions, DeviceKind, DeviceOptions, GpuId, open};
 pub use sampling::{MAX_TOP_TOKENS, RowMode, RowSample, RowSampling, Sample, TopTokens};
-pub use work::{Graph, HostTier, Mark, Stamps, Transfers};
+pub use work::{Graph, HostSlot, HostTier, Mark, Stamps, Transfers};
 
 use crate::error::{Error, Result};
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 use super::{KvLayer, Tensor};
 use crate::error::Result;
+use crate::ids::HostBlockId;
 use crate::step::TierCopy;
 
 /// Copies between the host and one device, staged so that the host waits for nothing but results.
@@ -28,8 +29,23 @@ pub trait HostTier: Send {
     /// Nothing is known of the destinations then.
     fn copy(&mut self, layers: &[KvLayer], copies: &[TierCopy]) -> Result<Box<dyn Mark>>;
 
+    /// A block's memory, for another thread. Not to be used while copies from or to the block are under way.
+    fn slot(&self, block: HostBlockId) -> Result<Box<dyn HostSlot>>;
+
     /// Page-locked host memory in use.
     fn pinned_bytes(&self) -> usize;
+}
+
+/// The memory of one block of a [`HostTier`].
+pub trait HostSlot: Send {
+    /// Appends what the block holds.
+    fn read(&self, to: &mut Vec<u8>);
+
+    /// Overwrites the block.
+    ///
+    /// # Errors
+    /// `Internal` for another number of bytes than the block has.
+    fn write(&self, from: &[u8]) -> Result<()>;
 }
 
 /// A point behind enqueued copies.

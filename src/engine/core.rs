@@ -26,6 +26,9 @@ use crate::ids::RequestId;
 use crate::step::{Executor, ExecutorLimits, StepPlan};
 use record::{HISTORY, Note};
 
+/// When an idle engine looks again whether transfers have landed.
+const TRANSFER_POLL_NS: u64 = 2_000_000;
+
 /// Called on the engine thread after every step, and when the engine goes idle otherwise; it must not block.
 pub type IterationHook = Box<dyn FnMut(&IterationStats) + Send>;
 
@@ -196,6 +199,20 @@ impl EngineCore {
         self.settle();
     }
 
+    /// Stores on disk what is cached and not there yet, until that is done or `is_over` says so: before the executor goes.
+    /// Says whether it was done.
+    pub fn flush_disk(&mut self, is_over: &dyn Fn() -> bool) -> bool {
+        while self.health().is_ok() && !is_over() {
+            let is_done = !self.scheduler.flush_disk();
+            self.order_transfers();
+            if is_done && !self.scheduler.kv().awaits_transfers() {
+                return true;
+            }
+            self.land(true);
+        }
+        false
+    }
+
     /// Compares all that is known of blocks, tables, sequences and requests.
     ///
     /// # Errors
@@ -272,7 +289,11 @@ impl EngineCore {
             self.collect(clock)?;
         }
         self.settle();
-        Ok(if self.is_idle() { Progress::Idle } else { Progress::Working })
+        Ok(match (self.is_idle(), self.scheduler.kv().awaits_transfers()) {
+            (true, false) => Progress::Idle,
+            (true, true) => Progress::Until(self.now_ns + TRANSFER_POLL_NS),
+            (false, _) => Progress::Working,
+        })
     }
 
     fn end_unwanted(&mut self, now_ns: u64) {
@@ -324,14 +345,7 @@ impl EngineCore {
     fn launch(&mut self, now_ns: u64) -> Result<bool> {
         self.fresh = false;
         let plan = self.scheduler.schedule(now_ns);
-        let transfers = self.scheduler.take_transfers();
-        if !transfers.is_empty() {
-            self.executor.transfer(transfers);
-        }
-        let orders = self.scheduler.take_disk_orders();
-        if !orders.is_empty() {
-            self.executor.disk(orders);
-        }
+        self.order_transfers();
         if plan.chunks.is_empty() {
             return Ok(false);
         }
@@ -344,6 +358,17 @@ impl EngineCore {
         self.executor.launch(&plan)?;
         self.in_flight.push_back(plan);
         Ok(true)
+    }
+
+    fn order_transfers(&mut self) {
+        let transfers = self.scheduler.take_transfers();
+        if !transfers.is_empty() {
+            self.executor.transfer(transfers);
+        }
+        let orders = self.scheduler.take_disk_orders();
+        if !orders.is_empty() {
+            self.executor.disk(orders);
+        }
     }
 
     fn collect(&mut self, clock: &dyn Fn() -> u64) -> Result<()> {

@@ -14,8 +14,9 @@ use crate::engine::FinishReason;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, SeqId, TokenId};
 use crate::step::{
-    Chunk, DiskLimits, DiskOrder, Executor, ExecutorLimits, Inspection, Landed, PoolCopy, SampledRow, SampledToken,
-    StepOutput, StepPlan, StoredPrefix, TierCopy, TierLimits, TokenLogProb, Transfer, WindowCopy, WindowPool,
+    Chunk, DiskLimits, DiskOrder, Executor, ExecutorLimits, Inspection, Landed, Pieces, PoolCopy, SampledRow,
+    SampledToken, StepOutput, StepPlan, StoredPrefix, TierCopy, TierLimits, TokenLogProb, Transfer, WindowCopy,
+    WindowPool,
 };
 
 /// The function that stands for a model.
@@ -147,15 +148,22 @@ struct FakeTiers {
 #[derive(Clone, Default)]
 pub struct FakeDisk {
     max_blocks: usize,
+    max_stores: usize,
     files: Arc<Mutex<HashMap<u64, FakeFile>>>,
 }
 
-type FakeFile = (StoredPrefix, Vec<Slot>);
+/// The slots of each pool, those of full length first; none of a pool that had nothing.
+type FakeFile = (StoredPrefix, Vec<Vec<Slot>>);
 
 impl FakeDisk {
     /// Room for so many blocks.
     pub fn new(max_blocks: usize) -> Self {
-        Self { max_blocks, ..Self::default() }
+        Self { max_blocks, max_stores: usize::MAX, ..Self::default() }
+    }
+
+    /// The disk that takes so many blocks at a time only.
+    pub fn slow(self, max_stores: usize) -> Self {
+        Self { max_stores, ..self }
     }
 
     /// Blocks on it.
@@ -173,7 +181,7 @@ impl FakeDisk {
 enum Open {
     Copies(Transfer),
     Store { id: u64 },
-    Load { id: u64, blocks: Vec<(u64, BlockId)> },
+    Load { id: u64, blocks: Vec<(u64, Pieces)> },
 }
 
 impl Open {
@@ -255,13 +263,21 @@ impl FakeExecutor {
     }
 
     /// Reads blocks from disk; an entry that is not there makes all of it fail.
-    fn load(&mut self, blocks: &[(u64, BlockId)]) -> bool {
+    fn load(&mut self, blocks: &[(u64, Pieces)]) -> bool {
         let size = self.limits.block_size_tokens;
         let Some(disk) = &self.tiers.disk else { return false };
         let files = disk.files.lock();
         for (key, to) in blocks {
-            let Some((_, slots)) = files.get(key) else { return false };
-            self.slots[to.0 as usize * size..(to.0 as usize + 1) * size].copy_from_slice(slots);
+            let Some((_, pieces)) = files.get(key) else { return false };
+            let pools = std::iter::once(&mut self.slots).chain(self.windows.iter_mut().map(|(_, slots)| slots));
+            let targets = std::iter::once(Some(to.full)).chain(to.windows.iter().copied());
+            for ((slots, target), piece) in pools.zip(targets).zip(pieces) {
+                let Some(block) = target else { continue };
+                if piece.is_empty() {
+                    return false;
+                }
+                slots[block.0 as usize * size..(block.0 as usize + 1) * size].copy_from_slice(piece);
+            }
         }
         true
     }
@@ -467,7 +483,11 @@ impl Executor for FakeExecutor {
 
     fn open_disk(&mut self) -> DiskLimits {
         let stored = |disk: &FakeDisk| disk.files.lock().values().map(|(prefix, _)| prefix.clone()).collect();
-        let limits = |disk: &FakeDisk| DiskLimits { max_blocks: disk.max_blocks, stored: stored(disk) };
+        let limits = |disk: &FakeDisk| DiskLimits {
+            max_blocks: disk.max_blocks,
+            max_stores: disk.max_stores,
+            stored: stored(disk),
+        };
         self.tiers.disk.as_ref().map(limits).unwrap_or_default()
     }
 
@@ -478,9 +498,15 @@ impl Executor for FakeExecutor {
         for order in orders {
             match order {
                 DiskOrder::Store { id, from, prefix } => {
+                    let piece = |slots: &[Slot], block: BlockId| {
+                        slots[block.0 as usize * size..(block.0 as usize + 1) * size].to_vec()
+                    };
                     if !self.fails(id) {
-                        let range = from.0 as usize * size..(from.0 as usize + 1) * size;
-                        files.insert(prefix.key, (prefix, self.slots[range].to_vec()));
+                        let of_windows = self.windows.iter().zip(&from.windows);
+                        let of_windows = of_windows
+                            .map(|((_, slots), block)| block.map_or_else(Vec::new, |block| piece(slots, block)));
+                        let pieces = std::iter::once(piece(&self.slots, from.full)).chain(of_windows).collect();
+                        files.insert(prefix.key, (prefix, pieces));
                     }
                     self.tiers.open.push_back((Open::Store { id }, asked));
                 }

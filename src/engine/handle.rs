@@ -261,6 +261,14 @@ impl EngineLoop {
             self.pulse.busy_since_ns.store(0, Ordering::Relaxed);
         }
         self.core.abort(&Error::unavailable("the engine was shut down before the request ended"));
+        let start = Instant::now();
+        if !self.core.flush_disk(&|| start.elapsed() > FLUSH_TIMEOUT) && self.core.health().is_ok() {
+            tracing::warn!("KV cache on disk: not all of the prefix cache could be stored within {FLUSH_TIMEOUT:?}");
+        }
+    }
+
+    fn until(&self, due_ns: u64) -> Duration {
+        Duration::from_nanos(due_ns.saturating_sub(now_ns(self.origin)))
     }
 
     /// Applies all commands that are there; waits for one when idle. False: stop.
@@ -271,17 +279,26 @@ impl EngineLoop {
                 for waiter in self.idle_waiters.drain(..) {
                     let _ = waiter.send(());
                 }
-                self.inbox.recv().ok()
+                match self.put_off_ns {
+                    None => self.inbox.recv().ok(),
+                    Some(due_ns) => match self.inbox.recv_timeout(self.until(due_ns)) {
+                        Err(RecvTimeoutError::Timeout) => return true,
+                        command => command.ok(),
+                    },
+                }
             } else {
-                let pause_ns = self.put_off_ns.take().map_or(0, |due| due.saturating_sub(now_ns(self.origin)));
-                match self.inbox.recv_timeout(Duration::from_nanos(pause_ns)) {
+                let pause = self.put_off_ns.take().map_or(Duration::ZERO, |due_ns| self.until(due_ns));
+                match self.inbox.recv_timeout(pause) {
                     Ok(command) => Some(command),
                     Err(_) => return true,
                 }
             };
             match command {
                 None | Some(Command::Stop) => return false,
-                Some(Command::Submit(submissions)) => submissions.into_iter().for_each(|one| self.core.accept(one)),
+                Some(Command::Submit(submissions)) => {
+                    self.put_off_ns = None;
+                    submissions.into_iter().for_each(|one| self.core.accept(one));
+                }
                 Some(Command::Cancel(id)) => self.core.cancel(id),
                 Some(Command::ResetCache) => self.core.reset_prefix_cache(),
                 Some(Command::WhenIdle(waiter)) => self.idle_waiters.push(waiter),
@@ -290,6 +307,9 @@ impl EngineLoop {
         }
     }
 }
+
+/// Longest time that is taken at the end to store on disk what is cached.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Notices that a step does not end. The engine thread cannot say so itself: it is the one that hangs. So the watchdog
 /// closes the gate and answers every sink in its place; whatever the engine thread says later is not heard any more.

@@ -177,7 +177,10 @@ impl Scheduler {
 
     /// Ends a sequence now; its blocks are free when this returns. Tokens that are still in flight are dropped.
     pub fn finish(&mut self, seq: SeqRef) -> Option<RequestStats> {
-        self.slots.find(seq)?;
+        let sequence = self.slots.find(seq)?;
+        if sequence.search.is_none_or(|search| search.generated == 0) {
+            self.kv.persist(&sequence.table[..sequence.cached_blocks], false);
+        }
         self.take_off(seq);
         let sequence = self.slots.remove(seq)?;
         self.queue.leave(sequence.tenant);
@@ -280,6 +283,11 @@ impl Scheduler {
     /// What shall happen on disk, behind the plans before the one that was made last.
     pub fn take_disk_orders(&mut self) -> Vec<DiskOrder> {
         self.kv.take_disk_orders()
+    }
+
+    /// As [`KvCache::flush`].
+    pub fn flush_disk(&mut self) -> bool {
+        self.kv.flush()
     }
 
     /// Adds the tier on disk.

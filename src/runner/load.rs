@@ -66,7 +66,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
     tracing::info!("{}: {} weights, {} MiB", checkpoint.name, plan.dtype, plan.weight_bytes >> 20);
     let kv = plan.kv_plan(device, options)?;
     let host_blocks = plan.host_blocks(options, &kv)?;
-    let disk = plan.disk(options, &checkpoint)?;
+    let disk = plan.disk(options, &checkpoint, &kv)?;
     let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype);
     let model = Decoder::load(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
     let unused = loader.finish().context(&checkpoint.name)?;

@@ -125,11 +125,11 @@ impl LocalExecutor {
         let pools = pool_layers(&parts.kv, &parts.layer_pools, parts.windows.len());
         let tiers = match parts.host_blocks.is_empty() {
             true => None,
-            false => Some(Tiers::new(&device, pools, &parts.host_blocks)?),
+            false => Some(Tiers::new(&device, pools.clone(), &parts.host_blocks)?),
         };
-        let block_bytes = parts.kv.iter().map(KvLayer::block_bytes).sum();
-        let disk = parts.disk.map(|options| DiskTier::open(options, block_bytes)).transpose()?;
-        let tier_bytes = tiers.as_ref().map_or(0, Tiers::pinned_bytes);
+        let disk = parts.disk.map(|options| DiskTier::open(options, &device, pools)).transpose()?;
+        let disk_bytes = disk.as_ref().map_or(0, DiskTier::pinned_bytes);
+        let tier_bytes = tiers.as_ref().map_or(0, Tiers::pinned_bytes) + disk_bytes;
         let row_bytes = tables.pinned_bytes() + late_rows.pinned_bytes();
         let pinned_bytes = (transfers.pinned_bytes() + row_bytes + tier_bytes) as u64;
         let memory = ExecutorMemory { pinned_bytes, ..parts.memory };
@@ -422,7 +422,7 @@ impl Executor for LocalExecutor {
 
     fn disk(&mut self, orders: Vec<DiskOrder>) {
         if let Some(disk) = &mut self.disk {
-            disk.start(&self.device, &self.kv, orders);
+            disk.start(orders);
         }
     }
 
@@ -437,7 +437,7 @@ impl Executor for LocalExecutor {
         let mut landed = self.tiers.as_mut().map(|tiers| tiers.landed(wait)).unwrap_or_default();
         if let Some(disk) = &mut self.disk {
             let wait = wait && landed.is_empty();
-            landed.extend(disk.landed(&self.device, &self.kv, wait));
+            landed.extend(disk.landed(wait));
         }
         landed
     }

@@ -1,7 +1,8 @@
 //! The memory behind the KV cache of the device.
 
-use crate::device::{HostTier, KvLayer, Mark, SharedDevice};
+use crate::device::{HostSlot, HostTier, KvLayer, Mark, SharedDevice};
 use crate::error::Result;
+use crate::ids::HostBlockId;
 use crate::step::{Landed, TierLimits, Transfer};
 use std::collections::VecDeque;
 
@@ -51,6 +52,27 @@ impl Tiers {
             let marks = self.noted(marks);
             self.open.push_back((transfer.id, marks));
         }
+    }
+
+    /// A host block's memory in a pool; `None`: the pool has no layers.
+    pub(super) fn slot(&self, pool: usize, block: HostBlockId) -> Result<Option<Box<dyn HostSlot>>> {
+        self.pools[pool].host.as_ref().map(|host| host.slot(block)).transpose()
+    }
+
+    /// Starts copies; `None`: they could not be started.
+    pub(super) fn copy_noted(&mut self, transfer: &Transfer) -> Option<Vec<Box<dyn Mark>>> {
+        let marks = self.copy(transfer);
+        self.noted(marks)
+    }
+
+    /// Whether copies are over; `None`: they have failed.
+    pub(super) fn over_noted(&mut self, marks: &[Box<dyn Mark>]) -> Option<bool> {
+        self.noted(all_over(marks))
+    }
+
+    /// As [`Tiers::over_noted`], when they are.
+    pub(super) fn wait_noted(&mut self, marks: &[Box<dyn Mark>]) -> Option<bool> {
+        self.noted(marks.iter().try_for_each(|mark| mark.wait()).map(|()| true))
     }
 
     fn copy(&mut self, transfer: &Transfer) -> Result<Vec<Box<dyn Mark>>> {

@@ -1,13 +1,18 @@
 //! The host tier where the device is the host: plain copies, over when they return.
 
 use super::{copy_in, copy_out, memory};
-use crate::device::{HostTier, KvLayer, Mark};
+use crate::device::{HostSlot, HostTier, KvLayer, Mark};
 use crate::error::{Error, Result};
+use crate::ids::HostBlockId;
 use crate::step::TierCopy;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+type Slot = Arc<Mutex<Box<[u8]>>>;
 
 /// The bytes of each block. Pages are the system's only when they are written.
 pub(super) struct CpuHostTier {
-    blocks: Vec<Box<[u8]>>,
+    blocks: Vec<Slot>,
 }
 
 impl CpuHostTier {
@@ -19,7 +24,8 @@ impl CpuHostTier {
                 "the host tier of the KV cache needs {bytes} bytes of memory, {available} are available"
             )));
         }
-        Ok(Self { blocks: (0..num_blocks).map(|_| vec![0; block_bytes].into_boxed_slice()).collect() })
+        let slot = |_| Arc::new(Mutex::new(vec![0; block_bytes].into_boxed_slice()));
+        Ok(Self { blocks: (0..num_blocks).map(slot).collect() })
     }
 }
 
@@ -45,13 +51,13 @@ impl HostTier for CpuHostTier {
                     TierCopy::Offload { from, to } => {
                         let piece = layer.block(from);
                         let end = at + piece.bytes();
-                        copy_out(&piece, &mut self.blocks[to.0 as usize][at..end])?;
+                        copy_out(&piece, &mut self.blocks[to.0 as usize].lock()[at..end])?;
                         at = end;
                     }
                     TierCopy::Onboard { from, to } => {
                         let piece = layer.block(to);
                         let end = at + piece.bytes();
-                        copy_in(&piece, &self.blocks[from.0 as usize][at..end])?;
+                        copy_in(&piece, &self.blocks[from.0 as usize].lock()[at..end])?;
                         at = end;
                     }
                 }
@@ -60,7 +66,30 @@ impl HostTier for CpuHostTier {
         Ok(Box::new(Over))
     }
 
+    fn slot(&self, block: HostBlockId) -> Result<Box<dyn HostSlot>> {
+        let slot = self.blocks.get(block.0 as usize).cloned();
+        let slot = slot.ok_or_else(|| Error::internal(format!("a host tier has no block {block}")))?;
+        Ok(Box::new(CpuSlot(slot)))
+    }
+
     fn pinned_bytes(&self) -> usize {
         0
+    }
+}
+
+struct CpuSlot(Slot);
+
+impl HostSlot for CpuSlot {
+    fn read(&self, to: &mut Vec<u8>) {
+        to.extend_from_slice(&self.0.lock());
+    }
+
+    fn write(&self, from: &[u8]) -> Result<()> {
+        let mut slot = self.0.lock();
+        if from.len() != slot.len() {
+            return Err(Error::internal(format!("{} bytes for a block of {}", from.len(), slot.len())));
+        }
+        slot.copy_from_slice(from);
+        Ok(())
     }
 }

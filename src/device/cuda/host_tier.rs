@@ -5,7 +5,7 @@
 //! over, and their blocks are used by nobody until their mark is over.
 
 use super::driver::Context;
-use crate::device::{HostTier, KvLayer, Mark};
+use crate::device::{HostSlot, HostTier, KvLayer, Mark};
 use crate::error::{Error, Result};
 use crate::ids::HostBlockId;
 use crate::step::TierCopy;
@@ -61,9 +61,30 @@ impl Drop for Point {
     }
 }
 
+/// Page-locked memory.
+struct Pinned {
+    start: *mut u8,
+    context: Arc<Context>,
+}
+
+// SAFETY: plain memory; who may use which part of it when is the host tier's contract.
+unsafe impl Send for Pinned {}
+// SAFETY: as above.
+unsafe impl Sync for Pinned {}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: allocated by the tier, which has waited for all copies when it went; nobody has it any more.
+            let freed = unsafe { sys::cuMemFreeHost(self.start.cast()) };
+            self.context.log_failure(self.context.check(freed, "page-locked memory"));
+        }
+    }
+}
+
 /// Blocks one after another, and in each of them the layers.
 pub(super) struct CudaHostTier {
-    memory: *mut u8,
+    memory: Arc<Pinned>,
     block_bytes: usize,
     num_blocks: usize,
     /// Of the onboards.
@@ -71,7 +92,7 @@ pub(super) struct CudaHostTier {
     context: Arc<Context>,
 }
 
-// SAFETY: the memory is this tier's own, and the stream a handle that any thread may use.
+// SAFETY: the stream is a handle that any thread may use.
 unsafe impl Send for CudaHostTier {}
 
 impl CudaHostTier {
@@ -83,7 +104,8 @@ impl CudaHostTier {
         // SAFETY: the context is current; a valid place. Freed in `drop`.
         let allocated = unsafe { sys::cuMemHostAlloc(&mut memory, bytes, 0) };
         context.check(allocated, &format!("{bytes} bytes of page-locked memory for the host tier of the KV cache"))?;
-        let mut tier = Self { memory: memory.cast(), block_bytes, num_blocks, stream, context: context.clone() };
+        let memory = Arc::new(Pinned { start: memory.cast(), context: context.clone() });
+        let mut tier = Self { memory, block_bytes, num_blocks, stream, context: context.clone() };
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: as above. Destroyed in `drop`.
         context.check(unsafe { sys::cuStreamCreate(&mut stream, flags) }, "a stream")?;
@@ -106,7 +128,7 @@ impl CudaHostTier {
             )));
         }
         // SAFETY: the block is one of the allocation's, which was just checked.
-        let start = unsafe { self.memory.add(host.0 as usize * self.block_bytes) };
+        let start = unsafe { self.memory.start.add(host.0 as usize * self.block_bytes) };
         let mut at = 0;
         Ok(layers.iter().map(move |layer| {
             let piece = layer.block(block);
@@ -147,8 +169,40 @@ impl HostTier for CudaHostTier {
         Ok(Box::new(Point::record(&self.context, self.stream)?))
     }
 
+    fn slot(&self, block: HostBlockId) -> Result<Box<dyn HostSlot>> {
+        if block.0 as usize >= self.num_blocks {
+            return Err(Error::internal(format!("a host tier of {} blocks has no block {block}", self.num_blocks)));
+        }
+        let (memory, bytes) = (self.memory.clone(), self.block_bytes);
+        Ok(Box::new(CudaSlot { memory, at: block.0 as usize * bytes, bytes }))
+    }
+
     fn pinned_bytes(&self) -> usize {
         self.block_bytes * self.num_blocks
+    }
+}
+
+/// One block of a [`CudaHostTier`].
+struct CudaSlot {
+    memory: Arc<Pinned>,
+    at: usize,
+    bytes: usize,
+}
+
+impl HostSlot for CudaSlot {
+    fn read(&self, to: &mut Vec<u8>) {
+        // SAFETY: the block lies within the memory, which lives as long as this; by the contract of slots nobody writes to
+        // it meanwhile.
+        to.extend_from_slice(unsafe { std::slice::from_raw_parts(self.memory.start.add(self.at), self.bytes) });
+    }
+
+    fn write(&self, from: &[u8]) -> Result<()> {
+        if from.len() != self.bytes {
+            return Err(Error::internal(format!("{} bytes for a block of {}", from.len(), self.bytes)));
+        }
+        // SAFETY: as above; and nobody reads it meanwhile.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.memory.start.add(self.at), self.bytes) };
+        Ok(())
     }
 }
 
@@ -166,8 +220,5 @@ impl Drop for CudaHostTier {
             let closed = unsafe { sys::cuStreamDestroy_v2(self.stream) };
             self.context.log_failure(self.context.check(closed, "closing a stream"));
         }
-        // SAFETY: allocated in `new`, and no copy is under way.
-        let freed = unsafe { sys::cuMemFreeHost(self.memory.cast()) };
-        self.context.log_failure(self.context.check(freed, "page-locked memory"));
     }
 }

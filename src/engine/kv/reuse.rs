@@ -105,7 +105,7 @@ impl KvCache {
         if found.goes_on() {
             return found;
         }
-        found.stored = self.find_stored(tokens, extra_ids, space, parent);
+        found.stored = self.find_stored(tokens, extra_ids, space, &found.full);
         if !found.stored.is_empty() {
             return found;
         }

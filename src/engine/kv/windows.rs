@@ -187,12 +187,18 @@ impl Windows {
     /// How many of these cached blocks, of either tier, can be reused: the token behind them finds all that it sees, with
     /// `near` on the device.
     pub fn usable(&self, chain: &[BlockId], near: bool) -> usize {
+        let is_there = |pool: &Pool, node| pool.companion(node).is_some_and(|block| !near || !pool.is_far(block));
+        self.usable_by(chain.len(), |pool, at| is_there(&self.pools[pool], chain[at]))
+    }
+
+    /// As [`Windows::usable`] for `len` blocks, of which `is_there` says what pool has what.
+    pub fn usable_by(&self, len: usize, is_there: impl Fn(usize, usize) -> bool) -> usize {
         let (mut runs, mut sinks) = (vec![0; self.pools.len()], vec![0; self.pools.len()]);
         let mut usable = 0;
-        for (at, &node) in chain.iter().enumerate() {
+        for at in 0..len {
             let mut fits = true;
             for (index, pool) in self.pools.iter().enumerate() {
-                let is_there = pool.companion(node).is_some_and(|block| !near || !pool.is_far(block));
+                let is_there = is_there(index, at);
                 runs[index] = if is_there { runs[index] + 1 } else { 0 };
                 sinks[index] += usize::from(is_there && sinks[index] == at);
                 let (sink_blocks, first) = pool.seen(at + 1, self.block_size);
@@ -213,6 +219,11 @@ impl Windows {
 
     /// What holds the same tokens as a full-length block, on the device; `None`: not all of it is there.
     pub fn near(&self, node: BlockId) -> Option<Vec<BlockId>> {
+        self.near_pieces(node).into_iter().collect()
+    }
+
+    /// What is on the device beside a full-length block, by pool.
+    pub fn near_pieces(&self, node: BlockId) -> Vec<Option<BlockId>> {
         let near = |pool: &Pool| pool.companion(node).filter(|&block| !pool.is_far(block));
         self.pools.iter().map(near).collect()
     }

@@ -320,7 +320,7 @@ impl Scheduler {
         (sequence.num_computed, sequence.num_landed) = (start, start);
         sequence.cached_blocks = found.full.iter().take_while(|&&block| self.kv.is_cached(block)).count();
         if is_reuse {
-            self.kv.persist(&found.full[..sequence.cached_blocks]);
+            self.kv.persist(&found.full[..sequence.cached_blocks], true);
         }
         sequence.cacheable = true;
         sequence.reserved_blocks = total;

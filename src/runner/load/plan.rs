@@ -125,7 +125,7 @@ impl LoadPlan {
         let (depth, tokens) = (self.limits.pipeline_depth, self.limits.max_step_tokens);
         KvPlan::new(&KvLimits {
             budget,
-            windows: if options.window_pools && options.kv_disk.is_none() { self.windows() } else { Vec::new() },
+            windows: if options.window_pools { self.windows() } else { Vec::new() },
             in_flight_tokens: depth * tokens,
             block_size_tokens: self.limits.block_size_tokens,
             bytes_per_token: self.config.kv_bytes_per_token(self.kv_dtype),
@@ -176,7 +176,7 @@ impl LoadPlan {
 
 impl LoadPlan {
     /// The tier on disk, for this model and this layout of blocks.
-    pub fn disk(&self, options: &ModelOptions, checkpoint: &Checkpoint) -> Result<Option<DiskOptions>> {
+    pub fn disk(&self, options: &ModelOptions, checkpoint: &Checkpoint, kv: &KvPlan) -> Result<Option<DiskOptions>> {
         let Some((folder, bytes)) = &options.kv_disk else { return Ok(None) };
         let block_bytes = self.limits.block_size_tokens * self.config.kv_bytes_per_token(self.kv_dtype);
         let max_blocks = usize::try_from(*bytes).unwrap_or(usize::MAX) / block_bytes.max(1);
@@ -185,10 +185,18 @@ impl LoadPlan {
                 "kv_cache_disk_bytes is {bytes}; one block of the KV cache has {block_bytes} bytes"
             )));
         }
+        let pools: Vec<_> = kv.windows.iter().map(|window| (window.pool.window_tokens, window.layers)).collect();
+        if pools.len() > 64 {
+            return Err(Error::invalid(format!(
+                "kv_cache_disk_path is set beside {} pools of windows; it can be used beside up to 64",
+                pools.len()
+            )));
+        }
         let parts = [
             env!("CARGO_PKG_VERSION").to_owned(),
             format!("{} {} {}", self.dtype, self.kv_dtype, self.limits.block_size_tokens),
             format!("{:?} {:?} {:?}", self.config.windows, self.config.chunks, self.config.sink_tokens),
+            format!("{pools:?}"),
             checkpoint.section.to_json(),
         ];
         let fingerprint = fingerprint(&parts, checkpoint.files.as_deref())?;

@@ -37,12 +37,15 @@ pub(super) struct Transit {
     ascents: Vec<Ascent>,
     /// What the same sequence will need beside it.
     near: Vec<(usize, BlockId)>,
+    /// For blocks that come from disk: pool, number among them, and where to.
+    loads: Vec<(usize, usize, BlockId)>,
 }
 
 impl Transit {
     pub fn held(&self) -> impl Iterator<Item = (usize, BlockId)> {
         let moved = self.ascents.iter().flat_map(|ascent| [(ascent.pool, ascent.from), (ascent.pool, ascent.to)]);
-        moved.chain(self.near.iter().copied())
+        let loads = self.loads.iter().map(|&(pool, _, to)| (pool, to));
+        moved.chain(self.near.iter().copied()).chain(loads)
     }
 }
 
@@ -134,7 +137,7 @@ impl Windows {
     /// with them has room. Descents that this leads to come before the copies.
     pub fn ascend(&mut self, transfer: u64, chain: &[BlockId], prefix: &PrefixCache) -> Vec<PoolCopy> {
         let seen: Vec<_> = self.in_sight(chain).collect();
-        let mut transit = Transit { ascents: Vec::new(), near: Vec::new() };
+        let mut transit = Transit { ascents: Vec::new(), near: Vec::new(), loads: Vec::new() };
         for &(index, _, block) in &seen {
             let pool = &mut self.pools[index];
             pool.in_transit += 1;
@@ -164,9 +167,63 @@ impl Windows {
         copies
     }
 
+    /// Starts to read what the token behind these cached blocks, and `more` blocks that are on disk, sees of the latter:
+    /// where each of these goes in every pool. The caller has seen that a sequence with them has room.
+    pub fn load(
+        &mut self,
+        transfer: u64,
+        chain: &[BlockId],
+        more: usize,
+        prefix: &PrefixCache,
+    ) -> Vec<Vec<Option<BlockId>>> {
+        let mut targets = vec![vec![None; self.pools.len()]; more];
+        let mut transit = Transit { ascents: Vec::new(), near: Vec::new(), loads: Vec::new() };
+        let end = chain.len() + more;
+        let seen: Vec<_> = self.pools.iter().map(|pool| pool.seen(end, self.block_size)).collect();
+        let in_sight = |(sinks, first): (usize, usize)| (0..sinks).chain(first.max(sinks)..end);
+        for (index, &seen) in seen.iter().enumerate() {
+            let pool = &mut self.pools[index];
+            let here = in_sight(seen).filter_map(|at| pool.companions[chain.get(at)?.0 as usize]);
+            transit.near.extend(here.filter(|&block| !pool.is_far(block)).map(|block| (index, block)));
+        }
+        for &(index, block) in &transit.near {
+            self.pools[index].in_transit += 1;
+            self.pools[index].blocks.retain(block);
+        }
+        for (index, &seen) in seen.iter().enumerate() {
+            for number in in_sight(seen).filter_map(|at| at.checked_sub(chain.len())) {
+                let to = self.take(index, prefix);
+                self.pools[index].in_transit += 1;
+                transit.loads.push((index, number, to));
+                targets[number][index] = Some(to);
+            }
+        }
+        self.transits.insert(transfer, transit);
+        targets
+    }
+
+    /// What was read from disk has come, to the cached blocks `nodes`; `None`: it is of no use.
+    pub fn land_load(&mut self, transfer: u64, nodes: &[Option<BlockId>], prefix: &PrefixCache) {
+        let Some(Transit { near, loads, .. }) = self.transits.remove(&transfer) else { return };
+        for (index, number, to) in loads {
+            let pool = &mut self.pools[index];
+            pool.in_transit -= 1;
+            let node = nodes.get(number).copied().flatten();
+            if let Some(node) = node.filter(|&node| pool.companion(node).is_none_or(|block| pool.is_far(block))) {
+                pool.part(node);
+                (pool.owners[to.0 as usize], pool.companions[node.0 as usize]) = (Some(node), Some(to));
+            }
+            pool.put_back(to, prefix);
+        }
+        for (index, block) in near {
+            self.pools[index].in_transit -= 1;
+            self.pools[index].put_back(block, prefix);
+        }
+    }
+
     /// A transfer has ended: what it brought is on the device from now on, what it did not bring is lost. How many came.
     pub fn land(&mut self, transfer: u64, ok: bool, prefix: &PrefixCache) -> u64 {
-        let Some(Transit { ascents, near }) = self.transits.remove(&transfer) else { return 0 };
+        let Some(Transit { ascents, near, .. }) = self.transits.remove(&transfer) else { return 0 };
         let mut landed = 0;
         for Ascent { pool, from, to, hash } in ascents {
             let pool = &mut self.pools[pool];
