@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jsonschema
 
-MAX_TOKENS = 120
+MAX_TOKENS = 160
 # The validator knows of times without an offset only.
 FORMATS = jsonschema.FormatChecker(set(jsonschema.FormatChecker.checkers) - {"time"})
 
@@ -31,18 +31,18 @@ def ask(server, model, schema, seed):
 
 def test_every_completed_answer_is_valid(server):
     """A corpus of enums, bounds, patterns, formats, lists, objects, combinations and references, recursive ones too."""
-    assert len(SCHEMAS) >= 100
+    jobs = [(entry, seed) for entry in SCHEMAS for seed in (1, 2)]
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda entry: ask(server, "tensorrt_llm", entry["schema"], 1), SCHEMAS))
-    completed = 0
-    for entry, (text, tokens) in zip(SCHEMAS, answers):
+        answers = list(pool.map(lambda job: ask(server, "tensorrt_llm", job[0]["schema"], job[1]), jobs))
+    completed = set()
+    for (entry, _), (text, tokens) in zip(jobs, answers):
         if tokens < MAX_TOKENS:
             try:
                 jsonschema.validate(json.loads(text), entry["schema"], format_checker=FORMATS)
             except (ValueError, jsonschema.ValidationError) as error:
                 raise AssertionError(f"{entry['name']}: {text!r}: {error}") from None
-            completed += 1
-    assert completed >= len(SCHEMAS) * 3 // 4, f"{completed} of {len(SCHEMAS)} answers are complete"
+            completed.add(entry["name"])
+    assert len(completed) >= 100, f"answers to {len(completed)} of {len(SCHEMAS)} schemas are complete"
 
 
 def test_a_guide_that_does_not_compile_is_the_clients_error(server):
