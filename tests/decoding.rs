@@ -2,6 +2,8 @@
 
 #[path = "decoding/common.rs"]
 mod common;
+#[path = "decoding/corpus.rs"]
+mod corpus;
 #[path = "decoding/draws.rs"]
 mod draws;
 #[path = "abi/fake.rs"]

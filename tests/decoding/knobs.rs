@@ -11,6 +11,7 @@ const PROMPT: &str = "Once upon a time there was a little girl. Once upon a time
 const TOKENS: i32 = 20;
 const VOCAB: usize = 4096;
 const EOS: i32 = 1;
+const FULL_STOP: i32 = 16;
 
 fn plain() -> RequestSpec {
     ask(PROMPT, TOKENS)
@@ -176,6 +177,80 @@ fn a_decoding_mode_narrows_what_requests_choose() {
     let greedy = with("top_k");
     assert_eq!(with("top_k_top_p"), greedy);
     assert_ne!(with("top_p"), greedy, "top-k counts although the mode is top_p");
+}
+
+#[test]
+fn every_word_of_decoding_mode_is_taken() {
+    let server = start();
+    let expected = run(&demo(&server, &[]), plain());
+    for mode in ["auto", "top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "redrafter", "eagle", "no_such_mode"]
+    {
+        assert_eq!(run(&demo(&server, &[("decoding_mode", mode)]), plain()), expected, "{mode}");
+    }
+    let sizes = ["lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size"];
+    let lookahead = sizes.map(|name| (name, "2"));
+    let parameters = [&[("decoding_mode", "lookahead")], &lookahead[..]].concat();
+    assert_eq!(run(&demo(&server, &parameters), plain()), expected, "lookahead");
+}
+
+#[test]
+fn penalties_act_before_the_temperature_where_openai_is_the_order() {
+    let server = start();
+    let [tensorrt_llm, openai] = ["tensorrt_llm", "openai"].map(|order| demo(&server, &[("sampling_order", order)]));
+    let request = || drawn(5).input(float("frequency_penalty", 1.5));
+    assert_ne!(run(&tensorrt_llm, request()), run(&openai, request()), "the temperature divides the penalty");
+    // What was in the prompt is no repetition.
+    let forbidding = || plain().input(float("presence_penalty", 1e4));
+    let prompt = Tokenizer::load(&demo_dir()).unwrap().encode(PROMPT, true).unwrap();
+    assert!(run(&openai, forbidding()).tokens.iter().any(|token| prompt.contains(token)));
+    assert!(run(&tensorrt_llm, forbidding()).tokens.iter().all(|token| !prompt.contains(token)));
+    assert_eq!(run(&tensorrt_llm, drawn(5)), run(&openai, drawn(5)), "without penalties they agree");
+}
+
+#[test]
+fn a_seed_gives_the_same_answer_after_a_restart() {
+    let server = start();
+    let first = {
+        let model = demo(&server, &[]);
+        [drawn(3), drawn(3).input(int("top_k", 9)), drawn(4)].map(|request| run(&model, request))
+    };
+    let model = demo(&server, &[("tokens_per_block", "16"), ("max_num_tokens", "40")]);
+    let second = [drawn(3), drawn(3).input(int("top_k", 9)), drawn(4)].map(|request| run(&model, request));
+    assert!(first == second && first[0] != first[2]);
+}
+
+/// The rows of a beam search and their scores, without the length. Answers end with their first sentence.
+fn beams(model: &LoadedModel<'_>, more: Vec<Tensor>) -> (Vec<Vec<i32>>, Vec<f32>) {
+    let request = plain().output("cum_log_probs").input(flag("return_log_probs", true)).input(int("beam_width", 3));
+    let request = request.input(int("end_id", FULL_STOP)).input(bias(&[(FULL_STOP as usize, 2.0)]));
+    let replies = model.infer(more.into_iter().fold(request, RequestSpec::input));
+    assert_eq!(replies[0].error, None);
+    let rows = replies[0].output("output_ids").unwrap();
+    let width = *rows.shape.last().unwrap() as usize;
+    let rows = rows.to_int32().chunks(width).map(|row| row.iter().copied().filter(|&id| id >= 0).collect()).collect();
+    (rows, floats(&replies[0], "cum_log_probs"))
+}
+
+#[test]
+fn every_knob_of_a_beam_search_has_its_effect() {
+    let server = start();
+    let model = demo(&server, &[("max_beam_width", "3")]);
+    let (rows, scores) = beams(&model, Vec::new());
+    assert!(rows.len() == 3 && scores.is_sorted_by(|a, b| a >= b), "{rows:?} {scores:?}");
+    assert!(rows[0] != rows[1] && rows[1] != rows[2]);
+    let longest = |rows: &[Vec<i32>]| rows.iter().map(Vec::len).max().unwrap();
+    let never = || int("early_stopping", 2);
+    let [short, long] = [0.0, 3.0].map(|power| beams(&model, vec![never(), float("len_penalty", power)]).0);
+    assert!(longest(&long[..1]) > longest(&short[..1]), "the power of the length: {short:?} {long:?}");
+    let stopped = beams(&model, vec![int("early_stopping", 1), float("len_penalty", 3.0)]).0;
+    assert!(longest(&stopped) < longest(&long), "the first three that are complete: {stopped:?} {long:?}");
+    let diverse = beams(&model, vec![never(), float("beam_search_diversity_rate", 4.0)]).0;
+    assert_ne!(diverse, beams(&model, vec![never()]).0);
+    let narrow = beams(&model, vec![never(), Tensor::int32("beam_width_array", &[1, 1], &[1])]).0;
+    assert_ne!(narrow, beams(&model, vec![never()]).0);
+    let penalized = beams(&model, vec![never(), float("presence_penalty", 1e4)]).0;
+    assert!(penalized.iter().all(|row| are_distinct(row)), "{penalized:?}");
+    assert_eq!(beams(&model, vec![int("num_return_sequences", 2)]).0, rows[..2]);
 }
 
 /// The floats of an output.
