@@ -188,6 +188,17 @@ fn engine_arguments_of_another_backend_are_checked_with_the_memory_plan() {
 }
 
 #[test]
+fn guides_are_measured_without_a_model() {
+    let args = ["bench", "guides", "--sequences", "3", "--steps", "4", "--vocab-size", "1000"];
+    let output = trtllm(&[&args[..], &["--json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(rows.as_array().unwrap().len(), 5);
+    assert!(rows[0]["microseconds"]["p50"].as_f64().unwrap() > 0.0, "{rows}");
+    assert!(String::from_utf8(trtllm(&args).stdout).unwrap().contains("any JSON object"));
+}
+
+#[test]
 fn the_scheduler_is_measured_without_a_model() {
     let args = ["bench", "scheduler", "--sequences", "4", "--steps", "3", "--prompt", "1000", "--json"];
     let rows: serde_json::Value = serde_json::from_slice(&trtllm(&args).stdout).unwrap();

@@ -10,7 +10,6 @@ use std::thread;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::decode::SamplingParams;
 use crate::decode::guided::{Guide, GuideMatcher, TokenMask};
 use crate::error::{Error, Result};
 use crate::ids::TokenId;
@@ -147,12 +146,11 @@ pub(super) struct GuideRow {
 }
 
 impl GuideRow {
-    /// At the beginning of the answer of a request with a guide.
-    pub(super) fn start(sampling: &SamplingParams) -> Option<Self> {
-        let guide = sampling.guide.clone()?;
-        let mut row = Self { guide, turn: None, answer: Arc::default() };
-        row.send(Work::Begin(sampling.end_ids.clone()));
-        Some(row)
+    /// At the beginning of an answer that any of `end_ids` ends.
+    pub(super) fn start(guide: &Guide, end_ids: &[TokenId]) -> Self {
+        let mut row = Self { guide: guide.clone(), turn: None, answer: Arc::default() };
+        row.send(Work::Begin(end_ids.to_vec()));
+        row
     }
 
     /// Takes the sequence's next token.
@@ -184,6 +182,37 @@ impl GuideRow {
     fn send(&mut self, work: Work) {
         *self.answer.turn.lock() = Waiting::Coming;
         QUEUE.push(Job { work, guide: self.guide.clone(), answer: self.answer.clone() });
+    }
+}
+
+/// Guided rows of a batch without a model, for measurements of what their masks cost beside a step.
+pub struct GuidedRows {
+    rows: Vec<GuideRow>,
+    guide: Guide,
+}
+
+impl GuidedRows {
+    /// So many rows at the beginning of their answers.
+    pub fn new(guide: &Guide, rows: usize) -> Self {
+        Self { rows: (0..rows).map(|_| GuideRow::start(guide, &[])).collect(), guide: guide.clone() }
+    }
+
+    /// The mask of each row; waits for them. One without a token: the answer is complete.
+    ///
+    /// # Errors
+    /// A dead end.
+    pub fn masks(&mut self) -> Result<Vec<&TokenMask>> {
+        self.rows.iter_mut().map(GuideRow::mask).collect()
+    }
+
+    /// Gives each row its next token; `None` begins a new answer.
+    pub fn advance(&mut self, tokens: &[Option<TokenId>]) {
+        for (row, token) in self.rows.iter_mut().zip(tokens) {
+            match token {
+                Some(token) => row.advance(*token),
+                None => *row = GuideRow::start(&self.guide, &[]),
+            }
+        }
     }
 }
 

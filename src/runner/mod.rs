@@ -16,6 +16,7 @@ mod tables;
 mod tiers;
 mod times;
 
+pub use guided::GuidedRows;
 pub use input::{StepInput, StepShape};
 pub use load::{LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on, plan};
 pub use local::LocalExecutor;

@@ -52,7 +52,7 @@ impl RunnerSequence {
             tokens: new.prompt,
             blocks: Vec::new(),
             windows: Vec::new(),
-            guide: GuideRow::start(&new.sampling),
+            guide: new.sampling.guide.as_ref().map(|guide| GuideRow::start(guide, &new.sampling.end_ids)),
             sampling: new.sampling,
             places: None,
             prompt_table: new.prompt_table,

@@ -1,5 +1,6 @@
 //! `trtllm bench`: throughput and latency of the engine, and the single operations, beside what the machine could do.
 
+mod guides;
 mod limits;
 mod load;
 mod load_test;
@@ -40,6 +41,8 @@ pub enum Bench {
     Ops(OpsArgs),
     /// The scheduler without a model: what a step costs on the CPU besides the device's work.
     Scheduler(SchedulerArgs),
+    /// Guided decoding without a model: how long the masks of a batch take beside a step.
+    Guides(GuidesArgs),
 }
 
 #[derive(Debug, Args)]
@@ -128,6 +131,22 @@ pub struct SchedulerArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct GuidesArgs {
+    /// Guided sequences that run together.
+    #[arg(long, default_value_t = 64)]
+    sequences: usize,
+    /// Steps that are measured.
+    #[arg(long, default_value_t = 300)]
+    steps: usize,
+    /// Tokens of the made-up vocabulary.
+    #[arg(long, default_value_t = 128_256)]
+    vocab_size: usize,
+    /// Prints the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct ModelArgs {
     /// A Hugging Face folder.
     #[arg(long, required_unless_present = "dummy", conflicts_with = "dummy")]
@@ -173,6 +192,7 @@ impl Bench {
             Self::Load(args) => load::run(&args),
             Self::Ops(args) => ops::run(&args),
             Self::Scheduler(args) => scheduler::run(&args),
+            Self::Guides(args) => guides::run(&args),
         }
     }
 }

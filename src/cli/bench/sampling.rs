@@ -24,7 +24,7 @@ pub(super) enum Choice {
 }
 
 /// Without an end, so that answers have the length that was asked for.
-const EXPRESSION: &str = r#"(\{"[a-z]+": ?([0-9]+|"[a-z ]*")\},? ?)*"#;
+pub(super) const EXPRESSION: &str = r#"(\{"[a-z]+": ?([0-9]+|"[a-z ]*")\},? ?)*"#;
 
 /// Makes the parameters of requests.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ impl Sampler {
 }
 
 /// Bytes, then words of letters, some behind a space or in quotes.
-fn vocabulary(size: usize) -> Vec<GuideToken> {
+pub(super) fn vocabulary(size: usize) -> Vec<GuideToken> {
     let word = |number: usize| {
         let mut rest = number;
         let letters = std::iter::from_fn(|| {
