@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that only a machine with a GPU can show; one table last, and a failure where a row fails.
-#   ci/gpu.sh [PART...]        parts: ops models sanitizer e2e bench serve (default: all)
+#   ci/gpu.sh [PART...]        parts: ops models decoding sanitizer e2e bench serve (default: all)
 #   ci/gpu.sh --pack DIR       a folder with all that it takes, to run as DIR/ci/gpu.sh on a machine that has only a driver,
 #                              CUDA's run-time libraries, xz and, for e2e and serve, a tritonserver and Python with
 #                              pytest, numpy and tritonclient[http,grpc]
@@ -12,7 +12,7 @@ build() {
   . "$HERE/ci/common.sh"
   ensure_system; ensure_rust; ensure_kernel_compiler
   export KERNELS_STRICT=1
-  (cd "$HERE" && cargo build --release --locked --lib --bins && cargo test --release --locked --no-run --test ops --test models)
+  (cd "$HERE" && cargo build --release --locked --lib --bins && cargo test --release --locked --no-run --test ops --test models --test decoding)
 }
 
 # pack DIR: stripped programs in bin/, the library under both of its names, and the files that tests read.
@@ -20,7 +20,7 @@ pack() {
   mkdir -p "$1/bin" "$1/backends/trtllm" "$1/backends/tensorrtllm"
   local release=$HERE/target/release name
   install -m 755 "$release/trtllm" "$1/bin/trtllm"
-  for name in ops models; do
+  for name in ops models decoding; do
     install -m 755 "$(find "$release/deps" -name "$name-????????????????" -type f -perm -u+x -printf '%T@ %p\n' | sort -n | tail -n1 | cut -d' ' -f2)" "$1/bin/$name"
   done
   install -m 755 "$release/libtriton_trtllm.so" "$1/backends/trtllm/"
@@ -39,7 +39,7 @@ if [ "${1:-}" = --pack ]; then
   [ $# = 2 ] || { echo "usage: ci/gpu.sh --pack DIR" >&2; exit 2; }
   (build); pack "$2"; exit
 fi
-PARTS=${*:-ops models sanitizer e2e bench serve}
+PARTS=${*:-ops models decoding sanitizer e2e bench serve}
 wants() { [[ " $PARTS " = *" $1 "* ]]; }
 STAGE=$HERE
 if [ -e "$HERE/Cargo.toml" ]; then STAGE=$HERE/target/gpu; (build); pack "$STAGE"; fi
@@ -92,6 +92,7 @@ if wants models; then
   run models "every model, graphs on and off, against the reference" env MODELS_DEVICE=cuda "$BIN/models"
   run models-cpu "the same on the CPU" env MODELS_DEVICE=cpu "$BIN/models"
 fi
+wants decoding && run decoding "every knob alone and in batches, any values of them" env DECODING_DEVICE=cuda "$BIN/decoding" --test-threads 4
 if wants sanitizer; then
   for tool in memcheck racecheck; do
     run "$tool" "compute-sanitizer $tool over the operations" env OPS_DEVICE=cuda timeout 240 "$SANITIZER" --tool "$tool" \

@@ -1,10 +1,20 @@
 //! Tokens that are guessed before the model is asked, so that one step can confirm several.
 //!
 //! A guess is a chain: each token is followed by the next. Trees (Medusa, EAGLE, ReDrafter, lookahead) extend the same
-//! seam: a chunk's draft then has a depth for each token, which becomes its position, and a packed mask of ancestors in
-//! place of "all before"; and since an accepted path need not lie in neighbouring slots, the output of a step names the
-//! accepted slots, which the plan of the next one compacts like a block copy, before anything is computed. What the
-//! engine relies on stays the same: a step returns the tokens of one path, the last of which has no slot yet.
+//! seam. A chunk that guesses G tokens brings, in the order of its slots,
+//!
+//! - the tokens `[G]`, parents before children: [`crate::step::Chunk::draft`];
+//! - their depths `[G]`, the first 1: token `i` has the position of the last known token plus its depth, while its slot
+//!   stays the one behind that of token `i - 1`;
+//! - packed masks `[G, ceil(G / 32)]`: bit `j % 32` of word `j / 32` of row `i` says that token `i` sees token `j`, which is
+//!   itself or an ancestor; all of them see what is known.
+//!
+//! A chain has depths `1..=G` and lower triangles, which is what attention does without masks. A step verifies one path from
+//! the root: behind each accepted token it samples from that token's row, and goes on at the child that was sampled. Its
+//! output names the accepted slots; where they are no neighbours, the plan of the next step moves them together before
+//! anything is computed, as it copies blocks ([`crate::step::BlockCopy`]), so that slots are positions again. A chain moves
+//! nothing. What the engine relies on stays the same: a step returns the tokens of one path, the last of which has no slot
+//! yet.
 
 use crate::ids::TokenId;
 use std::collections::HashMap;

@@ -1,6 +1,6 @@
 //! The demo model behind the fake server, and requests for it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use triton_trtllm::adapter;
 use triton_trtllm::error::Result;
@@ -20,8 +20,10 @@ impl ModelLoader for Loader {
     }
 }
 
+/// In the project, or where `TRTLLM_ROOT` says that its files lie.
 pub fn demo_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("ci/demo_model/hf")
+    let root = std::env::var_os("TRTLLM_ROOT");
+    root.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from).join("ci/demo_model/hf")
 }
 
 pub fn start() -> Server {
@@ -30,13 +32,14 @@ pub fn start() -> Server {
     server
 }
 
-/// The demo model on the CPU with further parameters.
+/// The demo model with further parameters: on the CPU, or on what `DECODING_DEVICE` names.
 pub fn demo<'a>(server: &'a Server, parameters: &[(&str, &str)]) -> LoadedModel<'a> {
     let folder = demo_dir();
     let folder = folder.to_str().unwrap();
+    let device = std::env::var("DECODING_DEVICE").unwrap_or("cpu".into());
     let mut given = vec![
         ("gpt_model_path", folder),
-        ("device", "cpu"),
+        ("device", &*device),
         ("max_batch_size", "32"),
         ("max_seq_len", "512"),
         ("max_tokens_in_paged_kv_cache", "16384"),
