@@ -32,8 +32,8 @@ pub(super) struct Candidate<'a> {
 
 /// Decides on admission; one object for each [`SchedulerPolicy`].
 pub(super) trait CapacityPolicy: Send {
-    /// Whether another sequence may start while `running` runs.
-    fn may_join(&self, _running: &Sequence) -> bool {
+    /// Whether another sequence may start while these run.
+    fn may_join(&self, _running: &mut dyn Iterator<Item = &Sequence>) -> bool {
         true
     }
 
@@ -112,8 +112,8 @@ struct StaticBatch;
 
 impl CapacityPolicy for StaticBatch {
     /// A batch takes members until the first of them generates.
-    fn may_join(&self, running: &Sequence) -> bool {
-        running.num_tokens() == running.prompt_len()
+    fn may_join(&self, running: &mut dyn Iterator<Item = &Sequence>) -> bool {
+        Iterator::all(&mut { running }, |running| running.num_tokens() == running.prompt_len())
     }
 
     fn promise(&self, _: &Sequence) -> Promise {

@@ -59,6 +59,8 @@ pub(super) struct Scheduler {
     slots: Slots,
     /// In order of their first start: who was preempted is not the youngest when it comes back, and not the next victim.
     running: Vec<SeqRef>,
+    /// Those of them that may compute a part of their prompt still, as of the plan that is being made.
+    computing: Vec<SeqRef>,
     queue: WaitingQueue,
     cursor: Cursor,
     blocked: Option<Blocked>,
@@ -92,6 +94,7 @@ impl Scheduler {
             config,
             slots: Slots::default(),
             running: Vec::new(),
+            computing: Vec::new(),
             queue: WaitingQueue::new(ageing_ns),
             cursor: Cursor::default(),
             blocked: None,
@@ -404,6 +407,11 @@ impl Scheduler {
     fn take_off(&mut self, seq: SeqRef) {
         self.cache_tail(seq);
         let (tenant, key) = self.place(seq);
+        if self.slots[seq].status == Status::Running {
+            let rank = self.slots[seq].rank;
+            let at = self.running.partition_point(|&other| self.slots[other].rank < rank);
+            self.running.remove(at);
+        }
         let sequence = &mut self.slots[seq];
         match sequence.status {
             Status::Waiting => {
@@ -413,7 +421,6 @@ impl Scheduler {
             Status::Running => {
                 self.promised -= sequence.reserved_blocks.saturating_sub(sequence.table.len());
                 self.protected -= std::mem::take(&mut sequence.protected_blocks);
-                self.running.retain(|&other| other != seq);
                 let whole_blocks = sequence.whole_blocks(self.kv.block_size());
                 self.kv.windows_mut().unclaim(whole_blocks);
             }

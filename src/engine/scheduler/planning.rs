@@ -18,6 +18,8 @@ struct Draft {
     budget: usize,
     /// Rows of logits beyond one for each chunk.
     spare_rows: usize,
+    /// Sequences with more than one token to compute.
+    prefills: Vec<SeqRef>,
     /// Sequences that have started without a chunk: they share the step with the others.
     started: Vec<SeqRef>,
 }
@@ -37,7 +39,8 @@ impl Scheduler {
         self.kv.set_time(now_ns);
         self.plans += 1;
         self.leave_windows();
-        let is_open = self.queue.len() > 0 && self.running.iter().all(|&seq| self.policy.may_join(&self.slots[seq]));
+        let mut running = self.running.iter().map(|&seq| &self.slots[seq]);
+        let is_open = self.queue.len() > 0 && self.policy.may_join(&mut running);
         let places = self.running.len() + 1;
         let chunks = Vec::with_capacity(places);
         let flight = Flight { chunks: Vec::with_capacity(places), stats: PlanStats::default(), launched_ns: now_ns };
@@ -48,6 +51,7 @@ impl Scheduler {
             budget: self.config.max_step_tokens,
             spare_rows: self.spare_rows,
             started: Vec::new(),
+            prefills: Vec::new(),
         };
         self.schedule_decodes(&mut draft);
         let decodes = draft.flight.stats.scheduled;
@@ -80,8 +84,15 @@ impl Scheduler {
 
     fn schedule_decodes(&mut self, draft: &mut Draft) {
         let mut at = 0;
+        self.computing.clear();
         while let Some(&seq) = self.running.get(at) {
             let sequence = &self.slots[seq];
+            if sequence.num_landed < sequence.prompt_len() {
+                self.computing.push(seq);
+            }
+            if sequence.remaining() > 1 {
+                draft.prefills.push(seq);
+            }
             let is_known = sequence.drafter.is_none() || sequence.in_flight_tokens == 0;
             let wants = sequence.remaining() == 1 && is_known;
             if wants && draft.budget > 0 && self.make_room(seq, at) {
@@ -92,11 +103,11 @@ impl Scheduler {
     }
 
     fn schedule_prefills(&mut self, draft: &mut Draft) {
-        for at in 0..self.running.len() {
-            let seq = self.running[at];
+        for seq in std::mem::take(&mut draft.prefills) {
             let sequence = &self.slots[seq];
             let remaining = sequence.remaining();
-            if remaining <= 1 {
+            // It may have been preempted for another one's next token.
+            if sequence.status != Status::Running {
                 continue;
             }
             let len = self.chunk_len(sequence.num_computed, remaining, draft.budget);
@@ -292,14 +303,15 @@ impl Scheduler {
             return None;
         }
         let is_ahead = |other: &Sequence| {
-            other.cacheable
+            other.status == Status::Running
+                && other.cacheable
                 && other.cached_blocks <= have
                 && other.num_landed < other.prompt_len()
                 && other.prompt_len() >= end
                 && other.space() == candidate.space()
                 && other.content(0, end) == candidate.content(0, end)
         };
-        let seq = self.running.iter().copied().find(|&seq| is_ahead(&self.slots[seq]))?;
+        let seq = self.computing.iter().copied().find(|&seq| is_ahead(&self.slots[seq]))?;
         Some(Forerunner { seq, life: self.slots[seq].life, cached_blocks: have })
     }
 
@@ -355,6 +367,7 @@ impl Scheduler {
         let rank = sequence.rank;
         let at = self.running.partition_point(|&other| self.slots[other].rank < rank);
         self.running.insert(at, seq);
+        self.computing.push(seq);
         true
     }
 
