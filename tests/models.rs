@@ -15,6 +15,8 @@ mod engine;
 mod formats;
 #[path = "models/fp8.rs"]
 mod fp8;
+#[path = "models/fuzz.rs"]
+mod fuzz;
 #[path = "models/golden.rs"]
 mod golden;
 #[path = "models/inspect.rs"]

@@ -30,7 +30,8 @@ pub(super) fn softmax(renormalize: bool) -> RoutingRule {
 
 pub(super) fn experts(section: &Section, config: &ModelConfig, rule: RoutingRule) -> Result<Experts> {
     let count_keys = ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"];
-    let chosen_keys = ["num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k", "num_experts_per_token"];
+    let chosen_keys =
+        ["num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token"];
     let count = section.required_count(&count_keys, 1 << 16)?;
     Ok(Experts {
         count,
