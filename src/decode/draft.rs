@@ -33,24 +33,29 @@ pub struct NGramOptions {
 pub struct Drafter {
     given: Vec<TokenId>,
     ngrams: Option<NGrams>,
+    /// Tokens from here on are rows of a prompt table, which no model says.
+    vocab_size: usize,
 }
 
 impl Drafter {
     /// `given`: what the client expects behind the prompt. `None` where there is nothing to guess from.
-    pub fn new(given: &[TokenId], ngrams: Option<NGramOptions>) -> Option<Self> {
+    pub fn new(given: &[TokenId], ngrams: Option<NGramOptions>, vocab_size: usize) -> Option<Self> {
         let ngrams = ngrams.map(|options| NGrams { options, next: HashMap::new(), indexed: 1 });
-        (!given.is_empty() || ngrams.is_some()).then(|| Self { given: given.to_vec(), ngrams })
+        (!given.is_empty() || ngrams.is_some()).then(|| Self { given: given.to_vec(), ngrams, vocab_size })
     }
 
     /// Up to `most` tokens that may follow `tokens`, which begin with the prompt. The tokens of a later call begin with
     /// those of an earlier one; its cost is that of the tokens that are new.
     pub fn propose(&mut self, tokens: &[TokenId], prompt_len: usize, most: usize) -> Vec<TokenId> {
         let expected = self.given.strip_prefix(&tokens[prompt_len..]).filter(|rest| !rest.is_empty());
-        match (expected, &mut self.ngrams) {
+        let mut draft = match (expected, &mut self.ngrams) {
             (Some(rest), _) => rest[..rest.len().min(most)].to_vec(),
             (None, Some(ngrams)) => ngrams.propose(tokens, most),
             (None, None) => Vec::new(),
-        }
+        };
+        let is_said = |&token: &TokenId| usize::try_from(token).is_ok_and(|token| token < self.vocab_size);
+        draft.truncate(draft.iter().take_while(|token| is_said(token)).count());
+        draft
     }
 
     /// Whether no call of [`Drafter::propose`] can guess any more, now that `generated` has been said.
@@ -105,7 +110,7 @@ mod tests {
     use super::*;
 
     fn drafter(max_draft_len: usize, max_matching_ngram_size: usize) -> Drafter {
-        Drafter::new(&[], Some(NGramOptions { max_draft_len, max_matching_ngram_size })).unwrap()
+        Drafter::new(&[], Some(NGramOptions { max_draft_len, max_matching_ngram_size }), 1000).unwrap()
     }
 
     #[test]
@@ -125,6 +130,14 @@ mod tests {
     }
 
     #[test]
+    fn a_row_of_a_prompt_table_is_no_guess_but_ends_one() {
+        let tokens = [1000, 1001, 5, 6, 1000, 7, 5];
+        assert_eq!(drafter(3, 2).propose(&tokens, 7, 9), [6], "6 and not the row that followed it");
+        assert!(drafter(3, 2).propose(&[5, 1000, 6, 5], 4, 9).is_empty());
+        assert_eq!(drafter(3, 2).propose(&[1000, 5, 6, 1000], 4, 9), [5, 6], "what followed a row is one");
+    }
+
+    #[test]
     fn guesses_do_not_depend_on_how_often_was_asked() {
         let tokens: Vec<TokenId> = (0..200).map(|at: TokenId| at * at % 7 % 3).collect();
         let mut often = drafter(4, 3);
@@ -135,11 +148,11 @@ mod tests {
 
     #[test]
     fn what_was_given_counts_as_long_as_it_comes_true() {
-        let mut drafter = Drafter::new(&[5, 6, 7], None).unwrap();
+        let mut drafter = Drafter::new(&[5, 6, 7], None, 1000).unwrap();
         assert_eq!(drafter.propose(&[1, 2], 2, 2), [5, 6]);
         assert_eq!(drafter.propose(&[1, 2, 5], 2, 9), [6, 7]);
         assert!(drafter.propose(&[1, 2, 4], 2, 9).is_empty());
         assert!(!drafter.is_exhausted(&[5]) && drafter.is_exhausted(&[4]) && drafter.is_exhausted(&[5, 6, 7]));
-        assert!(Drafter::new(&[], None).is_none());
+        assert!(Drafter::new(&[], None, 1000).is_none());
     }
 }

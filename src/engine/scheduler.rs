@@ -163,9 +163,7 @@ impl Scheduler {
         self.next_seq += 1;
         let mut sequence = Sequence::new(id, Arc::clone(request), address, arrival_ns);
         if search.is_none() {
-            // What repeats a prompt with tokens behind the vocabulary could guess one of them.
-            let ngrams = self.config.ngram_drafts.filter(|_| request.prompt_table.is_none());
-            sequence.drafter = Drafter::new(&request.draft, ngrams);
+            sequence.drafter = Drafter::new(&request.draft, self.config.ngram_drafts, self.vocab_size);
         }
         sequence.search = search;
         sequence.leader = leader;

@@ -9,7 +9,7 @@ use triton_trtllm::engine::{
 };
 use triton_trtllm::ids::TokenId;
 use triton_trtllm::runner::ModelOptions;
-use triton_trtllm::step::Executor;
+use triton_trtllm::step::{Executor, PromptTable};
 
 struct Channel(Sender<Delta>);
 
@@ -254,12 +254,20 @@ fn clients_that_leave_between_overlapping_steps_disturb_nobody() {
     assert!(cancelled > 5, "{cancelled} requests were cancelled");
 }
 
-/// Requests that repeat themselves, so that there is something to guess: greedy, drawn, with penalties and log-probs.
+/// Requests that repeat themselves, so that there is something to guess: greedy, drawn, with penalties and log-probs, some
+/// with an embedding of their own, which cannot be guessed.
 fn repeating_requests() -> Vec<Request> {
     let mut requests = eventful_requests();
     for (index, request) in requests.iter_mut().enumerate() {
-        let beginning: Vec<_> = request.prompt.iter().copied().take(5).collect();
+        let mut beginning: Vec<_> = request.prompt.iter().copied().take(5).collect();
+        if index % 4 == 2 && !request.outputs.prompt_log_probs {
+            let row = (0..32).map(|at| (at * index % 7) as f32 / 7.0 - 0.4).collect();
+            request.prompt_table = Some(PromptTable::new(32, row).unwrap());
+            beginning.insert(1, 128);
+        }
         request.prompt = beginning.iter().copied().cycle().take(20 + index % 9).collect();
+        let identity = |&token: &TokenId| if token == 128 { index as u64 } else { 0 };
+        request.extra_ids = request.prompt.iter().map(identity).collect();
         request.stop.max_tokens = 24;
     }
     requests

@@ -18,7 +18,7 @@ pub struct Drafts {
 const SET_ANEW: [&str; 3] = ["input_ids", "input_lengths", "request_output_len"];
 
 /// Inputs of the LLM that its draft does not get: what is told about the answer, and what fits one model only.
-const NOT_FOR_THE_DRAFT: [&str; 16] = [
+const NOT_FOR_THE_DRAFT: [&str; 15] = [
     "streaming",
     "exclude_input_in_output",
     "min_tokens",
@@ -32,7 +32,6 @@ const NOT_FOR_THE_DRAFT: [&str; 16] = [
     "lora_task_id",
     "lora_weights",
     "lora_config",
-    "prompt_embedding_table",
     "guided_decoding_guide_type",
     "guided_decoding_guide",
 ];
@@ -108,11 +107,20 @@ impl Loop {
     /// A call for this many more tokens, whose answer comes without the tokens so far.
     fn call(&self, output_len: usize, kept: impl Fn(&NamedTensor) -> bool) -> Vec<NamedTensor> {
         let mut inputs: Vec<_> = self.inputs.iter().filter(|tensor| kept(tensor)).cloned().collect();
+        inputs.iter_mut().filter(|tensor| tensor.name == "prompt_table_extra_ids").for_each(|ids| self.lengthen(ids));
         inputs.push(ints("input_ids", self.ids.clone()));
         inputs.push(ints("input_lengths", vec![self.ids.len() as i32]));
         inputs.push(ints("request_output_len", vec![output_len as i32]));
         inputs.push(flag("exclude_input_in_output", true));
         inputs
+    }
+
+    /// The answer so far counts as a part of the prompt, whose tokens have an id each; those of the answer are ordinary.
+    fn lengthen(&self, extra_ids: &mut NamedTensor) {
+        if let TensorData::U64(ids) = &mut extra_ids.data {
+            ids.resize(self.ids.len(), 0);
+            extra_ids.shape = vec![1, self.ids.len() as i64];
+        }
     }
 
     fn draft_call(&self, tokens: usize, with_logits: bool) -> Vec<NamedTensor> {

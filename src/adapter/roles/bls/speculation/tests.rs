@@ -178,3 +178,17 @@ fn s6_4_what_does_not_go_with_drafts_is_refused_by_name() {
     let error = run(&models, request(5, -1, vec![])).unwrap_err();
     assert!(error.message().contains("num_draft_tokens is -1"), "{error}");
 }
+
+#[test]
+fn s6_4_both_models_get_the_prompt_table_and_an_id_for_every_token_so_far() {
+    let table = NamedTensor::new("prompt_embedding_table", [1, 1, 2], TensorData::F32(vec![0.5, 1.5]));
+    let prompt = vec![ints("input_ids", vec![1000, 2]), ints("request_output_len", vec![9]), table.clone()];
+    let extra = NamedTensor::new("prompt_table_extra_ids", [1, 2], TensorData::U64(vec![7, 0]));
+    let mut state = Loop::new([prompt, vec![extra]].concat()).unwrap();
+    state.take(&[3, 4, 5], &[]);
+    for call in [state.draft_call(2, false), state.target_call(&[6, 7], None)] {
+        assert!(call.contains(&table));
+        let ids = present(&call, "prompt_table_extra_ids").unwrap();
+        assert_eq!((&ids.shape[..], &ids.data), (&[1, 5][..], &TensorData::U64(vec![7, 0, 0, 0, 0])));
+    }
+}
