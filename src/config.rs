@@ -19,7 +19,7 @@ pub use choices::{
 pub use concerns::readers;
 pub use docs::parameters_markdown;
 pub use engine_arguments::{WithArguments, engine_arguments_markdown, with_engine_arguments};
-pub use load::{Level, Loaded, Note};
+pub use load::{Level, Loaded, Note, closest};
 pub use pbtxt::parse_config;
 pub use table::{Effect, PARAMETERS, ParameterRow, Parameters, Range, Setting, Source};
 pub use value::{BraceLists, FromParameter, GpuLists, GpuName, InstanceLists, Switch, TenantWeights, is_placeholder};

@@ -26,5 +26,7 @@ mod rows;
 mod scheduling;
 #[path = "adapter/script.rs"]
 mod script;
+#[path = "adapter/surroundings.rs"]
+mod surroundings;
 #[path = "adapter/text.rs"]
 mod text;

@@ -101,6 +101,7 @@ fn a_good_repository_passes_and_its_memory_plan_is_printed() {
     {
         assert!(text.contains(expected), "{expected}: {text}");
     }
+    assert!(!text.contains("is unknown") && !text.contains("KIND_GPU"), "{text}");
 }
 
 #[test]
@@ -119,6 +120,8 @@ fn each_mistake_in_a_repository_is_one_sentence() {
             "model_name: \"llama\"",
             "model \"llama\" is used here but is not",
         ),
+        ("ensemble", "key: \"runtime_top_k\"", "key: \"top_kk\"", "input_map names \"top_kk\", which is no input of"),
+        ("ensemble", "key: \"OUTPUT\"", "key: \"TEXT\"", "output_map names \"TEXT\", which is no output of"),
     ];
     for (model, from, to, expected) in cases {
         let edit = |name: &str, text: String| if name == *model { text.replacen(from, to, 1) } else { text };
@@ -126,9 +129,64 @@ fn each_mistake_in_a_repository_is_one_sentence() {
         assert!(!good && text.contains(expected), "{expected}: {text}");
         assert!(text.contains("the repository would not load as it is"), "{text}");
     }
-    let (good, text) =
-        check(|_, text| text.replace("key: \"exclude_input_in_output\"", "key: \"exclude_input_in_ouput\""));
+    let (good, text) = check(|name, text| match name {
+        "tensorrt_llm" => text.replace("key: \"exclude_input_in_output\"", "key: \"exclude_input_in_ouput\""),
+        _ => text,
+    });
     assert!(good && text.contains("did you mean \"exclude_input_in_output\"?"), "{text}");
+}
+
+#[test]
+fn tensors_that_the_role_does_not_have_are_warnings() {
+    let cases: &[(&str, &str, &str, &str)] = &[
+        (
+            "tensorrt_llm",
+            "\"temperature\"",
+            "\"temprature\"",
+            "input \"temprature\" is unknown: requests with it are refused; did you mean \"temperature\"?",
+        ),
+        ("tensorrt_llm", "\"batch_index\"", "\"something\"", "output \"something\" is unknown: it is never filled"),
+        (
+            "tensorrt_llm",
+            "\"input_ids\"\n    data_type: TYPE_INT32",
+            "\"input_ids\"\n    data_type: TYPE_FP32",
+            "input \"input_ids\" is declared TYPE_FP32, but must be TYPE_INT32",
+        ),
+        (
+            "tensorrt_llm",
+            "\"sequence_length\"\n    data_type: TYPE_INT32",
+            "\"sequence_length\"\n    data_type: TYPE_INT64",
+            "output \"sequence_length\" is declared TYPE_INT64, but is TYPE_INT32",
+        ),
+        ("postprocessing", "\"SEQUENCE_LENGTH\"", "\"LENGTHS\"", "no input SEQUENCE_LENGTH is declared"),
+        ("tensorrt_llm_bls", "\"top_k\"", "\"runtime_top_k\"", "input \"runtime_top_k\" is unknown"),
+    ];
+    for (model, from, to, expected) in cases {
+        let edit = |name: &str, text: String| {
+            if name != *model {
+                // The ensemble would name what is not there any more.
+                return if name == "ensemble" { "platform: \"ensemble\"\n".to_owned() } else { text };
+            }
+            assert!(text.contains(from), "{model} has no {from}");
+            text.replacen(from, to, 1)
+        };
+        let (good, text) = check(edit);
+        assert!(good && text.contains(expected), "{expected}: {text}");
+    }
+    let logits = |name: &str, text: String| match name {
+        "tensorrt_llm" => {
+            text.replace("\"context_logits\"\n    data_type: TYPE_FP32", "\"context_logits\"\n    data_type: TYPE_FP16")
+        }
+        _ => text,
+    };
+    let (good, text) = check(logits);
+    assert!(good && !text.contains("context_logits"), "both types are served: {text}");
+}
+
+#[test]
+fn instances_on_a_gpu_are_told_what_becomes_of_them() {
+    let (good, text) = check(|_, text| text.replace("KIND_MODEL", "KIND_GPU"));
+    assert!(good && text.contains("instance_group says KIND_GPU") && text.contains("refuses the model"), "{text}");
 }
 
 /// What `trtllm check` says about a repository of these files.
@@ -178,11 +236,11 @@ fn engine_arguments_of_another_backend_are_checked_with_the_memory_plan() {
     let (good, text) = check_files(&files(arguments.clone()), &["--gpu-memory-gib", "8"]);
     assert!(good && text.contains("did you mean \"max_model_len\"?"), "{text}");
     assert!(
-        text.contains("model_role = \"vllm\"") && text.contains("on a GPU with 8 GiB free: KV cache of up to"),
+        text.contains("model_role = \"vllm\"") && text.contains("on a GPU with 8 GiB free: KV cache of "),
         "{text}"
     );
-    let (good, text) = check_files(&files(arguments), &["--gpu-memory-gib", "0.043"]);
-    assert!(!good && text.contains("lower max_seq_len or use a larger GPU"), "{text}");
+    let (good, text) = check_files(&files(arguments), &["--gpu-memory-gib", "0.02"]);
+    assert!(!good && text.contains("on a GPU with 0.02 GiB free: the model needs"), "{text}");
     let (good, text) = check_files(&files("{\"tensor_parallel_size\": 2}".into()), &[]);
     assert!(!good && text.contains("tensor_parallel_size is 2, this version supports 1 only"), "{text}");
 }
@@ -196,6 +254,34 @@ fn guides_are_measured_without_a_model() {
     assert_eq!(rows.as_array().unwrap().len(), 5);
     assert!(rows[0]["microseconds"]["p50"].as_f64().unwrap() > 0.0, "{rows}");
     assert!(String::from_utf8(trtllm(&args).stdout).unwrap().contains("any JSON object"));
+}
+
+#[test]
+fn windows_leave_room_for_more_tokens_on_a_gpu() {
+    let model = tempfile::tempdir().unwrap();
+    let shape = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/llama-gqa/config.json"),
+    );
+    let shape = shape.unwrap().replace("\"max_position_embeddings\": 256", "\"max_position_embeddings\": 65536");
+    std::fs::write(model.path().join("config.json"), shape).unwrap();
+    let tokens = |windows: &str| {
+        let parameter =
+            |key: &str, value: &str| format!("parameters {{ key: \"{key}\" value {{ string_value: \"{value}\" }} }}\n");
+        let config = [
+            "backend: \"trtllm\"\n".to_owned(),
+            parameter("gpt_model_path", model.path().to_str().unwrap()),
+            parameter("load_format", "dummy"),
+            parameter("max_attention_window_size", windows),
+        ];
+        let files = [("llm/config.pbtxt", config.concat()), ("llm/1/.gitkeep", String::new())];
+        let (good, text) = check_files(&files, &["--gpu-memory-gib", "0.5"]);
+        assert!(good, "{text}");
+        let (_, rest) = text.split_once("GiB free: KV cache of ").unwrap();
+        (rest.split(' ').next().unwrap().parse::<usize>().unwrap(), text)
+    };
+    let ((plain, _), (windowed, text)) = (tokens("65536"), tokens("128,65536"));
+    assert!(windowed > 2 * plain, "{windowed} {plain}");
+    assert!(text.contains("2 of its layers see the last 128 tokens"), "{text}");
 }
 
 #[test]

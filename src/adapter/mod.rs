@@ -32,15 +32,15 @@ pub fn load_model(model: &Model) -> Result<Arc<dyn ModelHandler>> {
 pub fn load_model_from(model: &Model, source: ExecutorSource) -> Result<Arc<dyn ModelHandler>> {
     let arguments = with_engine_arguments(&model.config, &llm::version_dir(model))?;
     let model = &Model { config: arguments.config, ..model.clone() };
-    let Loaded { parameters, notes } = Parameters::load(&model.config)?;
-    for note in arguments.notes.into_iter().chain(notes) {
-        match note.level {
-            Level::Info => tracing::info!("{}: {}", model.name, note.text),
-            Level::Warning => tracing::warn!("{}: {}", model.name, note.text),
-        }
+    let mut loaded = Parameters::load(&model.config)?;
+    loaded.notes.splice(0..0, arguments.notes);
+    let role = loaded.parameters.role()?;
+    match loaded.report(role) {
+        (Level::Info, report) => tracing::info!("{}: {report}", model.name),
+        (Level::Warning, report) => tracing::warn!("{}: {report}", model.name),
     }
+    let parameters = loaded.parameters;
     parameters.check()?;
-    let role = parameters.role()?;
     match role {
         ModelRole::Llm | ModelRole::LlmApi | ModelRole::Vllm => {
             Ok(Arc::new(LlmModel::load(model, parameters, source, roles::interface(role))?))

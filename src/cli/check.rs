@@ -1,12 +1,11 @@
 //! `trtllm check`: a model repository, looked at as the server and this backend would.
 
-use crate::config::readers;
-use crate::config::{
-    Level, Loaded, ModelRole, PARAMETERS, Parameters, Source, is_placeholder, parse_config, with_engine_arguments,
-};
+mod tensors;
+
+use crate::config::{Level, Loaded, ModelRole, Parameters, is_placeholder, parse_config, with_engine_arguments};
 use crate::device::DeviceKind;
 use crate::error::{Error, Result};
-use crate::runner::{ModelOptions, Placement, plan};
+use crate::runner::{ModelOptions, Placement, plan, plan_gpu};
 use crate::text::Tokenizer;
 use clap::Args;
 use serde_json::Value;
@@ -134,8 +133,24 @@ fn newest_version(folder: &Path) -> Option<PathBuf> {
 
 fn check_steps(config: &Value, all: &[Entry], findings: &mut Findings) {
     let steps = config["ensemble_scheduling"]["step"].as_array();
-    for model in steps.into_iter().flatten().filter_map(|step| step["model_name"].as_str()) {
+    for step in steps.into_iter().flatten() {
+        let Some(model) = step["model_name"].as_str() else { continue };
         check_there(model, all, findings);
+        if let Some(entry) = all.iter().find(|entry| entry.name == model) {
+            tensors::check_step(step, &entry.config, findings);
+        }
+    }
+}
+
+/// What the server does with instances that are to be on a GPU, here and elsewhere.
+fn check_instances(config: &Value, findings: &mut Findings) {
+    let groups = config["instance_group"].as_array();
+    if groups.into_iter().flatten().any(|group| group["kind"] == "KIND_GPU") {
+        findings.facts.push(
+            "instance_group says KIND_GPU: the server starts the instances on each GPU, and refuses the model on a \
+             machine without one; with KIND_MODEL it loads everywhere, and gpu_device_ids and device choose"
+                .to_owned(),
+        );
     }
 }
 
@@ -157,15 +172,16 @@ fn check_ours(
     let arguments = with_engine_arguments(config, version_dir)?;
     let config = &arguments.config;
     let Loaded { parameters, notes } = Parameters::load(config)?;
-    for note in arguments.notes.into_iter().chain(notes) {
+    let role = parameters.role()?;
+    for note in arguments.notes.into_iter().chain(notes).chain(parameters.misplaced(role)) {
         match note.level {
             Level::Warning => findings.warnings.push(note.text),
             Level::Info => findings.facts.push(note.text),
         }
     }
     parameters.check()?;
-    let role = parameters.role()?;
-    findings.warnings.extend(misplaced(&parameters, role));
+    tensors::check(config, role, findings);
+    check_instances(config, findings);
     findings.facts.push(parameters.effective_values(role));
     match role {
         ModelRole::Llm | ModelRole::LlmApi | ModelRole::Vllm => {
@@ -196,18 +212,6 @@ fn check_ours(
         }
     }
     Ok(())
-}
-
-/// Parameters that were given to a role which does not read them.
-fn misplaced(parameters: &Parameters, role: ModelRole) -> Option<String> {
-    let given = PARAMETERS.iter().filter(|row| (row.source)(parameters) == Source::Given && !role.reads(row.key));
-    let texts = given.map(|row| {
-        let readers: Vec<_> = readers(row.key).iter().map(|role| role.word()).collect();
-        format!("{} (read by {})", row.key, readers.join(", "))
-    });
-    let texts: Vec<_> = texts.collect();
-    (!texts.is_empty())
-        .then(|| format!("not read by the role {}: {}; move or remove them", role.word(), texts.join("; ")))
 }
 
 /// # Errors
@@ -244,16 +248,14 @@ fn check_llm(
     };
     findings.facts.push(report.to_string());
     if let Some(gib) = gpu_gib {
-        let free = (gib * f64::from(1 << 30)) as usize;
-        let left = free.saturating_sub(report.device_bytes() - report.kv.bytes);
-        let share = options.kv_free_fraction.unwrap_or(0.9);
-        let fitting = (left as f64 * share) as usize / report.kv_bytes_per_token.max(1);
-        let (wanted, longest) = (options.kv_max_tokens.unwrap_or(usize::MAX), report.limits.max_seq_len_tokens);
-        let tokens = fitting.min(wanted);
-        findings.facts.push(format!("on a GPU with {gib} GiB free: KV cache of up to {tokens} tokens"));
-        if tokens < longest {
-            findings.errors.push(format!(
-                "with {gib} GiB the KV cache holds {tokens} tokens, less than one sequence of {longest}: lower max_seq_len or use a larger GPU"
+        let report = plan_gpu(&options, (gib * f64::from(1 << 30)) as u64)
+            .map_err(|error| error.context(format_args!("on a GPU with {gib} GiB free")))?;
+        let kv = report.kv;
+        findings.facts.push(format!("on a GPU with {gib} GiB free: KV cache of {} tokens", kv.tokens));
+        for window in kv.windows {
+            findings.facts.push(format!(
+                "  {} of its layers see the last {} tokens and have {} blocks for them",
+                window.layers, window.pool.window_tokens, window.pool.num_blocks
             ));
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::choices::{BatchingType, DecodingMode, GptModelType, ModelRole};
+use super::concerns::readers;
 use super::table::{Effect, PARAMETERS, ParameterRow, Parameters, Range, Source};
 use super::value::is_placeholder;
 use crate::error::{Error, Result};
@@ -107,6 +108,18 @@ impl Parameters {
         Ok(())
     }
 
+    /// Parameters that were given to a role which does not read them.
+    pub fn misplaced(&self, role: ModelRole) -> Option<Note> {
+        let given = PARAMETERS.iter().filter(|row| (row.source)(self) == Source::Given && !role.reads(row.key));
+        let texts = given.map(|row| {
+            let readers: Vec<_> = readers(row.key).iter().map(|role| role.word()).collect();
+            format!("{} (read by {})", row.key, readers.join(", "))
+        });
+        let texts: Vec<_> = texts.collect();
+        let text = format!("not read by the role {}: {}; move or remove them", role.word(), texts.join("; "));
+        (!texts.is_empty()).then(|| warning(text))
+    }
+
     /// One line per value in effect of those that the role reads, for the log at load.
     pub fn effective_values(&self, role: ModelRole) -> String {
         let mut text = String::from("parameters in effect:");
@@ -120,9 +133,30 @@ impl Parameters {
                 Source::Unparsable => "default: the given text is not a value",
                 Source::Placeholder => "default: the placeholder was not substituted",
             };
-            text.push_str(&format!("\n  {} = {} ({source})", row.key, (row.show)(self)));
+            text.push_str(&format!("\n  {} = {} ({source})", row.key, shown(row, self)));
         }
         text
+    }
+}
+
+impl Loaded {
+    /// All that the operator is told at load: what stands in the configuration but has no effect and why, what may be a
+    /// mistake, and every value in effect with its source.
+    pub fn report(&self, role: ModelRole) -> (Level, String) {
+        let misplaced = self.parameters.misplaced(role);
+        let notes = || self.notes.iter().chain(&misplaced);
+        let mut text = self.parameters.effective_values(role);
+        notes().for_each(|note| text.push_str(&format!("\n{}", note.text)));
+        let is_warning = notes().any(|note| note.level == Level::Warning);
+        (if is_warning { Level::Warning } else { Level::Info }, text)
+    }
+}
+
+/// The value in effect; where that depends on others, on what.
+fn shown(row: &ParameterRow, parameters: &Parameters) -> String {
+    match (row.show)(parameters) {
+        value if value == "unset" => row.default.replace('`', "").replacen("unset = ", "", 1),
+        value => value,
     }
 }
 
@@ -179,9 +213,14 @@ fn notes(parameters: &Parameters, given: &BTreeMap<String, String>) -> Vec<Note>
         }));
     }
     let without_effect =
-        keys_where(|row| row.effect != Effect::Applied && matches!((row.source)(parameters), Source::Given));
-    if !without_effect.is_empty() {
-        notes.push(info(format!("accepted without effect in this version: {without_effect}")));
+        PARAMETERS.iter().filter(|row| row.effect != Effect::Applied && (row.source)(parameters) == Source::Given);
+    let reason = |row: &ParameterRow| {
+        let why = if row.effect == Effect::Never { "" } else { "not in this version yet. " };
+        format!("\n  {} = {}: {why}{}", row.key, (row.show)(parameters), row.doc)
+    };
+    let reasons: String = without_effect.map(reason).collect();
+    if !reasons.is_empty() {
+        notes.push(info(format!("accepted without effect:{reasons}")));
     }
     if parameters.enable_chunked_context.source == Source::Given && parameters.enable_chunked_context.value {
         notes.push(info(
@@ -191,10 +230,6 @@ fn notes(parameters: &Parameters, given: &BTreeMap<String, String>) -> Vec<Note>
         ));
     }
     notes
-}
-
-fn keys_where(condition: impl Fn(&ParameterRow) -> bool) -> String {
-    PARAMETERS.iter().filter(|row| condition(row)).map(|row| row.key).collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn info(text: String) -> Note {
@@ -210,7 +245,7 @@ fn closest_key(key: &str) -> Option<&'static str> {
 }
 
 /// The known key that `key` is most likely a misspelling of.
-pub(super) fn closest(key: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+pub fn closest(key: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let distances = known.map(|known| (edit_distance(key, known), known));
     distances.min().filter(|&(distance, _)| distance <= 1 + key.len() / 5).map(|(_, known)| known)
 }
@@ -289,7 +324,12 @@ mod tests {
         assert_eq!(parameters.max_tokens_in_paged_kv_cache.value, Some(2560));
         assert!(!parameters.enable_kv_cache_reuse.value);
         assert_eq!(parameters.enable_kv_cache_reuse.source, Source::Given);
-        assert!(parameters.effective_values(ModelRole::Llm).contains("kv_cache_free_gpu_mem_fraction = 0.5 (given)"));
+        let block = parameters.effective_values(ModelRole::Llm);
+        for line in
+            ["kv_cache_free_gpu_mem_fraction = 0.5 (given)", "max_batch_size = the engine folder's, else 64 (default)"]
+        {
+            assert!(block.contains(line), "{block}");
+        }
     }
 
     #[test]
@@ -321,10 +361,38 @@ mod tests {
     }
 
     #[test]
+    fn the_report_is_one_block_with_everything() {
+        let loaded = load(&[
+            ("max_beam_widht", "2"),
+            ("num_nodes", "1"),
+            ("accumulate_tokens", "true"),
+            ("max_queue_tokens", "lots"),
+            ("gpt_model_path", "${engine_dir}"),
+            ("device", "${device}"),
+        ]);
+        let (level, report) = loaded.report(ModelRole::Llm);
+        assert_eq!(level, Level::Warning);
+        for part in [
+            "parameters in effect:\n  model_role = ",
+            "\n  max_queue_tokens = no limit (default: the given text is not a value)",
+            "\n  device = auto (default: the placeholder was not substituted)",
+            "\ndevice = ${device}, gpt_model_path = ${engine_dir} still hold a ${…} placeholder",
+            "did you mean \"max_beam_width\"?",
+            "\naccepted without effect:\n  num_nodes = 1: ",
+            "\nnot read by the role llm: accumulate_tokens (read by bls)",
+        ] {
+            assert!(report.contains(part), "{part:?}: {report}");
+        }
+        assert_eq!(load(&[]).report(ModelRole::Llm).0, Level::Info);
+    }
+
+    #[test]
     fn keys_without_effect_are_named_once() {
         let notes = load(&[("participant_ids", "0"), ("num_nodes", "1")]).notes;
         assert_eq!(notes.len(), 1, "{notes:?}");
-        assert!(notes[0].text.contains("participant_ids, num_nodes"), "{notes:?}");
+        for part in ["accepted without effect:\n  participant_ids = ", "\n  num_nodes = 1: "] {
+            assert!(notes[0].text.contains(part), "{notes:?}");
+        }
     }
 
     #[test]

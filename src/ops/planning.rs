@@ -12,12 +12,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct PlanningDevice {
     real: SharedDevice,
     next_addr: AtomicU64,
+    /// Free memory of the GPU that is played.
+    gpu_bytes: Option<u64>,
 }
 
 impl PlanningDevice {
     /// A stand-in with the types of `real`.
     pub fn shared(real: &SharedDevice) -> SharedDevice {
-        Arc::new(Self { real: real.clone(), next_addr: AtomicU64::new(1 << 12) })
+        Self::with(real, None)
+    }
+
+    /// A stand-in for a GPU with this much free memory; what operations there are is what `real` has.
+    pub fn gpu(real: &SharedDevice, free_bytes: u64) -> SharedDevice {
+        Self::with(real, Some(free_bytes))
+    }
+
+    fn with(real: &SharedDevice, gpu_bytes: Option<u64>) -> SharedDevice {
+        Arc::new(Self { real: real.clone(), next_addr: AtomicU64::new(1 << 12), gpu_bytes })
     }
 
     /// So that a model is refused before it is loaded, not in its first step.
@@ -28,11 +39,20 @@ impl PlanningDevice {
 
 impl Device for PlanningDevice {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { host_accessible: false, ..self.real.info() }
+        let real = self.real.info();
+        match self.gpu_bytes {
+            None => DeviceInfo { host_accessible: false, ..real },
+            Some(bytes) => DeviceInfo {
+                description: "such a GPU".to_owned(),
+                total_bytes: bytes,
+                free_bytes: bytes,
+                host_accessible: false,
+            },
+        }
     }
 
     fn activation_dtype(&self, weights: DType) -> DType {
-        self.real.activation_dtype(weights)
+        if self.gpu_bytes.is_some() { weights } else { self.real.activation_dtype(weights) }
     }
 
     fn kv_dtype(&self, weights: DType) -> DType {
@@ -127,7 +147,7 @@ impl Device for PlanningDevice {
     }
 
     fn is_asynchronous(&self) -> bool {
-        self.real.is_asynchronous()
+        self.gpu_bytes.is_some() || self.real.is_asynchronous()
     }
 
     fn transfers(&self, upload_bytes: usize, result_bytes: usize, depth: usize) -> Result<Box<dyn Transfers>> {

@@ -12,9 +12,10 @@ use self::checkpoint::Checkpoint;
 use self::plan::{LoadPlan, records};
 use super::local::{LocalExecutor, Parts};
 use super::memory::WindowPlan;
-use crate::device::{self, DType, KvLayer, SharedDevice, Tensor};
+use crate::device::{self, DType, DeviceKind, KvLayer, SharedDevice, Tensor};
 use crate::error::{Result, ResultExt};
 use crate::model::{Decoder, ModelConfig, SpecialTokens, WeightLoader};
+use crate::ops::PlanningDevice;
 use crate::step::{Executor, ExecutorLimits, ExecutorMemory};
 use std::time::Instant;
 
@@ -43,16 +44,28 @@ pub fn load(options: &ModelOptions) -> Result<LoadedModel> {
 /// # Errors
 /// As for [`load`].
 pub fn plan(options: &ModelOptions) -> Result<LoadReport> {
+    plan_on(&device::open(options.device, &options.gpu_ids, &options.device_options)?, options)
+}
+
+/// What [`load`] would take on a GPU with this much free memory, which need not be here.
+///
+/// # Errors
+/// As for [`load`].
+pub fn plan_gpu(options: &ModelOptions, free_bytes: u64) -> Result<LoadReport> {
+    let host = device::open(DeviceKind::Cpu, &[], &options.device_options)?;
+    plan_on(&PlanningDevice::gpu(&host, free_bytes), options)
+}
+
+fn plan_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadReport> {
     let start = Instant::now();
-    let device = device::open(options.device, &options.gpu_ids, &options.device_options)?;
     options.check()?;
     let checkpoint = Checkpoint::open(options)?;
     let config = checkpoint.family.config(&checkpoint.section)?;
     let options = &checkpoint.limited(options, &config);
-    let plan = LoadPlan::new(&device, options, &checkpoint, config)?;
-    let kv = plan.kv_plan(&device, options)?;
+    let plan = LoadPlan::new(device, options, &checkpoint, config)?;
+    let kv = plan.kv_plan(device, options)?;
     let host_blocks = plan.host_blocks(options, &kv)?;
-    Ok(LoadReport { host_blocks, ..plan.report(&device, &checkpoint, kv, start) })
+    Ok(LoadReport { host_blocks, ..plan.report(device, &checkpoint, kv, start) })
 }
 
 /// [`load`] on a given device.

@@ -18,7 +18,7 @@ mod times;
 
 pub use guided::GuidedRows;
 pub use input::{StepInput, StepShape};
-pub use load::{LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on, plan};
+pub use load::{LoadReport, LoadedModel, ModelOptions, ModelSource, load, load_on, plan, plan_gpu};
 pub use local::LocalExecutor;
 pub use memory::{KvBudget, KvLimits, KvPlan, KvWindow, WindowPlan};
 pub use parameters::{Placement, cuda_options};

@@ -42,3 +42,35 @@ pub const POSTPROCESSING_INPUTS: &[Row] = &[
 
 /// Its outputs.
 pub const POSTPROCESSING_OUTPUTS: &[Row] = &[("OUTPUT", "TYPE_STRING", &[-1], false)];
+
+/// Inputs of a multimodal `preprocessing`: known, and refused.
+#[rustfmt::skip]
+pub const VISION_INPUTS: &[Row] = &[
+    ("IMAGE_BYTES", "TYPE_UINT8", &[-1, -1, -1, -1], true),
+    ("IMAGE_URL", "TYPE_STRING", &[1], true),
+    ("VIDEO_BYTES", "TYPE_UINT8", &[-1, -1, -1, -1], true),
+];
+
+/// Outputs of a multimodal `preprocessing`: known, and never filled.
+#[rustfmt::skip]
+pub const VISION_OUTPUTS: &[Row] = &[
+    ("PIXEL_VALUES", "TYPE_FP16", &[-1, -1, -1, -1], true),
+    ("ASPECT_RATIO_IDS", "TYPE_INT64", &[-1], true),
+    ("ASPECT_RATIO_MASK", "TYPE_INT64", &[-1, -1], true),
+    ("CROSS_ATTENTION_MASK", "TYPE_INT64", &[-1, -1, -1], true),
+    ("IMAGE_SIZES", "TYPE_INT64", &[2], true),
+    ("IS_VIDEO_INPUT", "TYPE_BOOL", &[1], true),
+    ("ATTENTION_MASK", "TYPE_INT64", &[-1], true),
+    ("IMAGE_GRID_THW", "TYPE_INT64", &[3], true),
+    ("VISION_INPUT_ID", "TYPE_INT32", &[-1], true),
+];
+
+/// Inputs that `postprocessing` hands on under another name, as it did up to version 0.13.
+#[rustfmt::skip]
+pub const HANDED_ON: &[(Row, &str)] = &[
+    (("CUM_LOG_PROBS", "TYPE_FP32", &[-1], true), "OUT_CUM_LOG_PROBS"),
+    (("OUTPUT_LOG_PROBS", "TYPE_FP32", &[-1, -1], true), "OUT_OUTPUT_LOG_PROBS"),
+    (("CONTEXT_LOGITS", "TYPE_FP32", &[-1, -1], true), "OUT_CONTEXT_LOGITS"),
+    (("GENERATION_LOGITS", "TYPE_FP32", &[-1, -1, -1], true), "OUT_GENERATION_LOGITS"),
+    (("BATCH_INDEX", "TYPE_INT32", &[1], true), "OUT_BATCH_INDEX"),
+];

@@ -21,7 +21,7 @@ static TOKENIZER: LazyLock<TempDir> = LazyLock::new(|| {
     folder
 });
 
-fn role(name: &str, parameters: &[(&str, &str)]) -> ModelSpec {
+pub fn role(name: &str, parameters: &[(&str, &str)]) -> ModelSpec {
     let mut given = vec![("model_role", name), ("tokenizer_dir", TOKENIZER.path().to_str().unwrap())];
     given.extend_from_slice(parameters);
     ModelSpec::with_parameters(name, &given).auto_complete()
@@ -35,7 +35,7 @@ fn bls(decoupled: bool, parameters: &[(&str, &str)]) -> ModelSpec {
 }
 
 /// The LLM with the script's tokenizer.
-fn llm(name: &str, decoupled: bool) -> ModelSpec {
+pub fn llm(name: &str, decoupled: bool) -> ModelSpec {
     let mut spec = text_model(name, &[]);
     spec.config["model_transaction_policy"] = serde_json::json!({ "decoupled": decoupled });
     spec

@@ -83,7 +83,6 @@ impl LlmModel {
     ) -> Result<Self> {
         let batching = parameters.batching()?;
         let model_dir = PathBuf::from(parameters.model_dir(&version_dir(model))?);
-        tracing::info!("{}: {}", model.name, parameters.effective_values(parameters.role()?));
         let tokenizer = load_tokenizer(&parameters, &model_dir)?;
         if let Some(DecodingMode::Medusa | DecodingMode::Redrafter | DecodingMode::Eagle) =
             parameters.decoding_mode.value

@@ -19,6 +19,7 @@ pub use prompts::{complete_prompts, interface, prompts_markdown};
 use crate::adapter::tensor::NamedTensor;
 use crate::adapter::tokenizer;
 use crate::error::{Error, Result};
+use crate::tensors::Row;
 use crate::text::Tokenizer;
 
 /// The parameters of a model: `parameters.<key>.string_value` of its config, by key.
@@ -58,7 +59,8 @@ fn require<'a>(inputs: &'a [NamedTensor], name: &str) -> Result<&'a NamedTensor>
     find(inputs, name).ok_or_else(|| Error::invalid(format!("input `{name}` is missing")))
 }
 
-fn refuse_unknown(inputs: &[NamedTensor], known: &[&str]) -> Result<()> {
+fn refuse_unknown<'a>(inputs: &[NamedTensor], known: impl Iterator<Item = &'a Row>) -> Result<()> {
+    let known: Vec<_> = known.map(|row| row.0).collect();
     match inputs.iter().find(|input| !known.contains(&input.name.as_str())) {
         Some(input) => Err(Error::invalid(format!("input `{}` is unknown, expected {}", input.name, known.join(", ")))),
         None => Ok(()),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use crate::adapter::roles::{Parameters, flag, load_tokenizer, refuse_unknown, require};
 use crate::adapter::tensor::{NamedTensor, TensorData};
 use crate::error::{Error, Result};
+use crate::tensors::Row;
+use crate::tensors::text::{HANDED_ON, POSTPROCESSING_INPUTS};
 use crate::text::Tokenizer;
 
 /// Detokenizes, with the tensor names of TensorRT-LLM's `postprocessing` model.
@@ -28,12 +30,13 @@ impl Postprocessor {
     }
 
     /// `TOKENS_BATCH [batch, beams, tokens]` and `SEQUENCE_LENGTH [batch, beams]` to `OUTPUT`, a flat array of
-    /// `batch * beams` texts: each of the first `SEQUENCE_LENGTH` tokens of its row.
+    /// `batch * beams` texts: each of the first `SEQUENCE_LENGTH` tokens of its row. Log-probabilities, logits and the
+    /// batch index come out as they went in.
     ///
     /// # Errors
     /// InvalidArg naming the input that is missing, unknown or malformed.
     pub fn run(&self, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>> {
-        refuse_unknown(inputs, &["TOKENS_BATCH", "SEQUENCE_LENGTH"])?;
+        refuse_unknown(inputs, POSTPROCESSING_INPUTS.iter().chain(HANDED_ON.iter().map(|(row, _)| row)))?;
         let (tokens, lengths) = (require(inputs, "TOKENS_BATCH")?, require(inputs, "SEQUENCE_LENGTH")?);
         let (ids, lengths_of_rows) = (tokens.to_i32()?, lengths.to_i32()?);
         let (width, leading) = match tokens.shape.split_last() {
@@ -53,7 +56,12 @@ impl Postprocessor {
         }
         let text = |(row, &length): (usize, &i32)| self.decode(&ids[row * width..][..length as usize]);
         let texts: Vec<_> = lengths_of_rows.iter().enumerate().map(text).collect::<Result<_>>()?;
-        Ok(vec![NamedTensor::new("OUTPUT", [texts.len() as i64], TensorData::Bytes(texts))])
+        let text = NamedTensor::new("OUTPUT", [texts.len() as i64], TensorData::Bytes(texts));
+        let renamed = |(row, name): &(Row, &str)| {
+            let input = inputs.iter().find(|input| input.name == row.0)?;
+            Some(NamedTensor { name: (*name).to_owned(), ..input.clone() })
+        };
+        Ok(std::iter::once(text).chain(HANDED_ON.iter().filter_map(renamed)).collect())
     }
 
     fn decode(&self, ids: &[i32]) -> Result<Vec<u8>> {
@@ -111,7 +119,7 @@ mod tests {
             (vec![tokens.clone(), lengths(-1)], "`SEQUENCE_LENGTH` is -1"),
             (vec![tokens.clone(), lengths(2)], "`TOKENS_BATCH` has the token -1"),
             (vec![tokens.clone(), i32s("SEQUENCE_LENGTH", &[2], &[1, 1])], "as many rows"),
-            (vec![tokens.clone(), lengths(1), i32s("CUM_LOG_PROBS", &[1], &[1])], "`CUM_LOG_PROBS` is unknown"),
+            (vec![tokens.clone(), lengths(1), i32s("LOG_PROBS", &[1], &[1])], "`LOG_PROBS` is unknown"),
         ] {
             let error = run(true, &inputs).unwrap_err();
             assert!(error.message().contains(message), "{error}");

@@ -7,24 +7,8 @@ use crate::adapter::tensor::{NamedTensor, TensorData};
 use crate::adapter::tokenizer::encode_prompt;
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::TokenId;
+use crate::tensors::text::{PREPROCESSING_INPUTS, VISION_INPUTS};
 use crate::text::{Tokenizer, embedding_bias, encode_words, pack_words};
-
-const KNOWN: [&str; 13] = [
-    "QUERY",
-    "DECODER_QUERY",
-    "REQUEST_OUTPUT_LEN",
-    "BAD_WORDS_DICT",
-    "STOP_WORDS_DICT",
-    "EMBEDDING_BIAS_WORDS",
-    "EMBEDDING_BIAS_WEIGHTS",
-    "END_ID",
-    "PAD_ID",
-    "PROMPT_TABLE_EXTRA_ID",
-    "IMAGE_BYTES",
-    "IMAGE_URL",
-    "VIDEO_BYTES",
-];
-const VISION: [&str; 3] = ["IMAGE_BYTES", "IMAGE_URL", "VIDEO_BYTES"];
 
 /// Tokenizes prompts, word lists and bias words, with the tensor names of TensorRT-LLM's `preprocessing` model.
 pub struct Preprocessor {
@@ -69,8 +53,8 @@ impl Preprocessor {
     /// # Errors
     /// InvalidArg naming the input that is missing, unknown or malformed; Unsupported for images.
     pub fn run(&self, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>> {
-        refuse_unknown(inputs, &KNOWN)?;
-        if let Some(input) = inputs.iter().find(|input| VISION.contains(&input.name.as_str())) {
+        refuse_unknown(inputs, PREPROCESSING_INPUTS.iter().chain(VISION_INPUTS))?;
+        if let Some(input) = inputs.iter().find(|input| VISION_INPUTS.iter().any(|row| row.0 == input.name)) {
             return Err(Error::unsupported(format!("input `{}`: only text prompts are supported", input.name)));
         }
         let query = require(inputs, "QUERY")?;
