@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use triton_trtllm::config::BatchingType;
+use triton_trtllm::metrics::Family;
 
 use crate::fake::{ModelSpec, RequestSpec, Tensor};
 use crate::script::{POISON, error, flag, model, request, start, text_model, tokens, with_id};
@@ -302,7 +304,7 @@ fn unloading_removes_every_series() {
     let server = start();
     let loaded = server.load(model("llm", true, &[])).unwrap();
     loaded.infer(request(&PROMPT, 2));
-    assert_eq!(server.family_count(), 13);
+    assert_eq!(server.family_count(), Family::of(BatchingType::Inflight).count());
     drop(loaded);
     assert_eq!(server.family_count(), 0);
 }

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import tritonclient.grpc as grpc
 from server import DEMO, DEVICE, Server, copy_template
-from test_upstream_clients import tensor
+from clients import tensor
 
 PROMPT = "Once upon a time"
 DRAFTS = ["guesses_wrong", "guesses_right"]
