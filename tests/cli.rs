@@ -101,7 +101,7 @@ fn a_good_repository_passes_and_its_memory_plan_is_printed() {
     {
         assert!(text.contains(expected), "{expected}: {text}");
     }
-    assert!(!text.contains("is unknown") && !text.contains("KIND_GPU"), "{text}");
+    assert!(!text.contains("is unknown") && !text.contains("instance_group says"), "{text}");
 }
 
 #[test]
