@@ -55,7 +55,7 @@ type Effect<'a> = Box<dyn Fn(&Answer) -> bool + 'a>;
 
 /// Name, request, and what the answer shows.
 #[rustfmt::skip]
-fn knobs<'a>(greedy: &'a Answer, sampled: &'a Answer, prompt: &'a [i32]) -> Vec<(&'static str, RequestSpec, Effect<'a>)> {
+fn knobs<'a>(greedy: &'a Answer, sampled: &'a Answer, decayed: &'a Answer, prompt: &'a [i32]) -> Vec<(&'static str, RequestSpec, Effect<'a>)> {
     let (t, first) = (&greedy.tokens, greedy.tokens[0]);
     let is_greedy = move |a: &Answer| a == greedy;
     let changed = move |a: &Answer| a.tokens.len() == TOKENS as usize && a != sampled;
@@ -68,6 +68,7 @@ fn knobs<'a>(greedy: &'a Answer, sampled: &'a Answer, prompt: &'a [i32]) -> Vec<
         ("top_p", plain().input(float("top_p", 1e-6)).input(float("temperature", 1.5)), Box::new(is_greedy)),
         ("top_p_decay", drawn(7).input(float("runtime_top_p_decay", 0.3)), Box::new(changed)),
         ("top_p_min", drawn(7).input(float("runtime_top_p_decay", 0.3)).input(float("runtime_top_p_min", 1.0)), Box::new(move |a| a == sampled)),
+        ("top_p_reset_ids", drawn(7).input(float("runtime_top_p_decay", 0.3)).input(int("runtime_top_p_reset_ids", decayed.tokens[2])), Box::new(move |a| a.tokens[..3] == decayed.tokens[..3] && a != decayed)),
         ("min_p", drawn(7).input(float("min_p", 1.0)), Box::new(is_greedy)),
         ("typical_p", drawn(7).input(float("typical_p", 0.2)), Box::new(changed)),
         ("seed", drawn(8), Box::new(changed)),
@@ -97,9 +98,10 @@ fn every_knob_has_its_effect_alone_and_in_a_batch_of_all() {
     let model = demo(&server, &[]);
     let prompt = Tokenizer::load(&demo_dir()).unwrap().encode(PROMPT, true).unwrap();
     let (greedy, sampled) = (run(&model, plain()), run(&model, drawn(7)));
+    let decayed = run(&model, drawn(7).input(float("runtime_top_p_decay", 0.3)));
     assert!(greedy.tokens.iter().any(|token| prompt.contains(token)), "the prompt does not suggest its own words");
     assert_eq!(greedy.tokens.len(), TOKENS as usize, "{greedy:?}");
-    let knobs = knobs(&greedy, &sampled, &prompt);
+    let knobs = knobs(&greedy, &sampled, &decayed, &prompt);
     let alone: Vec<_> = knobs.iter().map(|(_, request, _)| run(&model, request.clone())).collect();
     for ((name, _, effect), answer) in knobs.iter().zip(&alone) {
         assert!(effect(answer), "{name}: {answer:?}; greedy {greedy:?}, sampled {sampled:?}");

@@ -125,6 +125,8 @@ impl GuideMatcher {
     /// Back at the beginning, with the work that its states cost; `None` where the grammar has no way back.
     pub(super) fn into_start(mut self) -> Option<(Matcher, u64)> {
         self.inner.reset().ok()?;
+        // What is kept of the last mask is known by its place alone, where another answer may stand otherwise.
+        self.inner.invalidate_bias_cache();
         Some((self.inner, self.work))
     }
 

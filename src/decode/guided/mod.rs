@@ -122,13 +122,14 @@ impl Guides {
         let refuse =
             |reason: &str| Error::invalid(format!("the {word} guide cannot be compiled: {}", shortened(reason)));
         let grammar = grammar::build(source).map_err(|error| refuse(error.message()))?;
-        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+        let matcher = Matcher::new(self.factory.create_parser(grammar));
         if let Some(error) = matcher.get_error() {
             return Err(refuse(&error));
         }
         // A grammar that no token can begin is found here and not in the middle of a batch.
         let mut probe = GuideMatcher::new(matcher.deep_clone(), 0, &[], self.vocab_size);
-        let first = probe.mask().map_err(|error| refuse(error.message()))?;
+        let allows_empty = probe.mask().map_err(|error| refuse(error.message()))?.only_end();
+        let (mut matcher, work) = probe.into_start().unwrap_or((matcher, 0));
         let warnings = matcher.grammar_warnings();
         if !warnings.is_empty() {
             tracing::debug!(word, ?warnings, "guide");
@@ -136,8 +137,8 @@ impl Guides {
         let bytes = source.text.len();
         Ok(Guide(Arc::new(Compiled {
             source: source.clone(),
-            start: Mutex::new(Start { matcher, work: 0 }),
-            allows_empty: first.only_end(),
+            start: Mutex::new(Start { matcher, work }),
+            allows_empty,
             vocab_size: self.vocab_size,
             bytes,
         })))
