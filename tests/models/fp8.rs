@@ -3,7 +3,9 @@
 
 use crate::bad_checkpoints::{assert_names, change_config, change_header, copy_of, failure};
 use crate::driver::{device, fixtures, options};
-use serde_json::json;
+use crate::golden::check_folder;
+use serde_json::{Value, json};
+use std::fs;
 use triton_trtllm::device::DType;
 use triton_trtllm::error::ErrorKind;
 use triton_trtllm::runner::{ModelOptions, load_on};
@@ -38,6 +40,25 @@ fn scales_that_are_missing_or_do_not_fit() {
     let folder = copy_of("deepseek-v3-fp8");
     change_header(folder.path(), |header| header[format!("{WEIGHT}_scale_inv")]["dtype"] = json!("I32"));
     assert_names(&failure(folder.path()), &["I32", "must be F32, F16 or BF16"]);
+}
+
+#[test]
+fn exports_of_modelopt_are_read_where_they_are_of_8_bit_floats() {
+    let folder = copy_of("phi3-fp8-tensors");
+    let export = |algorithm: &str| {
+        let quantization =
+            json!({"quant_algo": algorithm, "kv_cache_quant_algo": null, "exclude_modules": ["lm_head"]});
+        let text = json!({"producer": {"name": "modelopt"}, "quantization": quantization}).to_string();
+        fs::write(folder.path().join("hf_quant_config.json"), text).unwrap();
+    };
+    change_config(folder.path(), "quantization_config", Value::Null);
+    export("FP8");
+    check_folder(folder.path());
+    export("NVFP4");
+    assert_names(&failure(folder.path()), &["hf_quant_config.json", "quant_algo is NVFP4, which is not supported yet"]);
+    fs::remove_file(folder.path().join("hf_quant_config.json")).unwrap();
+    change_config(folder.path(), "quantization_config", json!({"quant_method": "modelopt", "quant_algo": "FP8"}));
+    check_folder(folder.path());
 }
 
 #[test]

@@ -139,11 +139,9 @@ fn open_folder(path: &Path, config: Section) -> Result<OpenedCheckpoint> {
 /// # Errors
 /// Names the method, unless it is one that is read.
 fn refuse_quantisation(path: &Path, config: &Section) -> Result<Option<[usize; 2]>> {
-    if path.join("hf_quant_config.json").exists() {
-        return Err(Error::unsupported(format!(
-            "{} is quantised by ModelOpt (hf_quant_config.json), which is not supported yet",
-            path.display()
-        )));
+    let exported = path.join("hf_quant_config.json");
+    if exported.exists() {
+        return modelopt_block(&Section::read(&exported)?);
     }
     let Some(quantization) = config.section("quantization_config")? else { return Ok(None) };
     match (quantization.text(&["quant_method"])?, quantization.text(&["format"])?) {
@@ -151,6 +149,7 @@ fn refuse_quantisation(path: &Path, config: &Section) -> Result<Option<[usize; 2
         (Some("fp8" | "fbgemm_fp8"), _) | (Some("compressed-tensors"), Some("float-quantized")) => {
             fp8::block_size(&quantization).map(Some)
         }
+        (Some("modelopt"), _) => modelopt_block(&quantization),
         (Some(method), format) => {
             let format = format.map_or_else(String::new, |format| format!(" ({format})"));
             Err(Error::unsupported(format!(
@@ -159,6 +158,23 @@ fn refuse_quantisation(path: &Path, config: &Section) -> Result<Option<[usize; 2
                 quantization.origin()
             )))
         }
+    }
+}
+
+/// The blocks of what ModelOpt exported: one scale for a matrix, or for blocks of it.
+///
+/// # Errors
+/// Names the algorithm, unless it is one of 8-bit floats.
+fn modelopt_block(exported: &Section) -> Result<Option<[usize; 2]>> {
+    let nested = exported.section("quantization")?;
+    let quantization = nested.as_ref().unwrap_or(exported);
+    match quantization.text(&["quant_algo"])? {
+        None => Ok(None),
+        Some("FP8" | "FP8_PB_WO" | "FP8_PER_CHANNEL_PER_TOKEN") => fp8::block_size(quantization).map(Some),
+        Some(algorithm) => Err(Error::unsupported(format!(
+            "{}: quant_algo is {algorithm}, which is not supported yet; FP8 and FP8_PB_WO are",
+            quantization.origin()
+        ))),
     }
 }
 
