@@ -97,6 +97,7 @@ pub const ERRORS: &[ErrorRow] = &[
     request(UNSUPPORTED, "LoRA feature is not enabled", "`lora_name` was sent", "leave it out"),
     request(UNSUPPORTED, "send it in host memory", "an input lies in the memory of a GPU that this process cannot read; the message says why", "send it in host memory"),
     request(UNAVAILABLE, "Maximum queue size of", "`default_queue_policy.max_queue_size` requests wait already", "send less, add capacity, or raise the limit"),
+    request(UNAVAILABLE, "Request timeout expired", "it waited longer than `default_queue_policy.default_timeout_microseconds`", "send less, add capacity, or raise the limit"),
     request(UNAVAILABLE, "the engine is draining and takes no new requests", "the model is being unloaded or the server ends", "send the request elsewhere"),
     request(UNAVAILABLE, "the model is being unloaded", "the model is being unloaded", "send the request elsewhere"),
     request(UNAVAILABLE, "the engine has failed", "an earlier step failed for good; readiness is off", "look for the first error in the log and restart the server"),

@@ -306,6 +306,13 @@ impl EngineCore {
         for client in self.scheduler.expired(now_ns) {
             self.end(client, FinishReason::TimedOut, None);
         }
+        for client in self.scheduler.overdue(now_ns) {
+            // Who has begun to answer is served.
+            if self.clients.get_mut(client).is_some_and(|client| client.charge.is_some()) {
+                let error = Error::unavailable("Request timeout expired");
+                self.end(client, FinishReason::Error, Some(&error));
+            }
+        }
     }
 
     /// Ends those of several sequences that are wanted no more; the last one ends with its request.

@@ -21,6 +21,8 @@ pub struct Request {
     /// Monotonic time after which the request ends with [`FinishReason::TimedOut`].
     /// The clock is [`crate::engine::Engine::now_ns`].
     pub deadline_ns: Option<u64>,
+    /// Monotonic time after which the request is refused if it has not started.
+    pub start_by_ns: Option<u64>,
     /// Requests share KV blocks only with requests of the same salt. 0 is the default.
     pub cache_salt: u64,
     /// Adapter that computes the request; KV blocks are shared only within one.
@@ -78,6 +80,7 @@ impl Default for Request {
             stop: StopCriteria::default(),
             priority: 0,
             deadline_ns: None,
+            start_by_ns: None,
             cache_salt: 0,
             lora_id: None,
             extra_ids: Vec::new(),

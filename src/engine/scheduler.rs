@@ -1,6 +1,7 @@
 //! Decides what runs in each step and applies what came out. Owns no memory and knows no phases: a sequence has
 //! computed tokens and tokens, and a step lets the first catch up with the second.
 
+mod beginning;
 mod planning;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -65,6 +66,8 @@ pub(super) struct Scheduler {
     cursor: Cursor,
     blocked: Option<Blocked>,
     deadlines: BTreeSet<(u64, SeqRef)>,
+    /// When waiting sequences that never ran have waited for too long.
+    patience: BTreeSet<(u64, SeqRef)>,
     retired: Vec<SeqId>,
     flights: VecDeque<Flight>,
     /// Blocks that running sequences may still claim without asking.
@@ -99,6 +102,7 @@ impl Scheduler {
             cursor: Cursor::default(),
             blocked: None,
             deadlines: BTreeSet::new(),
+            patience: BTreeSet::new(),
             retired: Vec::new(),
             flights: VecDeque::new(),
             promised: 0,
@@ -173,6 +177,9 @@ impl Scheduler {
         if let Some(deadline_ns) = request.deadline_ns {
             self.deadlines.insert((deadline_ns, seq));
         }
+        if let Some(start_by_ns) = request.start_by_ns.filter(|_| search.is_none_or(|search| search.generated == 0)) {
+            self.patience.insert((start_by_ns, seq));
+        }
         seq
     }
 
@@ -188,6 +195,9 @@ impl Scheduler {
         if let Some(deadline_ns) = sequence.request.deadline_ns {
             self.deadlines.remove(&(deadline_ns, seq));
         }
+        if let Some(start_by_ns) = sequence.request.start_by_ns {
+            self.patience.remove(&(start_by_ns, seq));
+        }
         if sequence.introduced {
             self.retired.push(seq.id);
         }
@@ -197,6 +207,12 @@ impl Scheduler {
     /// Clients whose deadline has passed.
     pub fn expired(&self, now_ns: u64) -> Vec<u32> {
         let passed = self.deadlines.iter().take_while(|(deadline_ns, _)| *deadline_ns <= now_ns);
+        passed.map(|(_, seq)| self.slots[*seq].address.client).collect()
+    }
+
+    /// Clients that have waited for too long for the start of a sequence.
+    pub fn overdue(&self, now_ns: u64) -> Vec<u32> {
+        let passed = self.patience.iter().take_while(|(start_by_ns, _)| *start_by_ns <= now_ns);
         passed.map(|(_, seq)| self.slots[*seq].address.client).collect()
     }
 

@@ -7,8 +7,8 @@
 mod files;
 mod worker;
 
-use super::tiers::Tiers;
-use crate::device::{KvLayer, Mark, SharedDevice};
+use super::tiers::{Marks, Tiers};
+use crate::device::{KvLayer, SharedDevice};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, HostBlockId};
 use crate::step::{DiskLimits, DiskOrder, Landed, Pieces, PoolCopy, StoredPrefix, TierCopy, Transfer};
@@ -59,7 +59,7 @@ pub(super) struct DiskTier {
     free_stores: Vec<Slot>,
     free_loads: Option<Sender<Slot>>,
     /// Copies between device and slots, in the order of their start.
-    copying: VecDeque<(Vec<Box<dyn Mark>>, Next)>,
+    copying: VecDeque<(Marks, Next)>,
     /// Orders of which something could not be copied.
     failed: HashSet<u64>,
     jobs: Option<Sender<Job>>,
@@ -188,7 +188,7 @@ impl DiskTier {
         slot: Slot,
         pieces: &Pieces,
         copy: impl Fn(BlockId, HostBlockId) -> TierCopy,
-    ) -> Option<Vec<Box<dyn Mark>>> {
+    ) -> Option<Marks> {
         let blocks = std::iter::once(Some(pieces.full)).chain(pieces.windows.iter().copied());
         let of_pool = |(pool, block): (usize, Option<BlockId>)| {
             Some(PoolCopy { pool, copy: copy(block?, HostBlockId(slot as u32)) })

@@ -13,11 +13,14 @@ struct PoolTier {
     num_blocks: usize,
 }
 
+/// Points behind copies in several pools.
+pub(super) type Marks = Vec<Box<dyn Mark>>;
+
 /// Host memory, and the copies that are under way.
 pub(super) struct Tiers {
     pools: Vec<PoolTier>,
     /// `None`: the copies could not be started.
-    open: VecDeque<(u64, Option<Vec<Box<dyn Mark>>>)>,
+    open: VecDeque<(u64, Option<Marks>)>,
     failures: u64,
 }
 
@@ -60,7 +63,7 @@ impl Tiers {
     }
 
     /// Starts copies; `None`: they could not be started.
-    pub(super) fn copy_noted(&mut self, transfer: &Transfer) -> Option<Vec<Box<dyn Mark>>> {
+    pub(super) fn copy_noted(&mut self, transfer: &Transfer) -> Option<Marks> {
         let marks = self.copy(transfer);
         self.noted(marks)
     }
@@ -75,7 +78,7 @@ impl Tiers {
         self.noted(marks.iter().try_for_each(|mark| mark.wait()).map(|()| true))
     }
 
-    fn copy(&mut self, transfer: &Transfer) -> Result<Vec<Box<dyn Mark>>> {
+    fn copy(&mut self, transfer: &Transfer) -> Result<Marks> {
         let mut marks = Vec::new();
         for (number, pool) in self.pools.iter_mut().enumerate() {
             let of_pool = transfer.copies.iter().filter(|copy| copy.pool == number);

@@ -198,6 +198,34 @@ fn a_passed_deadline_ends_the_request_with_what_it_has_and_says_so() {
 }
 
 #[test]
+fn a_request_that_waits_longer_than_the_queue_policy_allows_is_refused() {
+    let server = start();
+    let of = |action: &str| {
+        let mut spec = model(action, true, &[("max_batch_size", "1")]);
+        let policy = serde_json::json!({ "default_timeout_microseconds": "20000", "timeout_action": action });
+        spec.config["dynamic_batching"] = serde_json::json!({ "default_queue_policy": policy });
+        spec
+    };
+    let (refusing, delaying) = (server.load(of("REJECT")).unwrap(), server.load(of("DELAY")).unwrap());
+    for (model, refuses) in [(&refusing, true), (&delaying, false)] {
+        let running = model.execute(vec![request(&[100], ENDLESS).input(flag("streaming"))])[0];
+        running.wait_for(1);
+        let waiting = model.execute(vec![request(&[5], 1)])[0];
+        let after = running.replies().len() + 200;
+        running.wait_for(after);
+        std::thread::sleep(std::time::Duration::from_millis(40));
+        if refuses {
+            let (code, message) = error(&waiting.wait());
+            assert_eq!((code, message.as_str()), (UNAVAILABLE, "Request timeout expired"));
+        }
+        running.cancel();
+        running.wait();
+        assert!(refuses || waiting.wait().iter().all(|reply| reply.error.is_none()), "who runs is not touched");
+    }
+    assert!(server.log().iter().any(|(_, _, text)| text.contains("timeout_action is DELAY")));
+}
+
+#[test]
 fn the_queue_is_limited_by_tokens_too() {
     let server = start();
     let model = server.load(model("llm", true, &[("max_queue_tokens", "100")])).unwrap();

@@ -176,6 +176,25 @@ fn a_passed_deadline_ends_running_and_waiting_requests() {
 }
 
 #[test]
+fn who_waits_for_too_long_is_refused_and_who_has_started_is_not() {
+    let config = EngineConfig { max_batch_size: 1, max_queue_requests: Some(1), ..EngineConfig::for_limits(&limits()) };
+    let mut engine = core(config, &limits());
+    let late = |prompt| Request { start_by_ns: Some(5), ..request(prompt, 8) };
+    let [runs, waits] = [Tape::default(), Tape::default()];
+    engine.submit(late([1, 2, 3]), runs.sink(), 1).unwrap();
+    engine.step(2).unwrap();
+    engine.submit(late([4, 5, 6]), waits.sink(), 2).unwrap();
+    engine.step(4).unwrap();
+    assert_eq!(waits.reason(), None);
+    engine.step(5).unwrap();
+    assert_eq!(waits.reason(), Some(FinishReason::Error));
+    assert!(waits.error().contains("Request timeout expired"), "{}", waits.error());
+    engine.submit(request([7, 8, 9], 1), Tape::default().sink(), 6).expect("its place in the queue is free");
+    run(&mut engine);
+    assert_eq!((runs.reason(), runs.tokens().len()), (Some(FinishReason::Length), 8));
+}
+
+#[test]
 fn higher_priority_runs_earlier_and_equals_in_order_of_arrival() {
     let config = EngineConfig { max_batch_size: 1, ..EngineConfig::for_limits(&limits()) };
     let mut engine = core(config, &limits());

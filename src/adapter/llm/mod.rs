@@ -155,6 +155,7 @@ impl LlmModel {
             terms: TermRules {
                 tenant_weights: parameters.tenant_weights.value.clone(),
                 default_priority_level: whole(&self.config["dynamic_batching"]["default_priority_level"]),
+                queue_timeout_us: self.queue_timeout_us(),
             },
             logits: logits::declared_type(&self.config),
             declared_outputs: outputs.filter_map(|output| output["name"].as_str().map(str::to_owned)).collect(),
@@ -166,6 +167,19 @@ impl LlmModel {
     fn max_queue_requests(&self) -> Option<usize> {
         let size = self.config["dynamic_batching"]["default_queue_policy"]["max_queue_size"].as_u64()?;
         (size > 0).then_some(size as usize)
+    }
+}
+
+impl LlmModel {
+    /// How long a request may wait, as the server's own queue understands it.
+    fn queue_timeout_us(&self) -> u64 {
+        let policy = &self.config["dynamic_batching"]["default_queue_policy"];
+        let timeout_us = whole(&policy["default_timeout_microseconds"]).and_then(|timeout| u64::try_from(timeout).ok());
+        let delays = policy["timeout_action"] == "DELAY" || policy["timeout_action"] == 1;
+        if delays && timeout_us.is_some_and(|timeout| timeout > 0) {
+            tracing::warn!("default_queue_policy.timeout_action is DELAY: requests that wait for long are not refused");
+        }
+        timeout_us.filter(|_| !delays).unwrap_or(0)
     }
 }
 

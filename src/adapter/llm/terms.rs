@@ -14,6 +14,9 @@ pub struct TermRules {
     pub tenant_weights: TenantWeights,
     /// `dynamic_batching.default_priority_level`; 1 is the highest.
     pub default_priority_level: Option<i64>,
+    /// `dynamic_batching.default_queue_policy.default_timeout_microseconds`, unless late requests are to be delayed: the
+    /// longest wait before a request starts. 0: any.
+    pub queue_timeout_us: u64,
 }
 
 /// The terms of one request.
@@ -22,6 +25,7 @@ pub struct Terms {
     priority: i32,
     /// 0: the client gave none.
     timeout_us: u64,
+    queue_timeout_us: u64,
     tenant: Tenant,
     cache_salt: u64,
 }
@@ -46,6 +50,7 @@ impl Terms {
         Ok(Self {
             priority: (default_level - given_level).clamp(i32::MIN.into(), i32::MAX.into()) as i32,
             timeout_us: if timeout_us > 0 { timeout_us } else { whole(parameters, "timeout")?.unwrap_or(0) },
+            queue_timeout_us: rules.queue_timeout_us,
             tenant,
             cache_salt: text(parameters, "cache_salt")?.map_or(0, |salt| identity(&salt)),
         })
@@ -54,8 +59,8 @@ impl Terms {
     /// Puts the terms into a request that arrives now.
     pub fn apply(&self, request: &mut engine::Request, now_ns: u64) {
         (request.priority, request.tenant, request.cache_salt) = (self.priority, self.tenant, self.cache_salt);
-        let allowed_ns = self.timeout_us.saturating_mul(1000);
-        request.deadline_ns = (allowed_ns > 0).then(|| now_ns.saturating_add(allowed_ns));
+        let after = |us: u64| (us > 0).then(|| now_ns.saturating_add(us.saturating_mul(1000)));
+        (request.deadline_ns, request.start_by_ns) = (after(self.timeout_us), after(self.queue_timeout_us));
     }
 }
 

@@ -228,7 +228,8 @@ impl KvCache {
             }
             let key = self.prefix.hash(block);
             let is_known = self.disk.entries.contains_key(&key);
-            if !(is_known && !self.has_more(block)) && !self.store(block, again, since) && !is_known {
+            let is_stored = if is_known && !self.has_more(block) { true } else { self.store(block, again, since) };
+            if !is_stored && !is_known {
                 break;
             }
             chain.push(key);

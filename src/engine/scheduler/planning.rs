@@ -2,14 +2,11 @@
 
 use super::{Blocked, Flight, PlanStats, Scheduler};
 use crate::engine::config::ChunkingPolicy;
-use crate::engine::kv::{PartialMatch, PrefixMatch};
+use crate::engine::kv::PrefixMatch;
 use crate::engine::policy::{Candidate, Promise};
-use crate::engine::sequence::{Forerunner, SeqRef, Sequence, Status};
+use crate::engine::sequence::{SeqRef, Sequence, Status};
 use crate::ids::TokenId;
 use crate::step::{Chunk, NewSequence, StepPlan, WindowBlocks};
-
-/// Transfers from lower tiers that a sequence waits for before it computes what is still missing.
-const MAX_FETCHES: u8 = 3;
 
 /// A plan under construction.
 struct Draft {
@@ -226,19 +223,6 @@ impl Scheduler {
         if self.policy.may_postpone() { Start::Postponed } else { Start::Full }
     }
 
-    /// Whether the candidate waits for blocks that another tier has. One that would miss its batch does not.
-    fn fetches(&mut self, seq: SeqRef, found: &PrefixMatch) -> bool {
-        let misses_batch = !self.policy.may_postpone() && !self.running.is_empty();
-        if !found.goes_on() || self.slots[seq].fetches == MAX_FETCHES || misses_batch {
-            return false;
-        }
-        let Some(transfer) = self.kv.fetch(found) else { return false };
-        let sequence = &mut self.slots[seq];
-        sequence.fetch = transfer;
-        sequence.fetches += 1;
-        true
-    }
-
     /// Whether nothing has changed for the candidate since it did not fit.
     fn is_still_blocked(&self, seq: SeqRef) -> bool {
         self.blocked.as_ref().is_some_and(|blocked| {
@@ -247,72 +231,6 @@ impl Scheduler {
                 && !self.running.is_empty()
                 && self.kv.free() - self.promised <= blocked.available
         })
-    }
-
-    fn is_still_postponed(&self, seq: SeqRef) -> bool {
-        let Some(Forerunner { seq, life, cached_blocks }) = self.slots[seq].forerunner else { return false };
-        self.slots.find(seq).is_some_and(|other| {
-            other.status == Status::Running
-                && other.life == life
-                && other.cacheable
-                && other.cached_blocks <= cached_blocks
-                && other.num_landed < other.prompt_len()
-        })
-    }
-
-    /// Whether the first sequence of the same request is about to compute the prompt.
-    fn awaits_leader(&self, seq: SeqRef, step: u64) -> bool {
-        let sequence = &self.slots[seq];
-        let leader = sequence.leader.and_then(|leader| self.slots.find(leader));
-        leader.is_some_and(|leader| {
-            leader.status == Status::Running && leader.computed_before(step) + 1 < sequence.prompt_len()
-        })
-    }
-
-    /// What others have computed of the sequence: cached blocks, or those of its leader.
-    fn find_beginning(&self, seq: SeqRef, step: u64) -> PrefixMatch {
-        let (sequence, block_size) = (&self.slots[seq], self.kv.block_size());
-        if sequence.inspects_prompt() {
-            return PrefixMatch::default();
-        }
-        let found = self.kv.find(&sequence.tokens, &sequence.request.extra_ids, sequence.space());
-        let leader = sequence.leader.and_then(|leader| self.slots.find(leader));
-        let Some(leader) = leader.filter(|leader| leader.status == Status::Running) else { return found };
-        let shared = leader.computed_before(step).min(sequence.prompt_len() - 1);
-        if shared <= found.num_tokens(block_size) {
-            return found;
-        }
-        let (full, num_slots) = (shared / block_size, shared % block_size);
-        let lent = (self.kv.windows().lend(&leader.windows, full), self.kv.windows().beside(&leader.windows, full));
-        let beside = if num_slots > 0 { lent.1 } else { None };
-        let windows = match lent.0 {
-            Some(windows) if full > found.full.len() || beside.is_some() => Some(windows),
-            _ => return found,
-        };
-        let partial = |_: &Vec<_>| PartialMatch { block: leader.table[full], num_slots, take_over: false };
-        let (partial, beside) = (beside.as_ref().map(partial), beside.unwrap_or_default());
-        let full = leader.table[..full].to_vec();
-        PrefixMatch { near: full.len(), full, partial, windows, beside, ..PrefixMatch::default() }
-    }
-
-    /// A running sequence that is about to compute the first block that `candidate` would have to compute.
-    fn forerunner(&self, candidate: &Sequence, found: &PrefixMatch) -> Option<Forerunner> {
-        let have = found.full.len();
-        let end = (have + 1) * self.kv.block_size();
-        if !(self.config.kv_reuse || candidate.search.is_some()) || candidate.tokens.len() <= end {
-            return None;
-        }
-        let is_ahead = |other: &Sequence| {
-            other.status == Status::Running
-                && other.cacheable
-                && other.cached_blocks <= have
-                && other.num_landed < other.prompt_len()
-                && other.prompt_len() >= end
-                && other.space() == candidate.space()
-                && other.content(0, end) == candidate.content(0, end)
-        };
-        let seq = self.computing.iter().copied().find(|&seq| is_ahead(&self.slots[seq]))?;
-        Some(Forerunner { seq, life: self.slots[seq].life, cached_blocks: have })
     }
 
     /// Moves a waiting sequence to the running ones, with the blocks that others have computed for it.
@@ -339,6 +257,9 @@ impl Scheduler {
         sequence.protected_blocks = if is_protected { sequence.whole_blocks(self.kv.block_size()) } else { 0 };
         self.protected += sequence.protected_blocks;
         sequence.found_blocks = found.full.len();
+        if let Some(start_by_ns) = sequence.request.start_by_ns {
+            self.patience.remove(&(start_by_ns, seq));
+        }
         if !sequence.introduced {
             sequence.introduced = true;
             sequence.stats.first_scheduled_ns = now_ns;
