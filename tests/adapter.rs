@@ -10,6 +10,8 @@ mod contract;
 mod docs;
 #[path = "abi/fake.rs"]
 mod fake;
+#[path = "adapter/lifecycle.rs"]
+mod lifecycle;
 #[path = "adapter/llm.rs"]
 mod llm;
 #[path = "adapter/logits.rs"]
