@@ -436,3 +436,23 @@ fn a_static_batch_ends_before_the_next_one_starts() {
     assert!(first.iter().all(|(start, _)| *start == 1) && second.iter().all(|(start, _)| *start == second[0].0));
     assert!(first.iter().map(|(_, end)| end).max() < second.iter().map(|(start, _)| start).min());
 }
+
+#[test]
+fn who_was_preempted_is_not_charged_to_the_queue_again() {
+    let policy = SchedulerPolicy::MaxUtilization;
+    let config = EngineConfig { policy, max_queue_requests: Some(1), ..EngineConfig::for_limits(&limits()) };
+    let mut engine = core(config, &limits());
+    for number in 0..5 {
+        engine.submit(request([number, 1, 2], 18), Tape::default().sink(), 1).unwrap();
+        engine.step(2 + number as u64).unwrap();
+    }
+    let mut now = 10;
+    while engine.stats().last_iteration.paused_requests == 0 {
+        now += 1;
+        engine.step(now).unwrap();
+        assert!(now < 100, "five requests of 6 blocks each on 16 blocks");
+    }
+    engine.submit(request([9, 9, 9], 1), Tape::default().sink(), now).expect("the one place in the queue is free");
+    assert!(engine.submit(request([9, 9, 8], 1), Tape::default().sink(), now).is_err());
+    run(&mut engine);
+}
