@@ -18,6 +18,8 @@ mod llm;
 mod logits;
 #[path = "adapter/operation.rs"]
 mod operation;
+#[path = "adapter/parameters.rs"]
+mod parameters;
 #[path = "adapter/prompt_tables.rs"]
 mod prompt_tables;
 #[path = "adapter/prompts.rs"]

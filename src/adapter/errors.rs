@@ -46,6 +46,8 @@ pub const ERRORS: &[ErrorRow] = &[
     load("expected {min} to {max}", "a number is outside of its range", "a number of the range in docs/parameters.md"),
     load("expected a power of two", "`tokens_per_block` is no power of two", "8, 16, 32, 64, 128 …"),
     load("which needs lookahead_window_size", "`decoding_mode` is `lookahead` without its three sizes", "give the three, or another mode"),
+    load("xgrammar_tokenizer_info_path is {path:?}, which does not exist", "the file with the vocabulary for guided decoding is not there", "its path; or `tokenizer_dir`; or remove it, or `guided_decoding_backend: off`"),
+    load("guided_decoding_backend is {:?}, expected one of", "beside `xgrammar_tokenizer_info_path` stands a backend that is none", "one of the listed words"),
     load("models with an encoder are not served", "`encoder_model_path` names a folder", "remove it; encoder-decoder models are not served yet"),
     load("the KV cache is too small", "one sequence of `max_seq_len` does not fit in the KV cache", "lower `max_seq_len`, or raise `max_tokens_in_paged_kv_cache` or `kv_cache_free_gpu_mem_fraction`"),
     load("MiB for weights and", "weights and workspace need more memory than is free", "a larger device, a smaller or quantised checkpoint, or a smaller `max_num_tokens`"),

@@ -46,6 +46,11 @@ impl Parameters {
             }
             check_range(row, &parameters)?;
         }
+        if parameters.max_attention_window_size.source != Source::Given
+            && parameters.max_kv_cache_length.source == Source::Given
+        {
+            parameters.max_attention_window_size = parameters.max_kv_cache_length.clone();
+        }
         let notes = notes(&parameters, &given);
         Ok(Loaded { parameters, notes })
     }

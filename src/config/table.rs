@@ -238,8 +238,8 @@ parameters! {
         "0 switches the updates of the gauges off; any other value leaves them on.";
     request_stats_max_iterations "request_stats_max_iterations": i32 = 0, "0", COUNT, NotYet,
         "Needed for the counters of disaggregated serving.";
-    stats_check_period_ms "stats_check_period_ms": i32 = 100, "100", POSITIVE, Applied,
-        "Period in which the gauges are updated.";
+    stats_check_period_ms "stats_check_period_ms": i32 = 100, "100", COUNT, Applied,
+        "Period in which the gauges are updated; 0 counts as 1.";
     cancellation_check_period_ms "cancellation_check_period_ms": i32 = 100, "100", COUNT, Never,
         "Cancelled requests are noticed in every step of the engine.";
     gpu_device_ids "gpu_device_ids": Option<GpuLists> = None, "unset = the GPU of a `KIND_GPU` instance, else GPU 0", ANY, Applied,
@@ -281,15 +281,15 @@ parameters! {
     speculative_decoding_fast_logits "speculative_decoding_fast_logits": bool = false, "false", ANY, NotYet,
         "Draft logits that bypass the client.";
     xgrammar_tokenizer_info_path "xgrammar_tokenizer_info_path": Option<String> = None, "unset", ANY, Applied,
-        "File with the vocabulary for guided decoding (`tokenizer_str`, `stop_token_ids`), read where the model has no tokenizer.";
+        "File with the vocabulary for guided decoding (`tokenizer_str`, `stop_token_ids`), read where the model has no tokenizer; it must exist then.";
     guided_decoding_backend "guided_decoding_backend": Option<GuidedBackend> = None, "`auto`", Range::Words(GuidedBackend::WORDS), Applied,
         "`off` refuses guided requests; every other word is served by the same engine wherever the model has a tokenizer.";
     sampling_order "sampling_order": SamplingOrder = SamplingOrder::TensorRtLlm, "`tensorrt_llm`", Range::Words(SamplingOrder::WORDS), Applied,
         "`tensorrt_llm`: temperature before penalties, which all count the prompt. `openai`: penalties before temperature; presence and frequency count generated tokens only.";
     max_num_sequences "max_num_sequences": Option<i32> = None, "unset", ANY, Never,
         "Legacy; see `max_batch_size`.";
-    max_kv_cache_length "max_kv_cache_length": Option<i32> = None, "unset", ANY, Never,
-        "Legacy name of `max_attention_window_size`.";
+    max_kv_cache_length "max_kv_cache_length": Option<Vec<i32>> = None, "unset", ANY, Applied,
+        "Legacy name of `max_attention_window_size`; read where that is not given.";
     multi_block_mode_legacy "multiBlockMode": Option<bool> = None, "unset", ANY, Never,
         "Legacy name of `multi_block_mode`.";
     enable_context_fmha_fp32_acc_legacy "enableContextFMHAFP32Acc": Option<bool> = None, "unset", ANY, Never,

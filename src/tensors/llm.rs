@@ -162,7 +162,7 @@ pub const INPUTS: &[InputRow] = &[
     row("prompt_vocab_size", Int32, Scalar, Ignored, "none", "Not used by any version."),
     row("cross_attention_mask", Bool, Ragged(ANY2), Ignored, "none", "For models with cross attention."),
     row("skip_cross_attn_blocks", Bool, Shape::Ragged(&[1]), Ignored, "none", "For models with cross attention."),
-    row("mrope_rotary_cos_sin", Fp32, Dims(ANY1), OnlyEmpty, "none", "Rotary table of multimodal models."),
+    row("mrope_rotary_cos_sin", Fp32, Dims(ANY1), OnlyEmpty, "none", "Rotary table of multimodal models; without mrope_position_deltas it says nothing and is accepted."),
     row("mrope_position_deltas", Int64, One, Ignored, "none", "Only with mrope_rotary_cos_sin."),
     row("multimodal_embedding", Fp16, Dims(ANY2), OnlyEmpty, "none", "Embeddings of multimodal models.").declared(ByUser),
     row("multimodal_hashes", Int32, Dims(ANY2), OnlyEmpty, "none", "Identity of multimodal items.").declared(ByUser),

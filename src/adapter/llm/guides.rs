@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use crate::config::{GuidedBackend, Parameters};
+use crate::config::{GuidedBackend, Parameters, Source};
 use crate::decode::guided::{COMPILE_STACK_BYTES, Guide, GuideSource, GuideToken, Guides};
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::TokenId;
@@ -218,7 +218,7 @@ impl Cache {
 /// there is none.
 ///
 /// # Errors
-/// A file that is given and needed, and does not load.
+/// A file that is given and needed, and does not exist or load; beside such a file, a backend of another name.
 pub fn guide_tokenizer(
     parameters: &Parameters,
     tokenizer: Option<&Arc<Tokenizer>>,
@@ -226,15 +226,22 @@ pub fn guide_tokenizer(
     if parameters.guided_decoding_backend.value == Some(GuidedBackend::Off) {
         return Ok(Err("guided_decoding_backend is off".to_owned()));
     }
+    let (backend, info_path) = (&parameters.guided_decoding_backend, &parameters.xgrammar_tokenizer_info_path.value);
+    if backend.source == Source::Unparsable && info_path.is_some() {
+        return Err(Error::invalid(format!(
+            "guided_decoding_backend is {:?}, expected one of {}",
+            backend.text.as_deref().unwrap_or_default(),
+            GuidedBackend::WORDS.join(", ")
+        )));
+    }
     if let Some(tokenizer) = tokenizer {
         return Ok(Ok(tokenizer.clone()));
     }
-    let Some(path) = parameters.xgrammar_tokenizer_info_path.value.as_deref() else {
+    let Some(path) = info_path.as_deref() else {
         return Ok(Err("the model has no tokenizer: set tokenizer_dir or xgrammar_tokenizer_info_path".to_owned()));
     };
     if !Path::new(path).exists() {
-        tracing::warn!("xgrammar_tokenizer_info_path is {path:?}, which does not exist: no guided decoding");
-        return Ok(Err(format!("xgrammar_tokenizer_info_path is {path:?}, which does not exist")));
+        return Err(Error::invalid(format!("xgrammar_tokenizer_info_path is {path:?}, which does not exist")));
     }
     let tokenizer = read_info(path).context("xgrammar_tokenizer_info_path")?;
     Ok(Ok(Arc::new(tokenizer)))

@@ -47,9 +47,12 @@ impl<'a> Inputs<'a> {
     /// # Errors
     /// `Unsupported` naming the tensor.
     pub fn refuse_unsupported(&self) -> Result<()> {
+        // One of the pair alone says nothing.
+        let lone_table = !self.has("mrope_position_deltas");
         for (row, tensor) in &self.tensors {
             let neutral = match row.usage {
                 Use::Served | Use::Ignored => true,
+                Use::OnlyEmpty if row.name == "mrope_rotary_cos_sin" && lone_table => true,
                 Use::OnlyEmpty => tensor.element_count() == 0 || empty_strings(tensor),
             };
             if !neutral {

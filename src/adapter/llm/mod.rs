@@ -84,11 +84,11 @@ impl LlmModel {
         let batching = parameters.batching()?;
         let model_dir = PathBuf::from(parameters.model_dir(&version_dir(model))?);
         let tokenizer = load_tokenizer(&parameters, &model_dir)?;
-        if let Some(DecodingMode::Medusa | DecodingMode::Redrafter | DecodingMode::Eagle) =
+        if let Some(DecodingMode::Medusa | DecodingMode::Redrafter | DecodingMode::Eagle | DecodingMode::Lookahead) =
             parameters.decoding_mode.value
         {
             tracing::warn!(
-                "{}: decoding_mode is {}, whose draft heads this version does not run: tokens are the same, one in a step",
+                "{}: decoding_mode is {}, whose drafts this version does not make: tokens are the same, one in a step",
                 model.name,
                 parameters.decoding_mode.text.as_deref().unwrap_or_default()
             );
