@@ -32,5 +32,7 @@ mod scheduling;
 mod script;
 #[path = "adapter/surroundings.rs"]
 mod surroundings;
+#[path = "adapter/tensors.rs"]
+mod tensors;
 #[path = "adapter/text.rs"]
 mod text;

@@ -96,6 +96,8 @@ pub const ERRORS: &[ErrorRow] = &[
     request(INVALID, "is unknown, expected one of", "a sampling parameter of the role `vllm` is misspelt", "one of the names in the message"),
     request(INVALID, "When streaming, `exclude_input_in_output` = False is not allowed", "the role `vllm` does not stream the prompt", "leave the input out"),
     request(UNSUPPORTED, "is not supported by this version", "the input asks for something that is not served yet", "leave it out, or send what the message names"),
+    request("NOT_FOUND", "LoRA task {id} not found in cache", "`lora_task_id` is not 0: no adapter can be loaded yet", "leave it out"),
+    request("that of the reason", "Executor failed process requestId {id} due to the following error: {reason}", "the request was read, and could not be run for the reason at the end of the message", "what the reason's own row says"),
     request(UNSUPPORTED, "LoRA feature is not enabled", "`lora_name` was sent", "leave it out"),
     request(UNSUPPORTED, "send it in host memory", "an input lies in the memory of a GPU that this process cannot read; the message says why", "send it in host memory"),
     request(UNAVAILABLE, "Maximum queue size of", "`default_queue_policy.max_queue_size` requests wait already", "send less, add capacity, or raise the limit"),
@@ -124,7 +126,7 @@ pub fn errors_markdown() -> String {
     }
     let _ = write!(
         text,
-        "\n## A request fails\n\nHTTP: INVALID_ARG 400, UNSUPPORTED 501, UNAVAILABLE 503, INTERNAL 500, CANCELLED 400. gRPC has codes of the same names.\n\n\
+        "\n## A request fails\n\nHTTP: INVALID_ARG 400, NOT_FOUND 404, UNSUPPORTED 501, UNAVAILABLE 503, INTERNAL 500, CANCELLED 400. gRPC has codes of the same names.\n\n\
          | Message | Code | Cause | Fix |\n|---|---|---|---|\n"
     );
     for row in ERRORS.iter().filter(|row| row.when == When::Request) {

@@ -58,13 +58,16 @@ fn collect(folder: &Path, text: &mut String) {
 }
 
 #[test]
-fn the_load_bearing_messages_are_in_the_error_index() {
+fn appendix_c_the_load_bearing_messages_are_in_the_error_index() {
     for fragment in [
         "Invalid gpt_model_type",
         "Maximum queue size of",
         "Both encoder and decoder model paths are empty",
         "Streaming is only supported",
         "Batch size > 1 requires",
+        "LoRA task",
+        "not found in cache",
+        "Executor failed process requestId",
     ] {
         assert!(ERRORS.iter().any(|row| row.message.contains(fragment)), "{fragment}");
     }
