@@ -62,7 +62,8 @@ run() {
   row "$what" FAILED "see $log"; tail -n 25 "$log" >&2
 }
 
-# judge WHAT FILE FIELD [most|least] GOAL UNIT [LIMIT]: a row of a figure in a JSON report. FIELD and LIMIT: a.b.c
+# judge WHAT FILE FIELD [most|least] GOAL UNIT [LIMIT]: a row of a figure in a JSON report. FIELD and LIMIT: a.b.c; of a list of
+# operations, the first is the operation's name.
 judge() {
   local text
   text=$("$PYTHON" - "$2" "$3" "$4" "$5" "$6" "${7:-}" <<'PY'
@@ -71,7 +72,7 @@ path, field, sense, goal, unit, limit = sys.argv[1:]
 def find(name):
     value = report
     for key in name.split("."):
-        value = value[key]
+        value = value[key] if isinstance(value, dict) else next(each for each in value if each["op"] == key)
     return value
 try:
     report = json.load(open(path))
@@ -116,6 +117,7 @@ if wants bench; then
   judge "decode, 1 sequence, context 1,024" "$ONE" $P.tpot_ms.avg most 4.3 ms $P.tpot_ms.limit
   bench decode64 throughput $MODEL --isl 1024 --osl 128 --requests 64 --max-batch-size 64 --max-num-tokens 8192
   judge "decode, 64" "$B64" $P.itl_ms.p50 most 7.5 ms $P.itl_ms.limit
+  judge "GPU idle between two decode steps, 64" "$B64" $P.decode_steps.idle_us.p50 most 50 us
   bench decode256 throughput $MODEL --isl 1024 --osl 64 --requests 256 --max-batch-size 256 --max-num-tokens 8192
   judge "decode, 256" "$B256" $P.itl_ms.p50 most 17 ms $P.itl_ms.limit
   bench prefill latency $MODEL --isl 2048 --osl 2 --requests 6
@@ -128,6 +130,15 @@ if wants bench; then
   offline 128 128 4096 15000
   offline 1000 1000 512 8800
   offline 2048 128 512 1900
+  "$BIN/trtllm" bench ops --device cuda --json >"$LOGS/bench-ops.json" || true
+  judge "decode attention, 64 x 4,096: share of the limit" "$LOGS/bench-ops.json" "attention 64 x 1 after 4095.share_of_limit" \
+    least 0.75 ""
+  judge "prefill attention, 8,192 causal" "$LOGS/bench-ops.json" "attention 1 x 8192 after 0.gflop_per_s" least 350000 GFLOP/s \
+    "attention 1 x 8192 after 0.limit_gflop_per_s"
+  for choice in drawn guided; do
+    bench "$choice" throughput $MODEL --isl 512 --osl 64 --requests 64 --max-batch-size 64 --max-num-tokens 8192 --choice $choice
+    judge "64 sequences, $choice (ITL)" "$LOGS/$choice.json" $P.itl_ms.p50 most 7.5 ms $P.itl_ms.limit
+  done
 fi
 
 # A server with a model of made-up weights; its ports are 18000 to 18002.

@@ -2,7 +2,7 @@
 //
 // Launch: blockIdx.x is the row; the threads of blockIdx.y walk its vectors, one vector (16 bytes, or one element where
 // the shape does not allow vectors) a thread.
-#include "prelude.cuh"
+#include "activation.cuh"
 
 struct RowArgs {
     void* out;
@@ -42,40 +42,6 @@ TAKE_ROWS(float)
 TAKE_ROWS(f16)
 TAKE_ROWS(bf16)
 
-// What the host numbers: activations, then other functions.
-enum Function : int {
-    SILU = 0,
-    GELU_TANH = 1,
-    GELU = 2,
-    RELU = 3,
-    RELU_SQUARED = 4,
-    CLAMPED_SWISH = 5,
-    SIGMOID = 6,
-    SCALE = 7,
-    CLAMP = 8,
-    SOFTCAP = 9,
-};
-
-constexpr float SWISH_BOUND = 7.0f;
-
-// Between minus and plus the bound; what is no number stays so.
-__device__ __forceinline__ float clamped(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
-
-__device__ __forceinline__ float activate(float x, int function) {
-    if (function == SILU) return x / (1.0f + expf(-x));
-    if (function == GELU_TANH) {
-        float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-        return 0.5f * x * (1.0f + tanhf(inner));
-    }
-    if (function == GELU) return 0.5f * x * erfcf(-0.7071067811865476f * x);
-    if (function == CLAMPED_SWISH) {
-        x = x > SWISH_BOUND ? SWISH_BOUND : x;
-        return x / (1.0f + expf(-1.702f * x));
-    }
-    x = x < 0.0f ? 0.0f : x;
-    return function == RELU ? x : x * x;
-}
-
 __device__ __forceinline__ float apply(float x, int function, float parameter) {
     if (function == SIGMOID) return 1.0f / (1.0f + expf(-x));
     if (function == SCALE) return x * parameter;
@@ -95,10 +61,7 @@ template <typename T, int N> __device__ __forceinline__ void gated_row(const Row
     load(gate, g);
     load(gate + a.cols, u);
 #pragma unroll
-    for (int e = 0; e < N; e++) {
-        if (activation == CLAMPED_SWISH) u[e] = clamped(u[e], SWISH_BOUND) + 1.0f;
-        g[e] = activate(g[e], activation) * u[e];
-    }
+    for (int e = 0; e < N; e++) g[e] = gated(g[e], u[e], activation);
     store(static_cast<T*>(a.out) + r * a.out_stride + i, g);
 }
 

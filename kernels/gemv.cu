@@ -5,10 +5,13 @@
 // only the warp itself uses: the loop has no block barrier. The tensor cores do the arithmetic: weights are the 16×16
 // operand, x the 16×8 one. A thread reads 8 neighbours of a row at once and spreads them over the operand's slots; x is
 // spread the same way, so the sum over k is only reordered.
-// Needs K % 8 == 0 and 16-byte aligned rows. blockDim = 256, GEMV_SHARED_BYTES of dynamic shared memory.
+// Needs K % 8 == 0 and 16-byte aligned rows. blockDim = 256, GEMV_SHARED_BYTES or more of dynamic shared memory.
+//
+// gemv_gated_*: out[t][n] = act(gate) * up, where gate and up are the products with rows n and out_features + n, each rounded
+// to the type as a separate pass would. A block computes 8 features: their gates are the operand's upper rows.
 //
 // linear_any_*: every type and shape, one warp an output element; for shapes that nothing else takes.
-#include "prelude.cuh"
+#include "activation.cuh"
 
 struct LinearArgs {
     void* out;
@@ -19,6 +22,8 @@ struct LinearArgs {
     i64 out_stride, x_stride, weight_stride;
     int rows, in_features, out_features;
     int out_dtype, weight_dtype, bias_dtype;
+    // Of `gemv_gated`: a `Function`.
+    int activation;
 };
 
 constexpr int WARPS = 8, FEATURES = 16, MAX_ROWS = 8;
@@ -54,39 +59,45 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
 // each, which eight threads read together, fall into different banks.
 __device__ __forceinline__ int chunk_offset(int row, int chunk) { return row * 128 + (chunk ^ (row % 2 * 4)) * 16; }
 
-// Rows `first .. first + ROWS` of a matrix, the 64 columns at `column`, to shared memory; zeros behind the last column.
-template <typename T, int ROWS>
-__device__ __forceinline__ void start_rows(const T* matrix, i64 stride, int first, int last, int column, int columns,
-                                           u32 to, int lane) {
+// Rows `row_of(0 .. ROWS)` of a matrix, the 64 columns at `column`, to shared memory; zeros behind the last column.
+template <int ROWS, typename T, typename RowOf>
+__device__ __forceinline__ void start_rows(const T* matrix, i64 stride, RowOf row_of, int column, int columns, u32 to,
+                                           int lane) {
     int chunk = lane % 8, at = column + chunk * 8;
 #pragma unroll
     for (int i = 0; i < ROWS / 4; i++) {
         int row = i * 4 + lane / 8;
-        const T* from = matrix + min(first + row, last) * stride + (at < columns ? at : 0);
+        const T* from = matrix + row_of(row) * stride + (at < columns ? at : 0);
         copy_async_16(to + chunk_offset(row, chunk), from, at < columns);
     }
 }
 
-template <typename T> __device__ __forceinline__ void gemv(const LinearArgs& a) {
+template <typename T, bool GATED> __device__ __forceinline__ void gemv(const LinearArgs& a) {
     extern __shared__ __align__(128) char shared[];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-    int feature = blockIdx.x * FEATURES;
+    constexpr int OUT = GATED ? FEATURES / 2 : FEATURES;
+    int feature = blockIdx.x * OUT;
     const T *w = static_cast<const T*>(a.weight), *x = static_cast<const T*>(a.x);
     char* pipeline = shared + warp * STAGES * STEP_BYTES;
 
+    // Rows past the last repeat it: their results are not stored.
+    auto weight_row = [&](int row) -> i64 {
+        int up = GATED && row >= OUT ? 1 : 0;
+        return i64(up) * a.out_features + min(feature + row - up * OUT, a.out_features - 1);
+    };
+    auto x_row_of = [&](int row) -> i64 { return min(row, a.rows - 1); };
     auto start_weights = [&](int stage, int column) {
         if (column >= a.in_features) return;
         u32 to = shared_address(pipeline + stage * STEP_BYTES);
-        start_rows<T, FEATURES>(w, a.weight_stride, feature, a.out_features - 1, column, a.in_features, to, lane);
+        start_rows<FEATURES>(w, a.weight_stride, weight_row, column, a.in_features, to, lane);
     };
     auto start_x = [&](int stage, int column) {
         if (column >= a.in_features) return;
         u32 to = shared_address(pipeline + stage * STEP_BYTES) + FEATURES * 128;
-        // Rows past the last repeat it: their results are not stored.
         if (a.rows <= 4) {
-            start_rows<T, 4>(x, a.x_stride, 0, a.rows - 1, column, a.in_features, to, lane);
+            start_rows<4>(x, a.x_stride, x_row_of, column, a.in_features, to, lane);
         } else {
-            start_rows<T, MAX_ROWS>(x, a.x_stride, 0, a.rows - 1, column, a.in_features, to, lane);
+            start_rows<MAX_ROWS>(x, a.x_stride, x_row_of, column, a.in_features, to, lane);
         }
     };
     constexpr int STRIDE = WARPS * COLUMNS;
@@ -134,16 +145,27 @@ template <typename T> __device__ __forceinline__ void gemv(const LinearArgs& a) 
     partial[warp][g + 8][2 * c] = acc[2];
     partial[warp][g + 8][2 * c + 1] = acc[3];
     __syncthreads();
-    int t = threadIdx.x / FEATURES, n = threadIdx.x % FEATURES;
+    int t = threadIdx.x / OUT, n = threadIdx.x % OUT;
     if (t >= a.rows || feature + n >= a.out_features) return;
-    float y = 0.0f;
+    auto sum = [&](int row) {
+        float y = 0.0f;
 #pragma unroll
-    for (int i = 0; i < WARPS; i++) y += partial[i][n][t];
-    store_output(a, t, feature + n, y);
+        for (int i = 0; i < WARPS; i++) y += partial[i][row][t];
+        return y;
+    };
+    if constexpr (GATED) {
+        float gate = to_f32(from_f32<T>(sum(n))), up = to_f32(from_f32<T>(sum(OUT + n)));
+        store_output(a, t, feature + n, gated(gate, up, a.activation));
+    } else {
+        store_output(a, t, feature + n, sum(n));
+    }
 }
 
-extern "C" __global__ void __launch_bounds__(256) gemv_f16(LinearArgs args) { gemv<f16>(args); }
-extern "C" __global__ void __launch_bounds__(256) gemv_bf16(LinearArgs args) { gemv<bf16>(args); }
+#define GEMV(T)                                                                                                        \
+    extern "C" __global__ void __launch_bounds__(256) gemv_##T(LinearArgs args) { gemv<T, false>(args); }              \
+    extern "C" __global__ void __launch_bounds__(256) gemv_gated_##T(LinearArgs args) { gemv<T, true>(args); }
+GEMV(f16)
+GEMV(bf16)
 
 template <typename T> __device__ __forceinline__ void linear_any(const LinearArgs& a) {
     int n = blockIdx.x * blockDim.y + threadIdx.y, lane = threadIdx.x;

@@ -220,9 +220,36 @@ template <bool MASS> __device__ __noinline__ Cut select(const Row& row, Cut cut,
         if (v) atomicAdd(&s.bins[bin], v);
     };
     clear_bins(s);
+    // What all rows have many of would meet in one bin, an addition after the other: what is far away, and what cannot come.
+    u64 near = 0, far = 0, impossible = 0;
     each(row, [&](int id, float x) {
-        if (cut.keeps(key_of(x), id)) count(distance_bin(row, x), x);
+        if (!cut.keeps(key_of(x), id)) return;
+        int bin = distance_bin(row, x);
+        if (bin < BINS - 1) {
+            near++;
+            count(bin, x);
+        } else if (MASS || x != negative_infinity()) {
+            far += value(x);
+        } else {
+            impossible++;
+        }
     });
+    far = reduce<add>(far, s);
+    if (threadIdx.x == 0) s.bins[BINS - 1] = far;
+    if constexpr (!MASS) {
+        u64 possible = reduce<add>(near, s) + far;
+        impossible = reduce<add>(impossible, s);
+        if (wanted > possible) {
+            kept = wanted;
+            u32 key = key_of(negative_infinity());
+            u64 missing = wanted - possible;
+            int last = cut.key == key ? cut.last : 0x7fffffff;
+            if (missing < impossible) {
+                last = locate(row, missing - 1, s, [&](int, float x) -> u64 { return key_of(x) == key; });
+            }
+            return {key, last};
+        }
+    }
     find_bin(wanted, s);
     int bin = int(s.found[0]);
     u64 before = s.found[1], here = s.found[2];
@@ -230,7 +257,7 @@ template <bool MASS> __device__ __noinline__ Cut select(const Row& row, Cut cut,
     u64 low = 0, high = 0;
     each(row, [&](int id, float x) {
         u32 key = key_of(x);
-        if (cut.keeps(key, id) && distance_bin(row, x) == bin) {
+        if (cut.keeps(key, id) && distance_bin(row, x) == bin && (MASS || x != negative_infinity())) {
             low = greater(low, u64(~key));
             high = greater(high, u64(key));
         }

@@ -131,6 +131,20 @@ pub trait Device: Send + Sync {
     /// `out = act(gate) * up` where `gate_up [T, 2F]` holds gate then up in each row; `out [T, F]`.
     fn gated_activation(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()>;
 
+    /// Whether [`Device::gated_linear`] takes these shapes.
+    fn gates_products(&self, _x: &Tensor, _weight: &Weight) -> bool {
+        false
+    }
+
+    /// [`Device::linear`] and [`Device::gated_activation`] in one pass: `x [T, K]`, `weight [2F, K]`, `out [T, F]`. The gates
+    /// and the others are rounded to the type of `out` in between.
+    ///
+    /// # Errors
+    /// `Internal` where [`Device::gates_products`] says no.
+    fn gated_linear(&self, _out: &Tensor, _x: &Tensor, _weight: &Weight, _activation: Activation) -> Result<()> {
+        Err(Error::internal("this device has no product with gates"))
+    }
+
     /// `out[r] = x[rows[r]]`. `rows [1, R]` I32.
     fn gather_rows(&self, out: &Tensor, x: &Tensor, rows: &Tensor) -> Result<()>;
 

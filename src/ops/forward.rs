@@ -234,6 +234,25 @@ impl<'a> Forward<'a> {
         Ok(out)
     }
 
+    /// [`Forward::gated_activation`] of [`Forward::linear`]: `[T, F]` from `x [T, K]`, `weight [2F, K]`, `bias [1, 2F]`.
+    pub fn gated_linear(
+        &self,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        if bias.is_some() || !self.device.gates_products(x, weight) {
+            return self.gated_activation(&self.linear(x, weight, bias)?, activation);
+        }
+        let Weight::Dense(matrix) = weight;
+        let fits = x.cols() == weight.in_features() && weight.out_features().is_multiple_of(2);
+        check(fits && x.dtype() == self.activation, "gated_linear", ("x", x), ("weight", matrix))?;
+        let out = self.activation(x.rows(), weight.out_features() / 2)?;
+        self.device.gated_linear(&out, x, weight, activation)?;
+        Ok(out)
+    }
+
     /// `x[sample_rows]`: `[R, C]`, the rows of the step that are sampled.
     pub fn gather_rows(&self, x: &Tensor) -> Result<Tensor> {
         let rows = &self.step.sample_rows;

@@ -1,6 +1,7 @@
 //! `linear`.
 
 use crate::devices;
+use crate::functions::ACTIVATIONS;
 use crate::harness::{FLOATS, Host, OnDevice, Random, assert_close, unit};
 use triton_trtllm::device::cpu::Isa;
 use triton_trtllm::device::{DType, SharedDevice, Weight};
@@ -88,6 +89,45 @@ fn linear_of_every_type_on_large_shapes() {
                     let case = Case { tokens, features_in, features_out, bias: true, gap: 8 };
                     check(&name, &device, &mut random, &case, dtype);
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_with_gates_equals_the_product_and_then_the_gates() {
+    let mut random = Random::fresh();
+    for (name, device) in devices() {
+        for (features_in, features_out) in [(8, 1), (64, 7), (520, 37), (4096, 100), (1032, 2049)] {
+            for (tokens, dtype) in (1..=9).flat_map(|tokens| [DType::F16, DType::BF16].map(|dtype| (tokens, dtype))) {
+                let activations = device.activation_dtype(dtype);
+                let gap = 8 * random.below(3);
+                let mut x = random.matrix(tokens, features_in);
+                // So that no gate overflows.
+                x.data.iter_mut().for_each(|value| *value /= (features_in as f64).sqrt());
+                let x = OnDevice::new(&device, &x, activations, gap);
+                let weight = random.matrix(2 * features_out, features_in);
+                let weight = Weight::Dense(OnDevice::new(&device, &weight, dtype, 0).view);
+                if !device.gates_products(&x.view, &weight) {
+                    assert!(tokens > 8 || name != "CUDA", "few rows go through one pass on a GPU");
+                    continue;
+                }
+                let activation = ACTIVATIONS[random.below(ACTIVATIONS.len())];
+                let both = OnDevice::poisoned(&device, tokens, 2 * features_out, activations, gap);
+                device.linear(&both.view, &x.view, &weight, None).unwrap();
+                let want = OnDevice::poisoned(&device, tokens, features_out, activations, gap);
+                device.gated_activation(&want.view, &both.view, activation).unwrap();
+                let out = OnDevice::poisoned(&device, tokens, features_out, activations, gap);
+                device.gated_linear(&out.view, &x.view, &weight, activation).unwrap();
+                let case = format!(
+                    "{name}, seed {}: [{tokens}, {features_in}] · [2 * {features_out}, {features_in}]ᵀ {dtype}, \
+                     {activation:?}, gap {gap}",
+                    random.seed
+                );
+                // The compiler joins multiplications and additions of the function its own way in each kernel.
+                let want = want.read(&device);
+                let tolerance = |i: usize| want.data[i].abs() * 2.0 * unit(activations) + 1e-6;
+                assert_close(&case, &out.read(&device), &want, tolerance);
             }
         }
     }

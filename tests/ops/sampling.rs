@@ -50,9 +50,10 @@ fn expected(logits: &[f32], params: &SamplingParams, position: usize) -> RowSamp
     RowSample(choose(&scaled, params, position, &mut SampleScratch::default()))
 }
 
-/// Logits as models make them: a few far above the rest; every other row with many equals.
+/// Logits as models make them: a few far above the rest; every other row with many equals. Of some, most cannot come, as behind
+/// a guide.
 fn row(random: &mut Random, vocab: usize, ties: bool) -> Vec<f32> {
-    let spread = [0.01, 1.0, 4.0][random.below(3)];
+    let spread = [0.01, 1.0, 4.0, 90.0][random.below(4)];
     let mut logits: Vec<f32> = (0..vocab).map(|_| ((random.number() + random.number()) * spread) as f32).collect();
     for _ in 0..random.below(6) {
         logits[random.below(vocab)] += 6.0;
@@ -63,6 +64,12 @@ fn row(random: &mut Random, vocab: usize, ties: bool) -> Vec<f32> {
     if random.below(4) == 0 {
         logits[random.below(vocab)] = f32::NEG_INFINITY;
         logits[0] = -0.0;
+    }
+    if random.below(3) == 0 {
+        let left = [1, 3, vocab.div_ceil(10)][random.below(3)];
+        let mut allowed = vec![false; vocab];
+        (0..left).for_each(|_| allowed[random.below(vocab)] = true);
+        logits.iter_mut().zip(allowed).filter(|(_, allowed)| !allowed).for_each(|(x, _)| *x = f32::NEG_INFINITY);
     }
     logits
 }

@@ -1,13 +1,13 @@
 //! A workbench of the kernels: time on the GPU for the shapes of an 8B Llama, beside the limits measured in the same run.
 
 use super::CudaDevice;
-use super::probes::{GpuLimits, noise_bf16};
+use super::probes::noise_bf16;
+use crate::device::bench::{Limits, OpFigure};
 use crate::device::{
     Activation, Attention, AttentionBatch, DType, Device, KvLayer, RopeKvWrite, RopeStyle, RopeTable, SharedDevice,
     Tensor, Weight,
 };
 use crate::error::Result;
-use std::fmt;
 use std::sync::Arc;
 
 const HIDDEN: usize = 4096;
@@ -22,33 +22,10 @@ const ROTATION_BYTES: usize = 512 << 20;
 /// Launches timed together, so that the host's part of a launch hides behind the one before.
 const LAUNCHES: usize = 24;
 
-/// One operation on one shape.
-#[derive(Clone, Debug)]
-pub struct GpuFigure {
-    /// Operation and shape.
-    pub name: String,
-    pub seconds: f64,
-    /// Bytes that have to be moved at least.
-    pub bytes: f64,
-    /// Operations that have to be done at least.
-    pub flops: f64,
-    /// The share of the time that the limits allow at best: 1 is the limit.
-    pub share_of_limit: f64,
-}
-
-impl fmt::Display for GpuFigure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (bytes, flops) = (self.bytes / self.seconds / 1e9, self.flops / self.seconds / 1e12);
-        let share = 100.0 * self.share_of_limit;
-        write!(f, "{:<44} {:>10.2} us {bytes:>8.0} GB/s {flops:>7.1} TFLOP/s", self.name, self.seconds * 1e6)?;
-        write!(f, " {share:>5.0} % of the limit")
-    }
-}
-
 struct Bench<'a> {
     device: &'a Arc<CudaDevice>,
     shared: SharedDevice,
-    limits: GpuLimits,
+    limits: Limits,
     noise: Vec<u8>,
 }
 
@@ -57,7 +34,7 @@ impl CudaDevice {
     ///
     /// # Errors
     /// When the device fails or has no memory.
-    pub fn bench_ops(self: &Arc<Self>, limits: GpuLimits, report: &mut dyn FnMut(&GpuFigure)) -> Result<()> {
+    pub fn bench_ops(self: &Arc<Self>, limits: Limits, report: &mut dyn FnMut(&OpFigure)) -> Result<()> {
         let noise = noise_bf16(1 << 22);
         let bench = Bench { device: self, shared: self.clone(), limits, noise };
         for rows in [1, 64, 2048] {
@@ -91,7 +68,7 @@ impl Bench<'_> {
         name: String,
         (bytes, flops): (usize, usize),
         run: &mut dyn FnMut(usize) -> Result<()>,
-    ) -> Result<GpuFigure> {
+    ) -> Result<OpFigure> {
         let mut launch = 0;
         let seconds = self.device.seconds(5, &mut || {
             (0..LAUNCHES).try_for_each(|_| {
@@ -99,9 +76,7 @@ impl Bench<'_> {
                 run(launch)
             })
         })? / LAUNCHES as f64;
-        let (bytes, flops) = (bytes as f64, flops as f64);
-        let least = (bytes / self.limits.read_bytes_per_second).max(flops / self.limits.bf16_flops);
-        Ok(GpuFigure { name, seconds, bytes, flops, share_of_limit: least / seconds })
+        Ok(OpFigure { name, seconds, bytes: bytes as f64, flops: flops as f64, limits: self.limits })
     }
 
     fn tensor(&self, rows: usize, cols: usize) -> Result<Tensor> {
@@ -129,7 +104,7 @@ impl Bench<'_> {
         Ok(tensor)
     }
 
-    fn linear(&self, name: &str, rows: usize, out_features: usize, in_features: usize) -> Result<GpuFigure> {
+    fn linear(&self, name: &str, rows: usize, out_features: usize, in_features: usize) -> Result<OpFigure> {
         let weights: Vec<_> = self.rotation(out_features, in_features)?.into_iter().map(Weight::Dense).collect();
         let x = self.tensor(rows, in_features)?;
         let out = self.tensor(rows, out_features)?;
@@ -140,7 +115,7 @@ impl Bench<'_> {
         })
     }
 
-    fn elementwise(&self, rows: usize, report: &mut dyn FnMut(&GpuFigure)) -> Result<()> {
+    fn elementwise(&self, rows: usize, report: &mut dyn FnMut(&OpFigure)) -> Result<()> {
         let (device, qkv) = (self.device, (HEADS + 2 * KV_HEADS) * HEAD_DIM);
         let weight = self.tensor(1, HIDDEN)?;
         let (a, b) = (self.rotation(rows, HIDDEN)?, self.rotation(rows, HIDDEN)?);
@@ -197,7 +172,7 @@ impl Bench<'_> {
     }
 
     /// Sequences of `cached` tokens and a chunk of `tokens` each, blocks in mixed order.
-    fn attention(&self, sequences: usize, cached: usize, tokens: usize) -> Result<GpuFigure> {
+    fn attention(&self, sequences: usize, cached: usize, tokens: usize) -> Result<OpFigure> {
         let context = cached + tokens;
         let blocks = context.div_ceil(BLOCK_TOKENS);
         let layer_bytes = sequences * blocks * BLOCK_TOKENS * KV_HEADS * HEAD_DIM * 4;

@@ -317,12 +317,6 @@ impl Context {
         self.synchronize()
     }
 
-    pub fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        self.bind()?;
-        // SAFETY: the caller's ranges are allocations of this device with that many bytes.
-        self.check(unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) }, "a copy")
-    }
-
     /// Copies `rows` pieces of `bytes` each that lie `pitch` bytes apart.
     pub fn copy_rows(&self, to: u64, from: u64, pitch: usize, bytes: usize, rows: usize) -> Result<()> {
         self.bind()?;

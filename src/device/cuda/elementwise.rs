@@ -194,7 +194,7 @@ impl CudaDevice {
 }
 
 /// The number by which kernels know an activation (`Function` in `elementwise.cu`).
-fn number_of(activation: Activation) -> i32 {
+pub(super) fn number_of(activation: Activation) -> i32 {
     match activation {
         Activation::Silu => 0,
         Activation::GeluTanh => 1,

@@ -61,6 +61,7 @@ pub(super) struct Kernels {
     pub expert_gemm: [Kernel; 2],
     /// By [`type_index`] − 1: F16, BF16.
     pub gemv: [Kernel; 2],
+    pub gemv_gated: [Kernel; 2],
     pub attention_combine: [Kernel; 2],
     /// By type and by the position in [`HEAD_DIMS`].
     pub attention_prefill: [[Kernel; 3]; 2],
@@ -179,6 +180,7 @@ impl Modules {
             expert_group: self.one("experts", "expert_group")?,
             expert_gemm: self.halves("experts", "expert_gemm")?,
             gemv: self.halves("gemv", "gemv")?,
+            gemv_gated: self.halves("gemv", "gemv_gated")?,
             attention_combine: self.halves("attention_decode", "attention_combine")?,
             attention_prefill: self.per_head_dim("attention_prefill", "attention_prefill")?,
             attention_decode: self.per_head_dim("attention_decode", "attention_decode")?,
@@ -365,6 +367,7 @@ record!(
         out_dtype: i32,
         weight_dtype: i32,
         bias_dtype: i32,
+        activation: i32,
     }
 );
 

@@ -1,10 +1,11 @@
 //! Matrix products: cuBLASLt with descriptors and algorithms kept by shape, and the GEMV kernel for few rows.
 
-use super::driver::{Context, Geometry};
+use super::driver::{Context, Geometry, Properties};
+use super::elementwise::number_of;
 use super::kernels::{Kernels, LinearArgs, launch, launch_as, type_index};
 use super::libraries::{self, CUBLAS_LT};
 use super::{CudaOptions, Memory};
-use crate::device::{DType, Tensor};
+use crate::device::{Activation, DType, Tensor};
 use crate::error::{Error, Result};
 use cudarc::cublaslt::sys::{
     self, cublasComputeType_t, cublasLtEpilogue_t, cublasLtMatmulAlgo_t, cublasLtMatmulDescAttributes_t as Attribute,
@@ -17,7 +18,20 @@ use std::ffi::{c_int, c_void};
 /// Rows of `x` up to which the GEMV kernel is faster than the library (`docs/performance.md`).
 const GEMV_ROWS: usize = 8;
 /// `WARPS` × `STAGES` × `STEP_BYTES`.
-pub(super) const GEMV_SHARED_BYTES: usize = 8 * 3 * 24 * 128;
+const GEMV_SHARED_BYTES: usize = 8 * 3 * 24 * 128;
+/// Shared memory that a block of the GEMV kernel asks for: where few blocks go round, so much that no multiprocessor takes more of
+/// them than its share. Blocks start while the kernel before ends, and would crowd the multiprocessors that are free first.
+fn gemv_shared_bytes(properties: &Properties, blocks: usize) -> usize {
+    let share = blocks.div_ceil(properties.multiprocessors);
+    let one_more_does_not_fit = (properties.shared_bytes / (share + 1) + 1).next_multiple_of(1024);
+    GEMV_SHARED_BYTES.max(one_more_does_not_fit.min(properties.shared_bytes))
+}
+
+/// The most that [`gemv_shared_bytes`] asks for.
+pub(super) fn most_gemv_shared_bytes(properties: &Properties) -> usize {
+    gemv_shared_bytes(properties, 1)
+}
+
 /// What NVIDIA advises for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 /// The first release of the interface that the declarations are of.
@@ -280,12 +294,25 @@ impl Drop for MatrixLibrary {
     }
 }
 
+/// Whether the GEMV kernel takes the product, with accesses of 16 bytes.
+pub(super) fn suits_gemv(x: &Tensor, weight: &Tensor) -> bool {
+    let aligned = |tensor: &Tensor| tensor.addr().is_multiple_of(16) && tensor.stride().is_multiple_of(8);
+    x.rows() <= GEMV_ROWS
+        && x.dtype().size() == 2
+        && x.dtype() == weight.dtype()
+        && x.cols().is_multiple_of(8)
+        && aligned(x)
+        && aligned(weight)
+}
+
 /// One call of [`crate::device::Device::linear`].
 pub(super) struct Product<'a> {
     pub out: &'a Tensor,
     pub x: &'a Tensor,
     pub weight: &'a Tensor,
     pub bias: Option<&'a Tensor>,
+    /// `weight` holds gates, then as many others: `out` is the activation of the ones times the others.
+    pub gated: Option<Activation>,
 }
 
 impl Product<'_> {
@@ -316,36 +343,40 @@ impl Product<'_> {
             weight_stride: self.weight.stride() as i64,
             rows: self.x.rows() as i32,
             in_features: self.x.cols() as i32,
-            out_features: self.weight.rows() as i32,
+            out_features: self.out.cols() as i32,
             out_dtype: type_index(self.out.dtype())?,
             weight_dtype: type_index(self.weight.dtype())?,
             bias_dtype: self.bias.map_or(Ok(0), |bias| type_index(bias.dtype()))?,
+            activation: self.gated.map_or(0, number_of),
         })
     }
 
-    /// Whether 16-byte accesses of the GEMV kernel fit.
-    fn suits_gemv(&self) -> bool {
-        let aligned = |tensor: &Tensor| tensor.addr().is_multiple_of(16) && tensor.stride().is_multiple_of(8);
-        self.x.rows() <= GEMV_ROWS
-            && self.x.dtype().size() == 2
-            && self.x.dtype() == self.weight.dtype()
-            && self.x.cols().is_multiple_of(8)
-            && aligned(self.x)
-            && aligned(self.weight)
+    /// Enqueues the product of [`suits_gemv`].
+    pub fn multiply_few_rows(&self, context: &Context, kernels: &Kernels, properties: &Properties) -> Result<()> {
+        let which = type_index(self.x.dtype())? as usize - 1;
+        let (kernel, features) = match self.gated {
+            Some(_) => (kernels.gemv_gated[which], 8),
+            None => (kernels.gemv[which], 16),
+        };
+        let blocks = self.out.cols().div_ceil(features);
+        let shared_bytes = gemv_shared_bytes(properties, blocks);
+        let geometry = Geometry { grid: (blocks, 1, 1), block: (256, 1), shared_bytes };
+        // SAFETY: the kernel of this type takes these arguments; shapes were checked by the caller of the device.
+        unsafe { launch_as(context, kernels.chains, kernel, geometry, &self.args()?, []) }
     }
 
     /// Enqueues the product by the fastest way that its shape allows.
-    pub fn enqueue(&self, context: &Context, kernels: &Kernels, library: &MatrixLibrary) -> Result<()> {
+    pub fn enqueue(
+        &self,
+        context: &Context,
+        kernels: &Kernels,
+        library: &MatrixLibrary,
+        properties: &Properties,
+    ) -> Result<()> {
         let (rows, out_features) = (self.x.rows(), self.weight.rows());
         let args = self.args()?;
-        if self.suits_gemv() {
-            let kernel = kernels.gemv[type_index(self.x.dtype())? as usize - 1];
-            let grid = (out_features.div_ceil(16), 1, 1);
-            let geometry = Geometry { grid, block: (256, 1), shared_bytes: GEMV_SHARED_BYTES };
-            // Blocks with many columns run long: those that start early crowd some multiprocessors until the end.
-            let chained = kernels.chains && args.in_features <= 2 * args.out_features;
-            // SAFETY: the kernel of this type takes these arguments; shapes were checked by the caller of the device.
-            return unsafe { launch_as(context, chained, kernel, geometry, &args, []) };
+        if suits_gemv(self.x, self.weight) {
+            return self.multiply_few_rows(context, kernels, properties);
         }
         let shape = self.shape();
         let multiplied = self.x.dtype() == self.weight.dtype() && library.multiply(context, shape, self)?;

@@ -31,9 +31,6 @@ use kernels::{HEAD_DIMS, Kernels};
 use linear::{MatrixLibrary, Product};
 use std::sync::Arc;
 
-pub use bench::GpuFigure;
-pub use probes::GpuLimits;
-
 /// GPUs that the driver shows.
 ///
 /// # Errors
@@ -148,7 +145,9 @@ impl CudaDevice {
             _ => Ok(()),
         };
         for which in 0..2 {
-            allow(self.kernels.gemv[which], linear::GEMV_SHARED_BYTES)?;
+            for gemv in [self.kernels.gemv[which], self.kernels.gemv_gated[which]] {
+                allow(gemv, linear::most_gemv_shared_bytes(&self.properties))?;
+            }
             for (class, &dim) in HEAD_DIMS.iter().enumerate() {
                 let decode = attention::decode_shared_bytes(dim, self.kernels.small_shared);
                 allow(self.kernels.attention_decode[which][class], decode)?;
@@ -259,7 +258,29 @@ impl Device for CudaDevice {
         if x.rows() == 0 {
             return Ok(());
         }
-        Product { out, x, weight, bias }.enqueue(&self.context, &self.kernels, &self.library)
+        Product { out, x, weight, bias, gated: None }.enqueue(
+            &self.context,
+            &self.kernels,
+            &self.library,
+            &self.properties,
+        )
+    }
+
+    fn gates_products(&self, x: &Tensor, weight: &Weight) -> bool {
+        let Weight::Dense(weight) = weight;
+        linear::suits_gemv(x, weight)
+    }
+
+    fn gated_linear(&self, out: &Tensor, x: &Tensor, weight: &Weight, activation: Activation) -> Result<()> {
+        let Weight::Dense(weight) = weight;
+        if x.rows() == 0 {
+            return Ok(());
+        }
+        Product { out, x, weight, bias: None, gated: Some(activation) }.multiply_few_rows(
+            &self.context,
+            &self.kernels,
+            &self.properties,
+        )
     }
 
     fn rope_kv_write(&self, args: &RopeKvWrite<'_>) -> Result<()> {

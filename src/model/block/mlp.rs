@@ -78,11 +78,11 @@ impl Dense {
     }
 
     fn forward(&self, cx: &Forward<'_>, out: &Tensor, x: &Tensor) -> Result<()> {
-        let up = self.up.forward(cx, x)?;
         if self.gated {
-            let activated = cx.gated_activation(&up, self.activation)?;
+            let activated = self.up.forward_gated(cx, x, self.activation)?;
             return self.down.forward_reduce(cx, out, &activated);
         }
+        let up = self.up.forward(cx, x)?;
         cx.activate(&up, self.activation)?;
         self.down.forward_reduce(cx, out, &up)
     }

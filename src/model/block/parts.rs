@@ -1,6 +1,6 @@
 //! Linear layers and norms with their parameters.
 
-use crate::device::{Tensor, Weight};
+use crate::device::{Activation, Tensor, Weight};
 use crate::error::Result;
 use crate::model::{ModelConfig, NormKind, Piece, VectorKind, WeightLoader};
 use crate::ops::Forward;
@@ -49,6 +49,11 @@ impl Linear {
 
     pub(super) fn forward(&self, cx: &Forward<'_>, x: &Tensor) -> Result<Tensor> {
         cx.linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// The activation of its gates times its other half.
+    pub(super) fn forward_gated(&self, cx: &Forward<'_>, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        cx.gated_linear(x, &self.weight, self.bias.as_ref(), activation)
     }
 
     /// Into `out`, summed over the ranks.
