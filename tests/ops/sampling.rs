@@ -68,7 +68,10 @@ fn row(random: &mut Random, vocab: usize, ties: bool) -> Vec<f32> {
     if random.below(3) == 0 {
         let left = [1, 3, vocab.div_ceil(10)][random.below(3)];
         let mut allowed = vec![false; vocab];
-        (0..left).for_each(|_| allowed[random.below(vocab)] = true);
+        for _ in 0..left {
+            let id = random.below(vocab);
+            (allowed[id], logits[id]) = (true, logits[id].max(-1.0));
+        }
         logits.iter_mut().zip(allowed).filter(|(_, allowed)| !allowed).for_each(|(x, _)| *x = f32::NEG_INFINITY);
     }
     logits
