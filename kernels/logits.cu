@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(DENSE_THREADS) edit_dense(EditArgs 
     for (int i = begin; i < end; i += DENSE_THREADS) {
         float x = from[i];
         if (i < biased) x = __fadd_rn(x, bias[i]);
-        if (factor != 1.0f) x = __fmul_rn(x, factor);
+        if (factor != 1.0f) x = bounded(__fmul_rn(x, factor), x);
         if (mask && !(mask[i >> 5] >> (i & 31) & 1)) x = negative_infinity();
         to[i] = x;
         if (clear) counts[i] = 0;
@@ -135,7 +135,7 @@ struct SparseRow {
             u32 seen = atomicExch(&counts[token], 0u), counted = seen & ~SEEN;
             if (seen == 0) continue;
             float x = logits[token];
-            x = x > 0.0f ? __fdiv_rn(x, row.repetition) : __fmul_rn(x, row.repetition);
+            x = bounded(x > 0.0f ? __fdiv_rn(x, row.repetition) : __fmul_rn(x, row.repetition), x);
             if (counted) {
                 x = __fsub_rn(x, __fadd_rn(row.presence, __fmul_rn(row.frequency, __uint2float_rn(counted))));
             }

@@ -22,6 +22,12 @@ enum DType : int { F32 = 0, F16 = 1, BF16 = 2 };
 
 __device__ __forceinline__ float negative_infinity() { return __int_as_float(0xff800000); }
 
+// `value`, made of the logit `from`; a number if that was one, for an infinite logit is a fault of the model.
+__device__ __forceinline__ float bounded(float value, float from) {
+    constexpr float MOST = 3.402823466e38f;
+    return value > MOST && from <= MOST ? MOST : value;
+}
+
 // ---- conversions ----------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float to_f32(float x) { return x; }

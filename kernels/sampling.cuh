@@ -61,7 +61,7 @@ struct Row {
     float inverse_temperature, max;
 
     __device__ __forceinline__ float scaled(float logit) const {
-        return __fmaf_rn(logit, inverse_temperature, 0.0f);  // -0 becomes 0
+        return bounded(__fmaf_rn(logit, inverse_temperature, 0.0f), logit);  // -0 becomes 0
     }
     __device__ __forceinline__ float weight(float x) const { return expf(x - max); }
     __device__ __forceinline__ u64 mass(float x) const { return __float2ull_rn(weight(x) * ONE); }

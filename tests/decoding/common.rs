@@ -1,7 +1,9 @@
 //! The demo model behind the fake server, and requests for it.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
+use tempfile::TempDir;
 use triton_trtllm::adapter;
 use triton_trtllm::error::Result;
 use triton_trtllm::triton::{Model, ModelHandler, ModelLoader, set_loader};
@@ -20,10 +22,34 @@ impl ModelLoader for Loader {
     }
 }
 
-/// In the project, or where `TRTLLM_ROOT` says that its files lie.
+/// In the project, or where `TRTLLM_ROOT` says that its files lie. On a GPU a copy in float32: products of a row have other last
+/// bits there in another batch, which in bfloat16 drawn texts would show.
 pub fn demo_dir() -> PathBuf {
+    static IN_FLOAT32: LazyLock<TempDir> = LazyLock::new(|| {
+        let folder = tempfile::tempdir().unwrap();
+        for entry in project_demo_dir().read_dir().unwrap() {
+            let entry = entry.unwrap();
+            std::os::unix::fs::symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+        let config = folder.path().join("config.json");
+        let text = std::fs::read_to_string(&config).unwrap().replace("\"bfloat16\"", "\"float32\"");
+        std::fs::remove_file(&config).unwrap();
+        std::fs::write(&config, text).unwrap();
+        folder
+    });
+    if device() == "cpu" { project_demo_dir() } else { IN_FLOAT32.path().to_owned() }
+}
+
+fn project_demo_dir() -> PathBuf {
     let root = std::env::var_os("TRTLLM_ROOT");
-    root.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from).join("ci/demo_model/hf")
+    root.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+        .join("ci/demo_model/hf")
+        .canonicalize()
+        .unwrap()
+}
+
+fn device() -> String {
+    std::env::var("DECODING_DEVICE").unwrap_or("cpu".into())
 }
 
 pub fn start() -> Server {
@@ -36,7 +62,7 @@ pub fn start() -> Server {
 pub fn demo<'a>(server: &'a Server, parameters: &[(&str, &str)]) -> LoadedModel<'a> {
     let folder = demo_dir();
     let folder = folder.to_str().unwrap();
-    let device = std::env::var("DECODING_DEVICE").unwrap_or("cpu".into());
+    let device = device();
     let mut given = vec![
         ("gpt_model_path", folder),
         ("device", &*device),

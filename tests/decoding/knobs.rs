@@ -298,7 +298,9 @@ fn log_probs_of_tokens_of_their_rivals_and_of_the_prompt_agree() {
     streamed.push(flag("streaming", true));
     let replies = model.infer(request(&prompt[..known], streamed));
     let pieces: Vec<f32> = replies.iter().flat_map(|reply| floats(reply, "top_log_probs")).collect();
-    assert_eq!(pieces, top, "a stream has the new ones only");
+    assert_eq!(pieces.len(), top.len(), "a stream has the new ones only");
+    // The prompt is known by now: what is left of it is computed in other sums.
+    assert!(pieces.iter().zip(&top).all(|(a, b)| (a - b).abs() < 1e-3), "{pieces:?} {top:?}");
 }
 
 #[test]

@@ -114,7 +114,8 @@ fn the_memory_that_is_told_is_all_that_was_planned() {
     let report = &model.report;
     let parts = [report.weight_bytes, report.workspace_bytes, report.buffer_bytes, report.graph_bytes, report.kv.bytes];
     assert!(report.buffer_bytes > 0 && report.to_string().contains("buffers    "), "{report}");
-    assert_eq!(model.executor.memory().cpu_bytes as usize, parts.iter().sum::<usize>());
+    let memory = model.executor.memory();
+    assert_eq!((memory.cpu_bytes + memory.gpu_bytes) as usize, parts.iter().sum::<usize>());
 }
 
 #[test]
