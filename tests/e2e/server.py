@@ -16,6 +16,8 @@ DEMO = ROOT / "ci" / "demo_model" / "hf"
 DEVICE = os.environ.get("E2E_DEVICE", "cpu")
 TRTLLM = Path(os.environ.get("TRTLLM", ROOT / "target" / "debug" / "trtllm"))
 TEMPLATES = ROOT / "model_repo"
+# Longer than the backend holds back the end of a request whose client is gone, and than the LLM takes to notice.
+SETTLE_SECONDS = 0.5
 
 
 def free_ports(count: int) -> list[int]:
@@ -105,8 +107,11 @@ class Server:
             return False
 
     def stop(self) -> int:
-        """Ends the server as an operator would and returns its exit code."""
+        """Ends the server as an operator would who drains first, and returns its exit code."""
         if self.process.poll() is None:
+            # The HTTP frontend does not count a cut connection as one of its own any more: a signal that comes before
+            # the last response of its request (100 ms later) lets that response run into a frontend that is gone.
+            time.sleep(SETTLE_SECONDS)
             self.process.send_signal(signal.SIGTERM)
             try:
                 self.process.wait(60)

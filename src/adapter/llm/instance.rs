@@ -77,7 +77,10 @@ impl LlmInstance {
         };
         match call {
             Call::Stop => self.stop(request),
-            Call::Generate(generate) => self.generate(request, generate, exec_start_ns),
+            Call::Generate(generate) => match request.id().map(str::to_owned) {
+                Ok(id) => self.generate(request, &id, generate, exec_start_ns),
+                Err(error) => fail(request, error, exec_start_ns),
+            },
         }
     }
 
@@ -120,11 +123,10 @@ impl LlmInstance {
         }
     }
 
-    fn generate(&self, request: Request, generate: Generate, exec_start_ns: u64) {
+    fn generate(&self, request: Request, id: &str, generate: Generate, exec_start_ns: u64) {
         let Generate { plan, items, form } = generate;
-        let id = request.id().unwrap_or_default().to_owned();
         let sequences: Vec<_> = items.iter().map(|item| item.request.num_sequences).collect();
-        let control = Control::new(&id, sequences.iter().sum());
+        let control = Control::new(id, sequences.iter().sum());
         let tokenizer = self.rules.text.as_ref().map(|text| &text.tokenizer);
         let threads = self.threads.lock();
         let Some(Threads { responder, .. }) = &*threads else {
@@ -189,7 +191,7 @@ impl InstanceHandler for LlmInstance {
 fn fail(request: Request, error: Error, exec_start_ns: u64) {
     let error_kind = error.kind();
     let now = monotonic_ns();
-    tracing::debug!("request {:?} refused: {error}", request.id().unwrap_or_default());
+    tracing::debug!("request {:?} refused: {error}", request.id().unwrap_or("(unreadable id)"));
     let timings = Timings { exec_start_ns, compute_start_ns: now, compute_end_ns: now };
     // Nobody failed where the client went away first.
     request.fail(error, (error_kind != ErrorKind::Cancelled).then_some(timings));

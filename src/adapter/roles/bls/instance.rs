@@ -1,10 +1,11 @@
 //! Serves the role: a thread for each request, which spends its time waiting for other models.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -19,7 +20,8 @@ use crate::triton::{
 
 /// How often a waiting request looks whether its client is still there: the server can only be asked.
 const CANCELLATION_PERIOD: Duration = Duration::from_millis(20);
-/// How long the FINAL of a request whose client has gone away is held back; see the LLM's responder.
+/// How long after its cancellation was noticed the FINAL of a request whose client has gone away is held back; see the
+/// LLM's responder, which holds its own back meanwhile.
 const CANCELLED_HOLD: Duration = Duration::from_millis(100);
 /// A request's thread waits and copies tensors; it computes nothing.
 const STACK_BYTES: usize = 512 * 1024;
@@ -129,7 +131,8 @@ fn serve(settings: &Settings, server: Server, id: &str, request: Request) {
         Err(error) => return sink.finish(Err(error), Some(timings())),
     };
     let Some(probe) = sink.cancel_probe() else { return };
-    let models = ServerModels { settings, server, id, probe: probe.clone() };
+    let gone_since = Cell::new(None);
+    let models = ServerModels { settings, server, id, probe: probe.clone(), gone_since: &gone_since };
     let mut only = None;
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut flow = Flow::new(settings, &models, &inputs)?;
@@ -148,7 +151,8 @@ fn serve(settings: &Settings, server: Server, id: &str, request: Request) {
         tracing::debug!("request {id} failed: {error}");
     }
     if probe.is_cancelled() {
-        thread::sleep(CANCELLED_HOLD);
+        let due = gone_since.get().unwrap_or_else(Instant::now) + CANCELLED_HOLD;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
         // The HTTP frontend never lets go of a request that was cancelled and ends with the flag alone.
         return sink.finish(Ok(Response::default()), Some(timings()));
     }
@@ -180,6 +184,8 @@ struct ServerModels<'a> {
     server: Server,
     id: &'a str,
     probe: CancelProbe,
+    /// When it was noticed that the client has gone away.
+    gone_since: &'a Cell<Option<Instant>>,
 }
 
 impl Models for ServerModels<'_> {
@@ -191,7 +197,8 @@ impl Models for ServerModels<'_> {
         let request = InferRequest { model: inner.model, id: self.id.to_owned(), inputs, outputs: inner.outputs };
         let responses = self.server.infer(request)?;
         let probe = is_long.then_some(&self.probe);
-        Ok(Box::new(ServerResponses { model, responses, probe, cancelled: false }))
+        let gone_since = self.gone_since;
+        Ok(Box::new(ServerResponses { model, responses, probe, gone_since, cancelled: false }))
     }
 }
 
@@ -200,6 +207,7 @@ struct ServerResponses<'a> {
     responses: InferResponses,
     /// Asked whether the client is still there.
     probe: Option<&'a CancelProbe>,
+    gone_since: &'a Cell<Option<Instant>>,
     cancelled: bool,
 }
 
@@ -209,6 +217,7 @@ impl Iterator for ServerResponses<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if !self.cancelled && self.probe.is_some_and(CancelProbe::is_cancelled) {
+                self.gone_since.set(Some(Instant::now()));
                 self.cancel();
             }
             match self.responses.next(CANCELLATION_PERIOD) {
