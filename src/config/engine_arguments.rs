@@ -197,6 +197,15 @@ pub fn with_engine_arguments(config: &Value, version_dir: &Path) -> Result<WithA
             taken.all(&arguments, table, version_dir).map_err(|error| error.context(name))?;
             return Ok(taken.finish(name));
         }
+        let has_model = ["gpt_model_path", "engine_dir"].iter().any(|key| {
+            let text = config["parameters"][*key]["string_value"].as_str().unwrap_or_default();
+            !text.is_empty() && !is_placeholder(text)
+        });
+        if given && role == of_role && !has_model {
+            return Err(Error::invalid(format!(
+                "{name} is not in the version folder: the role {word} reads its model from there or from gpt_model_path"
+            )));
+        }
     }
     Ok(WithArguments { config: config.clone(), notes: Vec::new() })
 }

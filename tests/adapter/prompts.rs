@@ -184,6 +184,8 @@ fn s9_4_errors_of_the_llm_api_begin_as_its_model_begins_them() {
     let model = llmapi(false).load(&server).unwrap();
     let two = Tensor::int32("sampling_param_max_tokens", &[2], &[1, 2]);
     let lora = Tensor::strings("lora_name", &[1], &["a"]);
+    let word = |name: &str, text: &str| ask("x").input(Tensor::strings(name, &[1], &[text]));
+    let square = RequestSpec::new("").output("text_output").input(Tensor::strings("text_input", &[1, 1], &["x"]));
     for (request, fragment) in [
         (ask("x").input(flag("streaming")), "Streaming is only supported in decoupled mode"),
         (ask("x").input(two), "Expected a scalar tensor for tensor sampling_param_max_tokens"),
@@ -193,6 +195,9 @@ fn s9_4_errors_of_the_llm_api_begin_as_its_model_begins_them() {
         (ask("x").input(lora), "lora_id, lora_name, and lora_path must all be provided together"),
         (ask("x").input(int("sampling_param_beams", 1)), "input \"sampling_param_beams\" is unknown"),
         (RequestSpec::new("").output("text_output"), "text_input is missing"),
+        (square, "text_input has shape [1, 1], expected a 1D tensor"),
+        (word("sampling_param_logits_post_processor_name", "p"), "Unknown logits post-processor \"p\""),
+        (word("lora_ckpt_source", "ftp"), "lora_ckpt_source is \"ftp\", expected hf or nemo"),
     ] {
         let (code, text) = error(&model.infer(request));
         assert_eq!(code, INVALID_ARG, "{text}");
@@ -218,6 +223,55 @@ fn s9_4_the_stop_command_of_the_llm_api_ends_both_requests_as_cancelled() {
     let mut nameless = stop();
     nameless.id.clear();
     assert!(error(&model.infer(nameless)).1.contains("request ID is not provided"));
+}
+
+#[test]
+fn s9_2_images_and_adapters_are_refused_by_name() {
+    let server = start();
+    let model = llmapi(false).load(&server).unwrap();
+    let image = ask("x").input(Tensor::strings("image_url", &[1], &["http://host/image"]));
+    let lora = ask("x")
+        .input(Tensor::new("lora_id", dtype::UINT64, &[1], 1u64.to_le_bytes().to_vec()))
+        .input(Tensor::strings("lora_name", &[1], &["a"]))
+        .input(Tensor::strings("lora_path", &[1], &["a"]));
+    for (request, fragment) in [(image, "image_url is"), (lora, "LoRA adapters are not supported")] {
+        let (_, text) = error(&model.infer(request));
+        assert!(text.starts_with("Error generating request: ") && text.contains(fragment), "{text}");
+    }
+}
+
+#[test]
+fn s9_2_only_the_first_text_of_the_llm_api_is_a_prompt() {
+    let server = start();
+    let model = llmapi(false).load(&server).unwrap();
+    let two = Tensor::strings("text_input", &[2], &["Once", "never"]);
+    let reply = model.infer(RequestSpec::new("").output("text_output").input(two)).remove(0);
+    assert_eq!(texts(&reply).len(), 1);
+    assert!(texts(&reply)[0].starts_with("Once"));
+}
+
+#[test]
+fn s9_4_a_client_of_the_llm_api_that_goes_away_ends_its_request_as_cancelled() {
+    let server = start();
+    let model = llmapi(true).load(&server).unwrap();
+    let endless = ask("x").input(int("sampling_param_max_tokens", 1_000_000)).input(flag("streaming"));
+    let running = model.execute(vec![endless])[0];
+    running.wait_for(2);
+    running.cancel();
+    let last = running.wait().pop().unwrap();
+    assert!(last.is_final);
+    assert_eq!(error(&[last]), (CANCELLED, "Request cancelled by client".to_owned()));
+}
+
+#[test]
+fn s9_1_a_named_role_without_its_file_says_which_file_is_missing() {
+    let server = start();
+    for (role, file) in [("llmapi", "model.yaml"), ("vllm", "model.json")] {
+        let mut repository = Repository::new("other.txt", "");
+        repository.config["parameters"] = json!({ "model_role": { "string_value": role } });
+        let message = repository.load(&server).err().unwrap().message;
+        assert!(message.contains(&format!("{file} is not in the version folder")), "{message}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 """What an operator meets: metrics, statistics, cancellation, reload, errors, repositories that already exist."""
 
+import http.client
 import json
 import shutil
 import socket
@@ -193,6 +194,18 @@ def test_bad_input_is_named_and_the_next_request_is_served(server, body, names):
     assert reply.status == 400, (reply.status, reply.body)
     assert names in reply.error
     assert server.generate("tensorrt_llm", text_input="a", max_tokens=1).status == 200
+
+
+@pytest.mark.parametrize("stop", ["false", "true"])
+def test_4_3_an_id_that_is_no_text_is_refused(server, stop):
+    one = '{"name": "%s", "shape": [1, 1], "datatype": "%s", "data": [%s]}'
+    inputs = ", ".join(one % given for given in (("text_input", "BYTES", '"a"'), ("max_tokens", "INT32", "1"), ("stop", "BOOL", stop)))
+    connection = http.client.HTTPConnection("127.0.0.1", server.http, timeout=60)
+    connection.request("POST", "/v2/models/tensorrt_llm_unary/infer", b'{"id": "a\xff", "inputs": [' + inputs.encode() + b"]}")
+    response = connection.getresponse()
+    status, text = response.status, response.read().decode(errors="replace")
+    connection.close()
+    assert status == 400 and "the request id is not valid UTF-8" in text, text
 
 
 def test_a_prompt_longer_than_the_model_is_an_error(server):

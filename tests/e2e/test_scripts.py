@@ -1,8 +1,10 @@
 """The scripts that operators' own scripts call, with the options and rules they know."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from server import ROOT, TRTLLM, eventually
@@ -167,3 +169,29 @@ def test_7_2_launcher_leaves_auto_completion_on_for_engine_arguments_in_a_file(t
     (tmp_path / "repository" / "llm" / "1" / "model.yaml").write_text("model: x")
     _, arguments, _ = launch(tmp_path, f"--model_repo={tmp_path}/repository")
     assert "--disable-auto-complete-config" not in arguments
+
+
+def test_7_2_launcher_lists_the_servers_that_run_already(tmp_path):
+    stand_in = tmp_path / "tritonserver"
+    shutil.copy(shutil.which("sleep"), stand_in)
+    running = subprocess.Popen([stand_in, "60"])
+    try:
+        command = [sys.executable, ROOT / "ci/launch_triton_server.py", f"--tritonserver={tmp_path}/none"]
+        eventually(lambda: Path(f"/proc/{running.pid}/comm").read_text().strip() == "tritonserver", "it runs")
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 1 and str(running.pid) in result.stderr and "--force" in result.stderr
+    finally:
+        running.kill()
+        running.wait()
+
+
+def test_9_1_the_environment_names_the_file_of_the_llm_api(tmp_path):
+    model = tmp_path / "repository" / "llm"
+    (model / "1").mkdir(parents=True)
+    (model / "config.pbtxt").write_text('backend: "trtllm"')
+    (model / "1" / "other.yaml").write_text("tensor_parallel_size: 2")
+    check = [TRTLLM, "check", tmp_path / "repository"]
+    named = subprocess.run(check, capture_output=True, text=True, env={**os.environ, "LLM_CONFIG_PATH": "other.yaml"})
+    assert named.returncode != 0 and "other.yaml: tensor_parallel_size is 2" in named.stdout + named.stderr, named
+    plain = subprocess.run(check, capture_output=True, text=True)
+    assert "tensor_parallel_size" not in plain.stdout + plain.stderr

@@ -20,6 +20,15 @@ def test_generate_continues_the_prompt(server):
         assert len(text) > len(PROMPT) + 20
 
 
+def test_7_4_a_reply_has_the_id_and_what_was_asked_for_and_nothing_else(server):
+    for model in ("tensorrt_llm", "tensorrt_llm_bls"):
+        reply = server.generate(model, id="mine", text_input="a", max_tokens=2).json
+        assert set(reply) == {"id", "model_name", "model_version", "text_output"} and reply["id"] == "mine", reply
+    reply = server.generate("tensorrt_llm", input_ids=[5, 6], input_lengths=2, request_output_len=3).json
+    assert len(reply["output_ids"]) == 5 and reply["sequence_length"] == 5
+    assert not any(key.startswith("sequence_") for key in reply if key != "sequence_length"), reply
+
+
 def test_ensemble_and_llm_give_the_same_text(server):
     body = {"text_input": PROMPT, "max_tokens": 32, "exclude_input_in_output": True}
     assert server.text("ensemble", **body) == server.text("tensorrt_llm", **body)
