@@ -350,6 +350,38 @@ fn s3_1_an_index_comes_where_it_is_listed_and_there_are_several() {
 }
 
 #[test]
+fn s2_3_each_item_of_a_batch_gets_what_it_asked_for() {
+    let server = start();
+    let model = server.load(model("llm", true, &[])).unwrap();
+    for [first, second] in [[true, false], [false, true]] {
+        let mut spec = outputs(RequestSpec::new(""))
+            .input(Tensor::int32("input_ids", &[2, 1], &[7, 7]))
+            .input(Tensor::int32("input_lengths", &[2], &[1, 1]))
+            .input(Tensor::int32("request_output_len", &[2], &[1, 1]))
+            .input(Tensor::int32("num_return_sequences", &[2], &[1 + i32::from(first), 1 + i32::from(second)]));
+        for name in ["log_probs", "context_logits", "generation_logits", "num_input_tokens", "num_output_tokens"] {
+            spec = spec.input(Tensor::bools(&format!("return_{name}"), &[2], &[first, second]));
+        }
+        let replies = model.infer(spec);
+        assert_eq!(replies.len(), 3);
+        for reply in replies {
+            let asked = [first, second][number(&reply, "batch_index") as usize];
+            for name in [
+                "sequence_index",
+                "output_log_probs",
+                "cum_log_probs",
+                "context_logits",
+                "generation_logits",
+                "num_input_tokens",
+                "num_output_tokens",
+            ] {
+                assert_eq!(reply.output(name).is_some(), asked, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
 fn s2_1_the_old_flag_of_reuse_asks_for_the_three_block_counts() {
     let server = start();
     let model = server.load(model("llm", false, &[])).unwrap();

@@ -261,6 +261,25 @@ fn floats(reply: &Reply, name: &str) -> Vec<f32> {
 }
 
 #[test]
+fn s3_2_a_greedy_request_that_runs_alone_repeats_to_the_last_bit() {
+    let server = start();
+    for reuse in ["true", "false"] {
+        let model = demo(&server, &[("enable_kv_cache_reuse", reuse)]);
+        let prompt: Vec<_> = Tokenizer::load(&demo_dir()).unwrap().encode(&PROMPT.repeat(12), true).unwrap();
+        assert!(prompt.len() > 64, "there is a block to find");
+        let names = ["output_ids", "sequence_length", "output_log_probs", "cum_log_probs"];
+        let bytes = || {
+            let request = names.iter().fold(RequestSpec::new(""), |request, name| request.output(name));
+            let request = request.input(ids("input_ids", &prompt)).input(int("request_output_len", 12));
+            let replies = model.infer(request.input(flag("return_log_probs", true)));
+            names.map(|name| replies[0].output(name).unwrap().bytes.clone())
+        };
+        let first = bytes();
+        (0..4).for_each(|_| assert!(bytes() == first, "reuse {reuse}, {} prompt tokens", prompt.len()));
+    }
+}
+
+#[test]
 fn log_probs_of_tokens_of_their_rivals_and_of_the_prompt_agree() {
     let server = start();
     let model = demo(&server, &[]);

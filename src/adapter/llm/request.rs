@@ -89,6 +89,7 @@ pub struct Generate {
 pub struct Plan {
     pub streaming: bool,
     pub batched: bool,
+    /// What any response carries.
     pub wanted: Wanted,
     /// Whether special tokens are left out of `text_output`.
     pub skip_special_tokens: bool,
@@ -111,6 +112,8 @@ impl Plan {
 pub struct Item {
     pub request: engine::Request,
     pub batch_index: i32,
+    /// What the responses to it carry.
+    pub wanted: Wanted,
     /// Number of the request's first sequence among those of the prompt.
     pub first_sequence: i32,
     /// Whether the prompt precedes the answer.
@@ -177,11 +180,7 @@ impl Call {
             let item = reader.items(row);
             items.extend(if batch > 1 { item.context(format!("batch item {row}"))? } else { item? });
         }
-        let returns_beams = |item: &Item| item.request.beam.as_ref().is_some_and(|beam| beam.num_return > 1);
-        let several = items.len() > batch
-            || items.iter().any(|item| item.request.num_sequences > 1)
-            || (inputs.has("num_return_sequences") && items.iter().any(returns_beams));
-        let wanted = Wanted::new(rules, &inputs, requested, batch > 1, several)?;
+        let wanted = items.iter().fold(Wanted::default(), |all, item| all.or(item.wanted));
         let logits = if wanted.logits() { rules.logits.clone()? } else { DataType::Fp32 };
         let skip_special_tokens = rules.text.as_ref().is_none_or(|text| text.skip_special_tokens);
         Ok(Self::Generate(Generate {
@@ -234,6 +233,8 @@ impl Reader<'_> {
         let draft = self.inputs.ints("draft_input_ids", row)?;
         self.check_vocab("draft_input_ids", &draft)?;
         sampling.draft = self.draft_logits(row, &draft)?;
+        let returned = beam.as_ref().filter(|_| self.inputs.has("num_return_sequences")).map(|beam| beam.num_return);
+        let wanted = Wanted::new(self.rules, self.inputs, row, self.requested, returned.unwrap_or(sequences) > 1)?;
         let seed = sampling.seed;
         let item = |first: usize| Item {
             request: engine::Request {
@@ -250,6 +251,7 @@ impl Reader<'_> {
                 ..engine::Request::default()
             },
             batch_index: row as i32,
+            wanted,
             first_sequence: first as i32,
             echo: !self.streaming && !exclude,
             log_probs,

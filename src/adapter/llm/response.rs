@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::beams::BeamRow;
 use super::logits::Logits;
 use super::request::{Item, LogProbs, Plan};
+use super::wanted::Wanted;
 use crate::engine::{Delta, FinishReason, RequestStats};
 use crate::error::Error;
 use crate::ids::TokenId;
@@ -14,6 +15,7 @@ use crate::triton::{DataType, OutputTensor, ParameterValue, Response};
 /// One sequence on its way to the client.
 pub struct Row {
     batch_index: i32,
+    wanted: Wanted,
     sequence_index: i32,
     prompt_len: usize,
     seed: u64,
@@ -83,6 +85,7 @@ impl Row {
         };
         Self {
             batch_index: item.batch_index,
+            wanted: item.wanted,
             sequence_index,
             prompt_len: prompt.len(),
             seed: item.request.sampling.seed.wrapping_add((sequence_index - item.first_sequence) as u64),
@@ -111,6 +114,7 @@ impl Row {
         if self.ended {
             return Step::Nothing;
         }
+        let plan = &Plan { wanted: self.wanted, ..plan.clone() };
         let error = delta.finish.as_ref().and_then(|finish| finish.error.clone());
         if let Some(error) = error {
             self.ended = true;

@@ -27,13 +27,14 @@ const PERF: [&str; 10] = [
 ];
 
 impl Wanted {
-    /// The outputs that a request gets: those that it lists, as far as its flags and its batch give them contents. A
+    /// The outputs that one batch item gets: those that the request lists, as far as the item's flags and the batch give
+    /// them contents (of the performance flags, the first item's go for all). `sequences`: it has several answers. A
     /// request that lists none asks for all that the configuration declares; it then gets its answer in the form of its
     /// prompt, text for text and tokens for tokens. The outputs of the performance flags need not be listed.
     ///
     /// # Errors
-    /// `InvalidArg` where neither the tokens nor the text of the answer is listed.
-    pub fn new(rules: &Rules, inputs: &Inputs<'_>, requested: &[&str], batch: bool, sequences: bool) -> Result<Self> {
+    /// `Invalid size for tensor` for a flag without one element for each batch item; `InvalidArg` where neither the tokens nor the text of the answer is listed.
+    pub fn new(rules: &Rules, inputs: &Inputs<'_>, item: usize, requested: &[&str], sequences: bool) -> Result<Self> {
         let lists = |name: &str| requested.contains(&name);
         let by_text = inputs.has("text_input");
         let all = rules.declared_outputs.iter().all(|name| lists(name));
@@ -48,16 +49,17 @@ impl Wanted {
                 }
             }
         }
-        let log_probs = inputs.flag("return_log_probs");
+        let asks = |name: &str| Ok::<_, Error>(inputs.flag_of(name, item)?.unwrap_or(false));
+        let log_probs = asks("return_log_probs")?;
         let mut wanted = Self::default();
         wanted.add("output_ids", tokens && lists("output_ids"));
         wanted.add("sequence_length", tokens && lists("sequence_length"));
         for (name, flag) in LOGITS {
-            wanted.add(name, inputs.flag(flag) && lists(name));
+            wanted.add(name, asks(flag)? && lists(name));
         }
         wanted.add("output_log_probs", log_probs && lists("output_log_probs"));
         wanted.add("cum_log_probs", log_probs && lists("cum_log_probs"));
-        wanted.add("batch_index", batch && lists("batch_index"));
+        wanted.add("batch_index", inputs.batch() > 1 && lists("batch_index"));
         wanted.add("sequence_index", sequences && lists("sequence_index"));
         wanted.add("text_output", text);
         let perf = inputs.flag("return_perf_metrics");
@@ -65,15 +67,20 @@ impl Wanted {
         for (index, name) in PERF.iter().enumerate() {
             wanted.add(name, perf || (blocks && index < 3));
         }
-        wanted.add("num_input_tokens", inputs.flag("return_num_input_tokens"));
-        wanted.add("num_output_tokens", inputs.flag("return_num_output_tokens"));
+        wanted.add("num_input_tokens", asks("return_num_input_tokens")?);
+        wanted.add("num_output_tokens", asks("return_num_output_tokens")?);
         let top = inputs.has("num_top_log_probs");
         wanted.add("top_log_prob_ids", top);
         wanted.add("top_log_probs", top);
-        wanted.add("prompt_log_probs", inputs.flag("return_prompt_log_probs"));
-        wanted.add("finish_reason", inputs.flag("return_finish_reason"));
-        wanted.add("seed", inputs.flag("return_seed"));
+        wanted.add("prompt_log_probs", asks("return_prompt_log_probs")?);
+        wanted.add("finish_reason", asks("return_finish_reason")?);
+        wanted.add("seed", asks("return_seed")?);
         Ok(wanted)
+    }
+
+    /// The outputs of either set.
+    pub fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 
     /// Whether the output is in the set.
