@@ -36,8 +36,11 @@ struct AttentionArgs {
     int sink_tokens;
     // [H], or null: one more score of each head in the softmax, without a value.
     const float* sinks;
-    // [H], or null: slope * (key position - query position) is added to every score.
+    // [H], or null: slope * (key position - query position), among the tokens in sight, is added to every score.
     const float* alibi;
+    // As q, or null: takes its place for the tokens of sink_tokens that lie before the window: attention_any only.
+    const void* sink_q;
+    i64 sink_q_stride;
 };
 
 constexpr float LOG2_E = 1.4426950408889634f;

@@ -262,7 +262,10 @@ template <typename T, int ANY_COLUMNS> __device__ __forceinline__ void attention
     SequenceRows s = sequence_rows(a, s_index);
     if (query >= s.queries) return;
     int kv_head = head / s.group, position = s.context - s.queries + query;
-    const T* q = static_cast<const T*>(a.q) + i64(s.first_query + query) * a.q_stride + i64(head) * a.head_dim;
+    i64 row = s.first_query + query;
+    const T* q = static_cast<const T*>(a.q) + row * a.q_stride + i64(head) * a.head_dim;
+    const T* sink_q = q;
+    if (a.sink_q) sink_q = static_cast<const T*>(a.sink_q) + row * a.sink_q_stride + i64(head) * a.head_dim;
     const int* table = a.block_tables + s_index * a.table_stride;
     i64 head_elements = i64(a.head_dim) << a.block_shift;
     int block_mask = (1 << a.block_shift) - 1;
@@ -281,10 +284,12 @@ template <typename T, int ANY_COLUMNS> __device__ __forceinline__ void attention
         int token = first + lane;
         float score = negative_infinity();
         if (token < end) {
-            const T* k = keys_of(token);
+            // To a sink, the tokens between it and the window count for nothing.
+            const T *k = keys_of(token), *from = token < sinks ? sink_q : q;
+            int seen_from = token < sinks ? position - visible + sinks : position;
             float dot = 0.0f;
-            for (int d = 0; d < a.head_dim; d++) dot += to_f32(q[d]) * to_f32(k[d]);
-            score = scaled_score(a, dot, slope * (token - position));
+            for (int d = 0; d < a.head_dim; d++) dot += to_f32(from[d]) * to_f32(k[d]);
+            score = scaled_score(a, dot, slope * (token - seen_from));
         }
         float raised = fmaxf(maximum, warp_max(score));
         float factor = exp2_fast(maximum - raised), weight = exp2_fast(score - raised);

@@ -21,7 +21,19 @@ struct RopeArgs {
     int num_heads, kv_heads, head_dim, rot, style, block_shift, max_positions;
     // 2: keys and values; 1: the keys are the values, too.
     int planes;
+    // Null, or where the queries for the first sink_tokens tokens go: rotated by their position among the tokens in sight,
+    // which are these and those of the window and chunk (0: none), as in attention.cuh.
+    void* sink_q;
+    i64 sink_q_stride;
+    int window, chunk, sink_tokens;
 };
+
+// Position among the sinks and the tokens of the window that a query at `position` sees.
+__device__ __forceinline__ int position_in_sight(const RopeArgs& a, int position) {
+    int first = a.window > 0 ? max(0, position - a.window + 1) : 0;
+    if (a.chunk > 0) first = max(first, position / a.chunk * a.chunk);
+    return position - max(0, first - a.sink_tokens);
+}
 
 // Rotates one head from `from` to `to` (which may be the same).
 template <typename T, int N>
@@ -68,6 +80,7 @@ template <typename T, int N> __device__ __forceinline__ void rope_token(const Ro
     int position = a.positions[token];
     bool rotates = a.cos_sin != nullptr && position >= 0 && position < a.max_positions;
     const float* table = rotates ? a.cos_sin + i64(position) * a.rot : nullptr;
+    const float* sink_table = rotates ? a.cos_sin + i64(position_in_sight(a, position)) * a.rot : nullptr;
     int rotated = rotates ? a.rot : 0;
     int pair_units = a.style == HALF_SPLIT ? rotated / 2 / N : rotated / 2;
     int pass_units = (a.head_dim - rotated + N - 1) / N;
@@ -82,6 +95,14 @@ template <typename T, int N> __device__ __forceinline__ void rope_token(const Ro
     for (int u = threadIdx.x; u < a.num_heads * units; u += blockDim.x) {
         int head = u / units, unit = u % units;
         T* q = static_cast<T*>(a.q) + token * a.q_stride + i64(head) * a.head_dim;
+        if (a.sink_q) {
+            T* to = static_cast<T*>(a.sink_q) + token * a.sink_q_stride + i64(head) * a.head_dim;
+            if (unit < pair_units) {
+                rotate_unit<T, N>(a, sink_table, q, to, unit);
+            } else {
+                pass_unit<T, N>(a, q, to, rotated, unit - pair_units);
+            }
+        }
         if (unit < pair_units) rotate_unit<T, N>(a, table, q, q, unit);
     }
     if (slot < 0) return;

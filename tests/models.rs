@@ -29,5 +29,7 @@ mod native;
 mod prompt_tables;
 #[path = "models/sampling.rs"]
 mod sampling;
+#[path = "models/sinks.rs"]
+mod sinks;
 #[path = "models/windows.rs"]
 mod windows;

@@ -219,7 +219,7 @@ parameters! {
     max_attention_window_size "max_attention_window_size": Option<Vec<i32>> = None, "unset = the longest sequence", ANY, Applied,
         "Attention window in tokens, one value for each layer, repeated cyclically. A narrower window of the model's own configuration stays. Layers of one window have KV blocks of their own, and give back what they do not see any more: docs/kv_cache.md.";
     sink_token_length "sink_token_length": Option<i32> = None, "unset", COUNT, Applied,
-        "How many of the tokens of `max_attention_window_size` are the first of the sequence instead of the last (StreamingLLM). Positions are those of the sequence, not of the cache.";
+        "How many of the tokens of `max_attention_window_size` are the first of the sequence instead of the last (StreamingLLM). Positions are those among these tokens, not those of the sequence.";
     enable_kv_cache_reuse "enable_kv_cache_reuse": bool = true, "true", ANY, Applied,
         "Whether requests with the same prefix share KV blocks.";
     multi_block_mode "multi_block_mode": bool = true, "true", ANY, Never,

@@ -178,6 +178,7 @@ impl Bench<'_> {
             scale: 0.088,
             window: None,
             sink_tokens: 0,
+            sink_q: None,
             chunk: None,
             softcap: None,
             sinks: None,
@@ -229,6 +230,7 @@ impl Bench<'_> {
             rope: Some(&rope),
             cache: &cache,
             num_heads: HEADS,
+            sink_queries: None,
         };
         let bytes = 2 * q.bytes() + 2 * k.bytes() + 2 * tokens * kv_cols * dtype.size();
         figure("rope and cache write", bytes, &mut || device.rope_kv_write(&args))

@@ -296,6 +296,20 @@ pub struct RopeKvWrite<'a> {
     pub rope: Option<&'a RopeTable>,
     pub cache: &'a KvLayer,
     pub num_heads: usize,
+    /// In layers that see the first tokens of a sequence beside a window.
+    pub sink_queries: Option<SinkQueries<'a>>,
+}
+
+/// Queries for the first tokens of a sequence, which are as far away as if what lies between them and the window were not
+/// there. Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", section 3.2.
+#[derive(Clone, Copy)]
+pub struct SinkQueries<'a> {
+    /// `[T, H*D]`: `q` rotated by its position among the tokens that it sees, not in the sequence.
+    pub out: &'a Tensor,
+    /// As in [`Attention`], as are the others.
+    pub window: Option<usize>,
+    pub chunk: Option<usize>,
+    pub sink_tokens: usize,
 }
 
 /// Which tokens attend to what; the same for every layer of a step.
@@ -329,13 +343,17 @@ pub struct Attention<'a> {
     pub window: Option<usize>,
     /// Beside the window, the first tokens of the sequence.
     pub sink_tokens: usize,
+    /// `[T, H*D]`, what takes the place of `q` for these first tokens where they lie before the window
+    /// ([`SinkQueries`]); `None`: `q` itself.
+    pub sink_q: Option<&'a Tensor>,
     /// A token sees only those of its own chunk of so many positions.
     pub chunk: Option<usize>,
     /// `cap * tanh(score / cap)`.
     pub softcap: Option<f32>,
     /// `[1, H]` F32: one more score of each head in the softmax, without a value.
     pub sinks: Option<&'a Tensor>,
-    /// `[1, H]` F32: `slope * (key position - query position)` is added to every score, before the softmax.
+    /// `[1, H]` F32: `slope * (key position - query position)` is added to every score, before the softmax; positions are
+    /// those among the tokens that the query sees.
     pub alibi: Option<&'a Tensor>,
 }
 

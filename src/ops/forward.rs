@@ -2,7 +2,8 @@
 
 use super::{Arena, PromptRow, PromptWindow, Scope};
 use crate::device::{
-    Activation, Attention, AttentionBatch, DType, KvLayer, RopeKvWrite, RopeTable, SharedDevice, Tensor, Weight,
+    Activation, Attention, AttentionBatch, DType, KvLayer, RopeKvWrite, RopeTable, SharedDevice, SinkQueries, Tensor,
+    Weight,
 };
 use crate::error::{Error, Result};
 
@@ -174,17 +175,27 @@ impl<'a> Forward<'a> {
         self.linear_into(out, x, weight, None, "project")
     }
 
-    /// Rotates `q [T, H*D]` in place by position, and writes keys and values `[T, K*D]` into the layer's cache.
-    pub fn rope_kv_write(&self, q: &Tensor, k: &Tensor, v: &Tensor, args: &LayerAttention<'_>) -> Result<()> {
+    /// Rotates `q [T, H*D]` in place by position, and writes keys and values `[T, K*D]` into the layer's cache. In a layer
+    /// with rotation that sees first tokens beside its window, the queries for these: [`SinkQueries`].
+    pub fn rope_kv_write(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        args: &LayerAttention<'_>,
+    ) -> Result<Option<Tensor>> {
         let cache = self.cache(args.layer)?;
         check(same_kind(k, v), "rope_kv_write", ("k", k), ("v", v))?;
         check(k.cols() == cache.kv_heads * cache.head_dim, "rope_kv_write", ("k", k), ("cache", &cache.data))?;
         check(q.cols() == args.num_heads * cache.head_dim, "rope_kv_write", ("q", q), ("cache", &cache.data))?;
         let same_rows = q.rows() == k.rows() && q.rows() == self.step.positions.cols();
         check(same_rows, "rope_kv_write", ("q", q), ("positions", &self.step.positions))?;
+        let has_sinks = args.sink_tokens > 0 && args.rope.is_some();
+        let sink_q = has_sinks.then(|| self.activation(q.rows(), q.cols())).transpose()?;
         if q.rows() == 0 {
-            return Ok(());
+            return Ok(sink_q);
         }
+        let LayerAttention { window, chunk, sink_tokens, .. } = *args;
         self.device.rope_kv_write(&RopeKvWrite {
             q,
             k,
@@ -194,13 +205,19 @@ impl<'a> Forward<'a> {
             rope: args.rope,
             cache,
             num_heads: args.num_heads,
-        })
+            sink_queries: sink_q.as_ref().map(|out| SinkQueries { out, window, chunk, sink_tokens }),
+        })?;
+        Ok(sink_q)
     }
 
-    /// Causal attention of `q [T, H*D]` (rotated) over the layer's cache; `[T, H*D]`.
-    pub fn attention(&self, q: &Tensor, args: &LayerAttention<'_>) -> Result<Tensor> {
+    /// Causal attention of `q [T, H*D]` (rotated) over the layer's cache; `[T, H*D]`. `sink_q`: what
+    /// [`Forward::rope_kv_write`] returned.
+    pub fn attention(&self, q: &Tensor, sink_q: Option<&Tensor>, args: &LayerAttention<'_>) -> Result<Tensor> {
         let cache = self.cache(args.layer)?;
         check(q.cols() == args.num_heads * cache.head_dim, "attention", ("q", q), ("cache", &cache.data))?;
+        if let Some(sink_q) = sink_q {
+            check(same_kind(q, sink_q), "attention", ("q", q), ("sink_q", sink_q))?;
+        }
         for of_heads in [args.sinks, args.alibi].into_iter().flatten() {
             check(of_heads.cols() == args.num_heads, "attention", ("q", q), ("a value for each head", of_heads))?;
         }
@@ -215,6 +232,7 @@ impl<'a> Forward<'a> {
                 scale: args.scale,
                 window: args.window,
                 sink_tokens: args.sink_tokens,
+                sink_q,
                 chunk: args.chunk,
                 softcap: args.softcap,
                 sinks: args.sinks,

@@ -29,6 +29,8 @@ pub struct Filled {
     /// `[1, H]`.
     sinks: Option<Host>,
     slopes: Option<Host>,
+    /// Queries for the first tokens where they lie before the window.
+    sink_q: Option<Host>,
 }
 
 impl Filled {
@@ -58,6 +60,7 @@ impl Filled {
             tables,
             sinks: None,
             slopes: None,
+            sink_q: None,
         }
     }
 
@@ -95,12 +98,16 @@ impl Filled {
                 let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
                 let seen = || (0..sink_tokens.min(first)).chain(first..=position);
                 for head in 0..kv_heads * group {
-                    let query = &q.row(row)[head * dim..][..dim];
+                    let in_sight = seen().count() - 1;
+                    let before = |token: usize| token < sink_tokens.min(first);
                     let score = |token: usize| {
                         let key = self.row(sequence, token, 0, head / group);
+                        let of_sinks = self.sink_q.as_ref().filter(|_| before(token)).unwrap_or(q);
+                        let query = &of_sinks.row(row)[head * dim..][..dim];
                         let score = query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() * scale;
                         let slope = self.slopes.as_ref().map_or(0.0, |slopes| slopes.data[head]);
-                        let score = score + slope * (token as f64 - position as f64);
+                        let from = if before(token) { in_sight } else { position };
+                        let score = score + slope * (token as f64 - from as f64);
                         softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                     };
                     let weights: Vec<f64> = seen().map(score).map(f64::exp).collect();
@@ -123,6 +130,7 @@ impl Filled {
 pub fn attend(device: &SharedDevice, filled: &Filled, q: &Host, sequences: Sequences<'_>, dtype: DType) -> Host {
     let shape = filled.shape;
     let q_device = OnDevice::new(device, q, dtype, 24);
+    let sink_q = filled.sink_q.as_ref().map(|sink_q| OnDevice::new(device, sink_q, dtype, 8));
     let out = OnDevice::poisoned(device, q.rows, q.cols, dtype, [7, 8][q.rows % 2]);
     let batch = filled.batch(device, sequences);
     let of_heads =
@@ -137,6 +145,7 @@ pub fn attend(device: &SharedDevice, filled: &Filled, q: &Host, sequences: Seque
         scale: scale(shape.dim),
         window: shape.window,
         sink_tokens: shape.sink_tokens,
+        sink_q: sink_q.as_ref().map(|sink_q| &sink_q.view),
         chunk: None,
         softcap: shape.softcap,
         sinks: sinks.as_ref(),
@@ -154,12 +163,15 @@ fn check(name: &str, device: &SharedDevice, random: &mut Random, shape: Shape, s
     let Shape { kv_heads, group, dim, block, window, sink_tokens, softcap } = shape;
     let activations = device.activation_dtype(dtype);
     let contexts: Vec<usize> = sequences.iter().map(|(cached, n)| cached + n).collect();
-    let filled = Filled::new(device, random, shape, &contexts, device.kv_dtype(dtype));
+    let mut filled = Filled::new(device, random, shape, &contexts, device.kv_dtype(dtype));
     let tokens = sequences.iter().map(|(_, n)| n).sum();
-    let q = random.matrix(tokens, kv_heads * group * dim).rounded(activations);
+    let with_sink_q = sink_tokens > 0 && random.below(2) == 0;
+    let mut queries = || random.matrix(tokens, kv_heads * group * dim).rounded(activations);
+    let q = queries();
+    filled.sink_q = with_sink_q.then(queries);
     let want = filled.reference(&q, sequences, f64::from(scale(dim)));
     let case = format!(
-        "{name}, seed {}: attention {dtype} K{kv_heads} G{group} D{dim} B{block} window {window:?} sinks {sink_tokens} cap {softcap:?} {sequences:?}",
+        "{name}, seed {}: attention {dtype} K{kv_heads} G{group} D{dim} B{block} window {window:?} sinks {sink_tokens} ({with_sink_q}) cap {softcap:?} {sequences:?}",
         random.seed
     );
     let got = attend(device, &filled, &q, sequences, activations);
@@ -221,8 +233,9 @@ fn sinks_and_linear_biases_of_every_head() {
     for (name, device) in devices().into_iter().filter(|(_, device)| needed(device)) {
         for (with_sinks, with_slopes) in [(true, false), (false, true), (true, true)] {
             for sequences in SEQUENCES {
-                let shape =
-                    Shape { kv_heads: 2, group: 3, dim: 20, block: 16, window: None, sink_tokens: 0, softcap: None };
+                let (window, sink_tokens) =
+                    [(None, 0), (Some(1 + random.below(70)), random.below(40))][random.below(2)];
+                let shape = Shape { kv_heads: 2, group: 3, dim: 20, block: 16, window, sink_tokens, softcap: None };
                 let contexts: Vec<usize> = sequences.iter().map(|(cached, n)| cached + n).collect();
                 let mut filled = Filled::new(&device, &mut random, shape, &contexts, DType::F32);
                 filled.sinks = with_sinks.then(|| random.matrix(1, 6).rounded(DType::F32));
@@ -231,7 +244,10 @@ fn sinks_and_linear_biases_of_every_head() {
                 let q = random.matrix(tokens, 6 * 20).rounded(DType::F32);
                 let want = filled.reference(&q, sequences, f64::from(scale(20)));
                 let got = attend(&device, &filled, &q, sequences, device.activation_dtype(DType::F32));
-                let case = format!("{name}, seed {}: sinks {with_sinks} slopes {with_slopes}", random.seed);
+                let case = format!(
+                    "{name}, seed {}: sinks {with_sinks} slopes {with_slopes} {window:?} {sink_tokens}",
+                    random.seed
+                );
                 assert_close(&case, &got, &want, |_| 2e-5);
             }
         }
@@ -273,6 +289,7 @@ fn padding_does_not_reach_the_other_rows() {
                 scale: scale(dim),
                 window: None,
                 sink_tokens: 0,
+                sink_q: None,
                 chunk: None,
                 softcap: None,
                 sinks: None,
@@ -305,6 +322,7 @@ fn a_block_outside_the_cache_is_an_error() {
             scale: 1.0,
             window: None,
             sink_tokens: 0,
+            sink_q: None,
             chunk: None,
             softcap: None,
             sinks: None,

@@ -4,7 +4,7 @@ use crate::functions::ACTIVATIONS;
 use crate::harness::{FLOATS, Host, OnDevice, Random, assert_close, ids, round, unit};
 use crate::{cuda, devices, host_devices};
 use triton_trtllm::device::{
-    Activation, DType, Feature, KvLayer, RopeKvWrite, RopeStyle, RopeTable, SharedDevice, Tensor,
+    Activation, DType, Feature, KvLayer, RopeKvWrite, RopeStyle, RopeTable, SharedDevice, SinkQueries, Tensor,
 };
 use triton_trtllm::ids::{BlockId, HostBlockId};
 use triton_trtllm::step::{BlockCopy, TierCopy};
@@ -190,6 +190,20 @@ struct Rope {
     rotated: usize,
     block: usize,
     style: Option<RopeStyle>,
+    /// Sink tokens, window and chunk.
+    sinks: Option<Sinks>,
+}
+
+type Sinks = (usize, Option<usize>, Option<usize>);
+
+/// How many of the tokens before `position` are seen from there, counted one by one.
+fn in_sight(position: usize, (sink_tokens, window, chunk): Sinks) -> usize {
+    let seen = |token: usize| {
+        let in_window = window.is_none_or(|window| position - token < window);
+        let in_chunk = chunk.is_none_or(|chunk| position / chunk == token / chunk);
+        token < sink_tokens || in_window && in_chunk
+    };
+    (0..position).filter(|&token| seen(token)).count()
 }
 
 fn rotate(head: &mut [f64], cos_sin: &[f64], style: RopeStyle) {
@@ -205,7 +219,7 @@ fn rotate(head: &mut [f64], cos_sin: &[f64], style: RopeStyle) {
 }
 
 fn check_rope(name: &str, device: &SharedDevice, random: &mut Random, case: &Rope, dtype: DType) {
-    let Rope { heads, kv_heads, dim, rotated, block, style } = *case;
+    let Rope { heads, kv_heads, dim, rotated, block, style, sinks } = *case;
     let (tokens, num_blocks) = (6, 3);
     let activations = device.activation_dtype(dtype);
     let kv_dtype = device.kv_dtype(dtype);
@@ -221,6 +235,7 @@ fn check_rope(name: &str, device: &SharedDevice, random: &mut Random, case: &Rop
     let cache = OnDevice::poisoned(device, num_blocks * 2 * kv_heads * block, dim, kv_dtype, 0);
     let layer =
         KvLayer { data: cache.view.clone(), kv_heads, block_size_tokens: block, head_dim: dim, keys_only: false };
+    let sink_q = OnDevice::poisoned(device, tokens, heads * dim, activations, random.gap());
     let cos_sin = OnDevice::new(device, &table, DType::F32, 0).view;
     let rope = style.map(|style| RopeTable { cos_sin, style });
     let (position_ids, slot_ids): (Tensor, Tensor) = (ids(device, &positions), ids(device, &slots));
@@ -233,8 +248,22 @@ fn check_rope(name: &str, device: &SharedDevice, random: &mut Random, case: &Rop
         rope: rope.as_ref(),
         cache: &layer,
         num_heads: heads,
+        sink_queries: sinks.map(|(sink_tokens, window, chunk)| SinkQueries {
+            out: &sink_q.view,
+            window,
+            chunk,
+            sink_tokens,
+        }),
     };
     device.rope_kv_write(&args).unwrap();
+    let mut want_sink_q = Host { rows: tokens, cols: heads * dim, data: vec![f64::NAN; tokens * heads * dim] };
+    for (t, &position) in positions.iter().enumerate().filter(|_| sinks.is_some()) {
+        want_sink_q.row_mut(t).copy_from_slice(&qkv.row(t)[..heads * dim]);
+        if let Some(style) = style {
+            let in_sight = in_sight(position as usize, sinks.unwrap());
+            want_sink_q.row_mut(t).chunks_mut(dim).for_each(|head| rotate(head, table.row(in_sight), style));
+        }
+    }
 
     let mut want = Host { rows: cache.view.rows(), cols: dim, data: vec![f64::NAN; cache.view.rows() * dim] };
     for t in 0..tokens {
@@ -250,7 +279,15 @@ fn check_rope(name: &str, device: &SharedDevice, random: &mut Random, case: &Rop
             want.row_mut(to).copy_from_slice(from);
         }
     }
-    let case = format!("{name}, seed {}: rope {style:?} {dtype} H{heads} K{kv_heads} D{dim} rot{rotated}", random.seed);
+    let case = format!(
+        "{name}, seed {}: rope {style:?} {dtype} H{heads} K{kv_heads} D{dim} rot{rotated} {sinks:?}",
+        random.seed
+    );
+    let got = sink_q.read(device);
+    for (got, want) in got.data.iter().zip(&want_sink_q.data) {
+        let close = (got - want).abs() <= 1e-6 + want.abs() * unit(activations);
+        assert!(close || got.is_nan() && want.is_nan(), "{case}: sink query {got}, not {want}");
+    }
     let got = whole.read(device);
     for t in 0..tokens {
         let (got, want) = (&got.row(t)[..heads * dim], &qkv.row(t)[..heads * dim]);
@@ -272,8 +309,12 @@ fn rope_rotates_and_writes_the_cache_but_not_for_padding() {
                 for (heads, kv_heads, dim, rotated, block) in
                     [(1, 1, 8, 8, 16), (6, 2, 64, 64, 16), (4, 4, 20, 12, 32), (8, 1, 128, 32, 64), (2, 1, 80, 80, 64)]
                 {
-                    let case = Rope { heads, kv_heads, dim, rotated, block, style };
-                    check_rope(&name, &device, &mut random, &case, dtype);
+                    for sinks in
+                        [None, Some((3, Some(5), None)), Some((2, Some(6), Some(7))), Some((30, Some(4), None))]
+                    {
+                        let case = Rope { heads, kv_heads, dim, rotated, block, style, sinks };
+                        check_rope(&name, &device, &mut random, &case, dtype);
+                    }
                 }
             }
         }

@@ -70,6 +70,11 @@ impl Reach {
         let in_window = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
         in_window.max(self.chunk.map_or(0, |chunk| position / chunk * chunk))
     }
+
+    /// Keys between the sinks and the window that a query at a position does not see.
+    pub(super) fn tokens_before_window(self, position: usize) -> usize {
+        self.first_seen(position).saturating_sub(self.sink_tokens)
+    }
 }
 
 /// The queries of a tile: `count` tokens at consecutive positions, `group` adjacent heads of each.
@@ -78,6 +83,8 @@ pub(super) struct Queries {
     pub(super) q: *const f32,
     pub(super) out: *mut f32,
     pub(super) q_stride: usize,
+    /// What takes the place of `q` for sinks before the window, and its stride.
+    pub(super) sink_q: Option<(*const f32, usize)>,
     pub(super) out_stride: usize,
     pub(super) count: usize,
     pub(super) position: usize,
@@ -135,17 +142,23 @@ struct Workspace {
     queries: *mut f32,
     /// `[rows, CHUNK_TOKENS]`.
     scores: *mut f32,
+    /// As the queries and the scores, for sinks.
+    sink_queries: *mut f32,
+    sink_scores: *mut f32,
     chunk: Partial,
     total: Partial,
     _memory: Scratch,
 }
 
 impl Workspace {
-    fn take(sizes: &Sizes) -> Self {
+    fn take(sizes: &Sizes, has_sink_queries: bool) -> Self {
+        let sink_rows = if has_sink_queries { sizes.max_rows } else { 0 };
         let lens = [
             sizes.padded_dim * CHUNK_TOKENS,
             sizes.max_rows * sizes.padded_dim,
             sizes.max_rows * CHUNK_TOKENS,
+            sink_rows * sizes.padded_dim,
+            sink_rows * CHUNK_TOKENS,
             sizes.partial_len(),
             sizes.partial_len(),
         ];
@@ -156,9 +169,9 @@ impl Workspace {
             next = next.wrapping_add(len.next_multiple_of(MAX_LANES));
             part
         });
-        let [panel, queries, scores, chunk, total] = parts;
+        let [panel, queries, scores, sink_queries, sink_scores, chunk, total] = parts;
         let (chunk, total) = (Partial::at(chunk, sizes), Partial::at(total, sizes));
-        Self { panel, queries, scores, chunk, total, _memory: memory }
+        Self { panel, queries, scores, sink_queries, sink_scores, chunk, total, _memory: memory }
     }
 }
 
@@ -168,11 +181,14 @@ impl<E: Float> Kernel for Attend<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (sizes, rows) = (&self.sizes, self.queries.count * self.sizes.group);
-        let workspace = Workspace::take(sizes);
+        let workspace = Workspace::take(sizes, self.queries.sink_q.is_some());
         // SAFETY: by the contract of the kernel's user: rows, blocks and chunks exist; the workspace has room for the
         // largest tile.
         unsafe {
-            self.load_queries::<S>(workspace.queries);
+            self.load_queries::<S>((self.queries.q, self.queries.q_stride), workspace.queries);
+            if let Some(sink_q) = self.queries.sink_q {
+                self.load_queries::<S>(sink_q, workspace.sink_queries);
+            }
             clear(workspace.total, rows, sizes);
             for (index, chunk) in self.chunks.clone().enumerate() {
                 let partial =
@@ -202,7 +218,7 @@ impl Kernel for Merge<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (sizes, rows) = (&self.sizes, self.count * self.sizes.group);
-        let workspace = Workspace::take(sizes);
+        let workspace = Workspace::take(sizes, false);
         // SAFETY: by the contract of the kernel's user: `num_chunks` results are at `partials`.
         unsafe {
             clear(workspace.total, rows, sizes);
@@ -220,12 +236,12 @@ impl<E: Float> Attend<'_, E> {
     /// # Safety
     /// As of the kernel.
     #[inline(always)]
-    unsafe fn load_queries<S: Simd>(&self, to: *mut f32) {
+    unsafe fn load_queries<S: Simd>(&self, (q, stride): (*const f32, usize), to: *mut f32) {
         let Sizes { head_dim, padded_dim, group, .. } = self.sizes;
         // SAFETY: by the contract: each head is `head_dim` long, each row of `to` is padded to whole vectors.
         unsafe {
             for row in 0..self.queries.count * group {
-                let from = self.queries.q.add(row / group * self.queries.q_stride + row % group * head_dim);
+                let from = q.add(row / group * stride + row % group * head_dim);
                 for d in (0..head_dim).step_by(S::LANES) {
                     let q = load_up_to::<S, f32>(from.add(d), head_dim - d);
                     S::store(to.add(row * padded_dim + d), S::mul(q, S::splat(self.scale)));
@@ -256,18 +272,30 @@ impl<E: Float> Attend<'_, E> {
             let queries = Panel { pointer: workspace.queries, stride: padded_dim };
             let scores = Panel { pointer: workspace.scores, stride: CHUNK_TOKENS };
             outer_products::<S>(queries, keys, scores, rows, head_dim, CHUNK_TOKENS);
+            let has_sink_scores = sinks > 0 && self.queries.sink_q.is_some();
+            if has_sink_scores {
+                let queries = Panel { pointer: workspace.sink_queries, stride: padded_dim };
+                let scores = Panel { pointer: workspace.sink_scores, stride: CHUNK_TOKENS };
+                outer_products::<S>(queries, keys, scores, rows, head_dim, sinks.next_multiple_of(S::LANES));
+            }
             for row in 0..rows {
                 let position = self.queries.position + row / group;
                 let from = self.reach.first_seen(position).saturating_sub(start).min(CHUNK_TOKENS);
                 let until = (position + 1).saturating_sub(start).min(CHUNK_TOKENS);
                 let scores = workspace.scores.add(row * CHUNK_TOKENS);
+                let sinks = sinks.min(from);
+                if has_sink_scores {
+                    std::ptr::copy_nonoverlapping(workspace.sink_scores.add(row * CHUNK_TOKENS), scores, sinks);
+                }
                 if let Some(slopes) = self.slopes {
                     let behind = position as f32 - start as f32;
+                    let left_out = self.reach.tokens_before_window(position) as f32;
                     for key in 0..CHUNK_TOKENS {
+                        let behind = if key < sinks { behind - left_out } else { behind };
                         *scores.add(key) += slopes[row % group] * (key as f32 - behind);
                     }
                 }
-                let (maximum, sum) = self.softmax::<S>(scores, sinks.min(from)..from, until);
+                let (maximum, sum) = self.softmax::<S>(scores, sinks..from, until);
                 *to.maxima.add(row) = maximum;
                 *to.sums.add(row) = sum;
             }

@@ -41,6 +41,7 @@ fn attention_as<E: Float>(device: &CpuDevice, args: &Attention<'_>) -> Result<()
     let cache = Cache::<E>::of(args.cache)?;
     let out = Matrix::<f32>::of(args.out, "attention: out")?;
     let q = Matrix::<f32>::of(args.q, "attention: q")?;
+    let sink_q = args.sink_q.map(|sink_q| Matrix::<f32>::of(sink_q, "attention: sink_q")).transpose()?;
     if cache.head_dim > MAX_HEAD_DIM {
         let dim = cache.head_dim;
         return Err(Error::unsupported(format!("attention with heads of {dim} elements; the bound is {MAX_HEAD_DIM}")));
@@ -51,10 +52,14 @@ fn attention_as<E: Float>(device: &CpuDevice, args: &Attention<'_>) -> Result<()
     let reach = Reach { window: args.window, chunk: args.chunk, sink_tokens: args.sink_tokens };
     let (slopes, sinks) = (args.alibi.map(widened).transpose()?, args.sinks.map(widened).transpose()?);
     let attend = |tile: &Tile<'_>, chunks: Range<usize>, partials: Option<*mut f32>| {
+        let first = tile.kv_head * group * cache.head_dim;
         let queries = Queries {
-            q: q.pointer(tile.tokens.start).wrapping_add(tile.kv_head * group * cache.head_dim),
-            out: out.pointer(tile.tokens.start).wrapping_add(tile.kv_head * group * cache.head_dim),
+            q: q.pointer(tile.tokens.start).wrapping_add(first),
+            out: out.pointer(tile.tokens.start).wrapping_add(first),
             q_stride: q.stride,
+            sink_q: sink_q
+                .as_ref()
+                .map(|sink_q| (sink_q.pointer(tile.tokens.start).wrapping_add(first).cast_const(), sink_q.stride)),
             out_stride: out.stride,
             count: tile.tokens.len(),
             position: tile.position,

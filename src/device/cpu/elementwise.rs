@@ -1,6 +1,7 @@
 //! Operations whose cost is reading and writing activations once.
 
 use super::CpuDevice;
+use super::attend::Reach;
 use super::functions::{SWISH_BOUND, activate, clamp};
 use super::linear::widened;
 use super::simd::{Float, Kernel, Simd, dispatch, load_up_to, store_up_to};
@@ -120,6 +121,11 @@ fn rope_kv_write_as<E: Float>(device: &CpuDevice, args: &RopeKvWrite<'_>) -> Res
     let (q, k) = (Matrix::<f32>::of(args.q, "rope: q")?, Matrix::<f32>::of(args.k, "rope: k")?);
     let v = Matrix::<f32>::of(args.v, "rope: v")?;
     let (positions, slots) = (indices(args.positions, "rope: positions")?, indices(args.slots, "rope: slots")?);
+    let sinks = args.sink_queries.as_ref().map(|sinks| {
+        let reach = Reach { window: sinks.window, chunk: sinks.chunk, sink_tokens: sinks.sink_tokens };
+        Ok((Matrix::<f32>::of(sinks.out, "rope: sink queries")?, reach))
+    });
+    let sinks = sinks.transpose()?;
     let table = args.rope.map(|rope| Ok((Matrix::<f32>::of(&rope.cos_sin, "rope: table")?, rope.style)));
     let table = table.transpose()?;
     let num_slots = cache.num_blocks * cache.block_size;
@@ -135,6 +141,17 @@ fn rope_kv_write_as<E: Float>(device: &CpuDevice, args: &RopeKvWrite<'_>) -> Res
     device.pool.run(q.rows, &|t| {
         // SAFETY: row t of each tensor is this task's alone, and so is the token's slot.
         let (q, k) = unsafe { (q.row_mut(t), k.row_mut(t)) };
+        if let Some((sink_q, reach)) = &sinks {
+            // SAFETY: as above.
+            let sink_q = unsafe { sink_q.row_mut(t) };
+            sink_q.copy_from_slice(q);
+            if let Some((table, style)) = &table {
+                let position = positions[t] as usize;
+                // SAFETY: as below, for a position that is no larger.
+                let cos_sin = unsafe { table.row(position - reach.tokens_before_window(position)) };
+                sink_q.chunks_exact_mut(dim).for_each(|head| rotate(head, cos_sin, *style));
+            }
+        }
         if let Some((table, style)) = &table {
             // SAFETY: the position was checked; the table is a parameter.
             let cos_sin = unsafe { table.row(positions[t] as usize) };

@@ -167,15 +167,22 @@ impl CudaDevice {
             scale: if a.softcap.is_some() { a.scale } else { a.scale * LOG2_E },
             cap_log2: a.softcap.map_or(0.0, |cap| cap * LOG2_E),
             inverse_cap: a.softcap.map_or(0.0, |cap| 1.0 / cap),
-            window: a.window.map_or(0, |window| window.min(i32::MAX as usize) as i32),
+            window: a.window.map_or(0, to_i32),
             splits: 1,
-            chunk: a.chunk.map_or(0, |chunk| chunk.min(i32::MAX as usize) as i32),
+            chunk: a.chunk.map_or(0, to_i32),
             planes: if a.cache.keys_only { 1 } else { 2 },
-            sink_tokens: a.sink_tokens.min(i32::MAX as usize) as i32,
+            sink_tokens: to_i32(a.sink_tokens),
             sinks: a.sinks.map_or(0, Tensor::addr),
             alibi: a.alibi.map_or(0, Tensor::addr),
+            sink_q: a.sink_q.map_or(0, Tensor::addr),
+            sink_q_stride: a.sink_q.map_or(0, |q| q.stride() as i64),
         }
     }
+}
+
+/// A number of tokens, as kernels take it.
+pub(super) fn to_i32(tokens: usize) -> i32 {
+    tokens.min(i32::MAX as usize) as i32
 }
 
 fn aligned(tensor: &Tensor) -> bool {

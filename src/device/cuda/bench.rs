@@ -156,6 +156,7 @@ impl Bench<'_> {
                 rope: Some(&rope),
                 cache: &cache,
                 num_heads: HEADS,
+                sink_queries: None,
             })
         })?);
         Ok(())
@@ -202,6 +203,7 @@ impl Bench<'_> {
                 scale: 0.088,
                 window: None,
                 sink_tokens: 0,
+                sink_q: None,
                 chunk: None,
                 softcap: None,
                 sinks: None,

@@ -1,6 +1,7 @@
 //! Geometry of the memory-bound kernels: norms, gathers, activation, rope.
 
 use super::CudaDevice;
+use super::attention::to_i32;
 use super::driver::Geometry;
 use super::kernels::{LayerNormArgs, NormArgs, RopeArgs, RowArgs, launch, type_index};
 use crate::device::{Activation, DType, Elementwise, LayerNorm, RopeKvWrite, RopeStyle, Tensor};
@@ -148,7 +149,7 @@ impl CudaDevice {
     }
 
     pub(super) fn rope(&self, args: &RopeKvWrite<'_>) -> Result<()> {
-        let RopeKvWrite { q, k, v, positions, slots, rope, cache, num_heads } = *args;
+        let RopeKvWrite { q, k, v, positions, slots, rope, cache, num_heads, sink_queries } = *args;
         if q.dtype() != cache.data.dtype() {
             return Err(Error::unsupported(format!(
                 "a {} KV cache with {} activations on a GPU",
@@ -160,7 +161,8 @@ impl CudaDevice {
         let style = rope.map_or(RopeStyle::HalfSplit, |rope| rope.style);
         let vector = vector_of(q.dtype());
         let halves_fit = rope.is_none() || (rot / 2) % vector == 0 && vectors(&[&rope.unwrap().cos_sin], rot / 2, 4);
-        let vectors = vectors(&[q, k, v, &cache.data], cache.head_dim, vector) && halves_fit;
+        let sink_q = sink_queries.map_or(q, |sinks| sinks.out);
+        let vectors = vectors(&[q, k, v, &cache.data, sink_q], cache.head_dim, vector) && halves_fit;
         let kernel_args = RopeArgs {
             q: q.addr(),
             k: k.addr(),
@@ -183,6 +185,11 @@ impl CudaDevice {
             block_shift: cache.block_size_tokens.trailing_zeros() as i32,
             max_positions: rope.map_or(0, |rope| rope.cos_sin.rows() as i32),
             planes: if cache.keys_only { 1 } else { 2 },
+            sink_q: sink_queries.map_or(0, |sinks| sinks.out.addr()),
+            sink_q_stride: sink_q.stride() as i64,
+            window: sink_queries.and_then(|sinks| sinks.window).map_or(0, to_i32),
+            chunk: sink_queries.and_then(|sinks| sinks.chunk).map_or(0, to_i32),
+            sink_tokens: sink_queries.map_or(0, |sinks| to_i32(sinks.sink_tokens)),
         };
         let units = num_heads * cache.head_dim / if vectors { vector } else { 1 };
         let geometry =

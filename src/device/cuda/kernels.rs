@@ -348,6 +348,11 @@ record!(
         block_shift: i32,
         max_positions: i32,
         planes: i32,
+        sink_q: u64,
+        sink_q_stride: i64,
+        window: i32,
+        chunk: i32,
+        sink_tokens: i32,
     }
 );
 
@@ -399,6 +404,8 @@ record!(
         sink_tokens: i32,
         sinks: u64,
         alibi: u64,
+        sink_q: u64,
+        sink_q_stride: i64,
     }
 );
 

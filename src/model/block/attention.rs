@@ -149,8 +149,8 @@ impl Heads {
             query = cx.scale_by_position(&query, factors)?;
         }
         let args = LayerAttention { rope, sinks: self.sinks.as_ref(), ..*args };
-        cx.rope_kv_write(&query, &key, &value, &args)?;
-        cx.attention(&query, &args)
+        let sink_query = cx.rope_kv_write(&query, &key, &value, &args)?;
+        cx.attention(&query, sink_query.as_ref(), &args)
     }
 }
 

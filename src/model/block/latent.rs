@@ -110,8 +110,8 @@ impl LatentAttention {
         let to = full.reshaped(rows * heads, cached)?.columns(0, rotated_dim);
         cx.apply(&to, &rotated, Elementwise::Scale(1.0))?;
         let args = LayerAttention { rope: positions.global.as_ref(), ..*args };
-        cx.rope_kv_write(&full, &key, &key, &args)?;
-        let attended = cx.attention(&full, &args)?;
+        let sink_query = cx.rope_kv_write(&full, &key, &key, &args)?;
+        let attended = cx.attention(&full, sink_query.as_ref(), &args)?;
         let out = cx.activation(rows, heads * value_dim)?;
         for (head, value_up) in self.value_up.iter().enumerate() {
             let latent = attended.columns(head * cached + rotated_dim, rank);

@@ -76,8 +76,8 @@ fn shape_errors_name_the_operation_and_both_shapes() {
         sinks: None,
         alibi: None,
     };
-    assert!(message(cx.attention(&fixture.tensor(3, 12), &args)).starts_with("attention: q [3, 12]"));
-    assert!(message(cx.attention(&x, &LayerAttention { layer: 1, ..args })).contains("layer 1 has no KV cache"));
+    assert!(message(cx.attention(&fixture.tensor(3, 12), None, &args)).starts_with("attention: q [3, 12]"));
+    assert!(message(cx.attention(&x, None, &LayerAttention { layer: 1, ..args })).contains("layer 1 has no KV cache"));
     let (q, k) = (fixture.tensor(3, 16), fixture.tensor(3, 8));
     assert!(cx.rope_kv_write(&q, &k, &k, &args).is_ok());
     let error = cx.rope_kv_write(&q, &fixture.tensor(3, 12), &fixture.tensor(3, 12), &args).unwrap_err();

@@ -195,7 +195,7 @@ impl LoadPlan {
         let parts = [
             env!("CARGO_PKG_VERSION").to_owned(),
             format!("{} {} {}", self.dtype, self.kv_dtype, self.limits.block_size_tokens),
-            format!("{:?} {:?} {:?}", self.config.windows, self.config.chunks, self.config.sink_tokens),
+            format!("{:?} {:?} {:?} relative", self.config.windows, self.config.chunks, self.config.sink_tokens),
             format!("{pools:?}"),
             checkpoint.section.to_json(),
         ];
