@@ -29,7 +29,7 @@ pack() {
   if [ "$1" -ef "$HERE" ]; then return; fi
   (cd "$HERE" && tar -cf - --exclude=__pycache__ ci/gpu.sh ci/demo_model/hf ci/fill_template.py ci/stream.py model_repo \
     tests/e2e tests/gpu tests/fixtures README.md) | tar -xf - -C "$1"
-  tar -cJf "$1/programs.tar.xz" -C "$1" bin backends && rm -r "$1/bin" "$1/backends"
+  XZ_OPT=-9 tar -cJf "$1/programs.tar.xz" -C "$1" bin backends && rm -r "$1/bin" "$1/backends"
   local megabytes; megabytes=$(du -sm "$1" | cut -f1)
   echo "$1: $megabytes MB"
   [ "$megabytes" -le 60 ] || { echo "error: the folder has more than 60 MB" >&2; exit 1; }

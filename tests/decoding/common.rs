@@ -48,7 +48,8 @@ fn project_demo_dir() -> PathBuf {
         .unwrap()
 }
 
-fn device() -> String {
+/// What `DECODING_DEVICE` names, or the CPU.
+pub fn device() -> String {
     std::env::var("DECODING_DEVICE").unwrap_or("cpu".into())
 }
 
