@@ -471,7 +471,7 @@ fn gguf_errors_name_the_file_and_the_field() {
         &["num_hidden_layers is 0"],
     );
     check(
-        &|bytes| replace(bytes, b"ffn_norm", b"ffn_XXXX"),
+        &|bytes| replace(bytes, b"ffn_norm", b"ffn_gone"),
         &["lacks 1 tensor: model.layers.0.post_attention_layernorm.weight"],
     );
     let type_of = |name: &[u8], dims: usize| {

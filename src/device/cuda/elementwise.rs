@@ -200,7 +200,7 @@ impl CudaDevice {
     }
 }
 
-/// The number by which kernels know an activation (`Function` in `elementwise.cu`).
+/// The number by which kernels know an activation (`Function` in `activation.cuh`).
 pub(super) fn number_of(activation: Activation) -> i32 {
     match activation {
         Activation::Silu => 0,

@@ -19,6 +19,7 @@ use std::ffi::{c_int, c_void};
 const GEMV_ROWS: usize = 8;
 /// `WARPS` × `STAGES` × `STEP_BYTES`.
 const GEMV_SHARED_BYTES: usize = 8 * 3 * 24 * 128;
+
 /// Shared memory that a block of the GEMV kernel asks for: where few blocks go round, so much that no multiprocessor takes more of
 /// them than its share. Blocks start while the kernel before ends, and would crowd the multiprocessors that are free first.
 fn gemv_shared_bytes(properties: &Properties, blocks: usize) -> usize {
