@@ -27,6 +27,8 @@ mod mixed;
 mod native;
 #[path = "models/prompt_tables.rs"]
 mod prompt_tables;
+#[path = "models/released.rs"]
+mod released;
 #[path = "models/sampling.rs"]
 mod sampling;
 #[path = "models/sinks.rs"]

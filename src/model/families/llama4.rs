@@ -24,9 +24,12 @@ fn configure(section: &Section) -> Result<ModelConfig> {
     config.output_bias = config.qkv_bias;
     config.head_norm = section.flag("use_qk_norm", true)?.then_some(HeadNorm::Weightless);
     config.layer_ropes = rotating_layers(section, config.num_layers)?;
-    let chunk = section.count(&["attention_chunk_size"], 1 << 30)?;
+    let chunk = match section.is_null("attention_chunk_size") {
+        true => None,
+        false => Some(section.count(&["attention_chunk_size"], 1 << 30)?.unwrap_or(8192)),
+    };
     config.chunks = config.layer_ropes.iter().map(|rope| chunk.filter(|_| *rope != LayerRope::None)).collect();
-    if section.flag("attn_temperature_tuning", true)? {
+    if grows_queries(section)? {
         let period = section.count(&["floor_scale"], 1 << 30)?.unwrap_or(8192);
         let scale = section.positive(&["attn_scale"])?.unwrap_or(0.1);
         config.query_growth = Some(QueryGrowth { period, scale, first: 1, rotated: false });
@@ -41,6 +44,14 @@ fn configure(section: &Section) -> Result<ModelConfig> {
     };
     set_experts(&mut config, section, expert_size)?;
     Ok(config)
+}
+
+/// `attn_temperature_tuning` was a number first.
+fn grows_queries(section: &Section) -> Result<bool> {
+    match section.first(&["attn_temperature_tuning"]).and_then(|(_, value)| value.as_u64()) {
+        Some(number) => Ok(number > 0),
+        None => section.flag("attn_temperature_tuning", true),
+    }
 }
 
 fn set_experts(config: &mut ModelConfig, section: &Section, size: usize) -> Result<()> {

@@ -75,10 +75,13 @@ fn internlm2(section: &Section) -> Result<ModelConfig> {
     Ok(config)
 }
 
-/// Longer sequences than it was trained for would change rotation and scores; they are refused.
+/// Longer sequences than it was trained for (`seq_length`) would change rotation and scores; they are refused.
 fn qwen(section: &Section) -> Result<ModelConfig> {
     let both = section.required_count(&["intermediate_size"], 1 << 24)?;
-    let mut config = ModelConfig::from_section(QWEN.name, &section.with("intermediate_size", json!(both / 2)))?;
+    let longest = |key: &'static str| section.count(&[key], 1 << 30);
+    let trained = longest("max_position_embeddings")?.into_iter().chain(longest("seq_length")?).min();
+    let section = section.with("intermediate_size", json!(both / 2)).with("max_position_embeddings", json!(trained));
+    let mut config = ModelConfig::from_section(QWEN.name, &section)?;
     config.qkv_bias = true;
     config.names =
         TensorNames { mlp: MlpNames::Gated { gate: "mlp.w2", up: "mlp.w1", down: "mlp.c_proj" }, ..TensorNames::GPT };

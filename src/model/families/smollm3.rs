@@ -21,11 +21,13 @@ fn configure(section: &Section) -> Result<ModelConfig> {
     Ok(config)
 }
 
-/// `no_rope_layers` has a 1 for each layer that does rotate.
+/// `no_rope_layers` has a 1 for each layer that does rotate; an empty list says nothing.
 pub(super) fn rotating_layers(section: &Section, num_layers: usize) -> Result<Vec<LayerRope>> {
     let period = section.count(&["no_rope_layer_interval"], 4096)?.unwrap_or(4);
     let rope = |rotates: bool| if rotates { LayerRope::Global } else { LayerRope::None };
-    let Some((key, value)) = section.first(&["no_rope_layers"]) else {
+    let listed =
+        section.first(&["no_rope_layers"]).filter(|(_, value)| value.as_array().is_none_or(|list| !list.is_empty()));
+    let Some((key, value)) = listed else {
         return Ok((1..=num_layers).map(|layer| rope(!layer.is_multiple_of(period))).collect());
     };
     let list = value.as_array().filter(|list| list.len() == num_layers);

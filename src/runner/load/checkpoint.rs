@@ -26,7 +26,8 @@ impl Checkpoint {
             ModelSource::Folder(path) => path,
             ModelSource::Dummy(name) => return Self::dummy(format!("dummy {name}"), preset(name)?),
             ModelSource::DummyFolder(path) => {
-                return Self::dummy(format!("dummy {}", path.display()), Section::read_model(path)?);
+                let section = families::text_part(Section::read_model(path)?)?;
+                return Self::dummy(format!("dummy {}", path.display()), section);
             }
         };
         let OpenedCheckpoint { format, path, config, special_tokens, store, limits } =
