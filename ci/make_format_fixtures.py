@@ -26,7 +26,8 @@ from safetensors.numpy import load_file, save_file
 
 RNG = np.random.default_rng(7)
 BLOCKS = 6
-QUANTISED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"]
+QUANTISED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "IQ4_NL",
+             "IQ4_XS"]
 ALIGNMENT = 32
 # Fixture, ranks, pipeline stages, options.
 EXPERT_MODELS = [("mixtral", 2, 1, {}), ("mixtral", 2, 2, {"expert_groups": 2}), ("mixtral", 4, 1, {"expert_groups": 2})]
@@ -1034,7 +1035,8 @@ def write_gguf_blocks(path):
         blocks = RNG.integers(0, 256, (BLOCKS, size), dtype=np.uint8)
         # Scales that are ordinary numbers: the others would only test what NaN is.
         halves = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82],
-                  "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "MXFP4": []}[name]
+                  "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "MXFP4": [], "IQ4_NL": [0],
+                  "IQ4_XS": [0]}[name]
         for at in halves:
             scale = RNG.uniform(-2, 2, BLOCKS).astype(np.float16)
             blocks[:, at : at + 2] = scale.view(np.uint8).reshape(BLOCKS, 2)

@@ -142,7 +142,7 @@ fn gguf_blocks_are_read_like_the_reference_reads_them() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 11);
+    assert_eq!(checked, 13);
 }
 
 #[test]
@@ -205,8 +205,9 @@ fn digits_gguf(path: &Path, pre: &str) {
         b"GGUF".to_vec(),
         3_u32.to_le_bytes().to_vec(),
         0_u64.to_le_bytes().to_vec(),
-        5_u64.to_le_bytes().to_vec(),
+        6_u64.to_le_bytes().to_vec(),
         named("general.architecture", "llama"),
+        [text("tokenizer.ggml.bos_token_id"), 4_u32.to_le_bytes().to_vec(), 9_u32.to_le_bytes().to_vec()].concat(),
         named("tokenizer.ggml.model", "gpt2"),
         named("tokenizer.ggml.pre", pre),
         strings("tokenizer.ggml.tokens", &tokens),
@@ -230,12 +231,23 @@ fn vocabularies_of_gguf_files_are_cut_as_their_names_say() {
         ("dbrx", threes),
         ("falcon", threes),
         ("deepseek-v3", threes),
+        ("falcon3", threes),
+        ("pixtral", threes),
+        ("kimi-k2", threes),
+        ("gpt-4o", threes),
         ("qwen2", single),
+        ("tekken", single),
         ("smollm", single),
+        ("deepseek-coder", single),
+        ("viking", single),
     ];
     for (name, ids) in expected {
         digits_gguf(&path, name);
-        assert_eq!(load_tokenizer(&path).unwrap().encode("1234", false).unwrap(), ids, "{name}");
+        let tokenizer = load_tokenizer(&path).unwrap();
+        assert_eq!(tokenizer.encode("1234", false).unwrap(), ids, "{name}");
+        // The file says nothing of it.
+        let begins_with_bos = tokenizer.encode("1234", true).unwrap()[0] == 9;
+        assert_eq!(begins_with_bos, ["llama-bpe", "falcon3", "pixtral", "tekken"].contains(&name), "{name}");
     }
     digits_gguf(&path, "secret");
     let error = load_tokenizer(&path).err().unwrap();
@@ -479,7 +491,7 @@ fn gguf_errors_name_the_file_and_the_field() {
         at + name.len() + 4 + 8 * dims
     };
     let at = type_of(b"output_norm.weight", 1);
-    check(&|bytes| bytes[at] = 23, &["output_norm.weight has type IQ4_XS (23)", "supported are F32"]);
+    check(&|bytes| bytes[at] = 22, &["output_norm.weight has type IQ2_S (22)", "supported are F32"]);
 }
 
 /// A model inside one that also takes images: its configuration as a part, its tensors behind a prefix, and a tensor of

@@ -20,13 +20,15 @@ pub enum GgmlType {
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
     Mxfp4,
 }
 
 /// Type, id in the file, elements and bytes of a block, name.
 type Row = (GgmlType, u32, usize, usize, &'static str);
 
-const TYPES: [Row; 11] = [
+const TYPES: [Row; 13] = [
     (GgmlType::Q4_0, 2, 32, 18, "Q4_0"),
     (GgmlType::Q4_1, 3, 32, 20, "Q4_1"),
     (GgmlType::Q5_0, 6, 32, 22, "Q5_0"),
@@ -37,6 +39,8 @@ const TYPES: [Row; 11] = [
     (GgmlType::Q4K, 12, 256, 144, "Q4_K"),
     (GgmlType::Q5K, 13, 256, 176, "Q5_K"),
     (GgmlType::Q6K, 14, 256, 210, "Q6_K"),
+    (GgmlType::Iq4Nl, 20, 32, 18, "IQ4_NL"),
+    (GgmlType::Iq4Xs, 23, 256, 136, "IQ4_XS"),
     (GgmlType::Mxfp4, 39, 32, 17, "MXFP4"),
 ];
 
@@ -48,10 +52,8 @@ const UNSUPPORTED: [(u32, &str); 18] = [
     (17, "IQ2_XS"),
     (18, "IQ3_XXS"),
     (19, "IQ1_S"),
-    (20, "IQ4_NL"),
     (21, "IQ3_S"),
     (22, "IQ2_S"),
-    (23, "IQ4_XS"),
     (24, "I8"),
     (25, "I16"),
     (26, "I32"),
@@ -60,7 +62,13 @@ const UNSUPPORTED: [(u32, &str); 18] = [
     (29, "IQ1_M"),
     (34, "TQ1_0"),
     (35, "TQ2_0"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
 ];
+
+/// What the codes of IQ4_NL and IQ4_XS stand for.
+const IQ4_VALUES: [f32; 16] =
+    [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
 
 impl GgmlType {
     /// Elements of the largest block.
@@ -114,6 +122,8 @@ impl GgmlType {
             Self::Q4K => q4_k(block, &[], &block[16..], out),
             Self::Q5K => q4_k(block, &block[16..48], &block[48..], out),
             Self::Q6K => q6_k(block, out),
+            Self::Iq4Nl => nibbles(&block[2..], out, |q| IQ4_VALUES[usize::from(q)] * half(block, 0)),
+            Self::Iq4Xs => iq4_xs(block, out),
             Self::Mxfp4 => {
                 let scale = half_power(block[0]);
                 nibbles(&block[1..], out, |q| E2M1_DOUBLED[usize::from(q)] * scale);
@@ -232,6 +242,18 @@ fn q6_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
+/// Layout: d, two bytes with the upper 2 bits of 8 scales, four with the lower 4 (the low nibble first), 16 bytes of
+/// nibbles for each 32 elements.
+fn iq4_xs(block: &[u8], out: &mut [f32]) {
+    let (d, upper) = (half(block, 0), u16::from_le_bytes([block[2], block[3]]));
+    for (sub, out) in out.chunks_exact_mut(32).enumerate() {
+        let low = block[4 + sub / 2] >> (sub % 2 * 4) & 15;
+        let high = (upper >> (2 * sub) & 3) as u8;
+        let scale = d * (f32::from(low | high << 4) - 32.0);
+        nibbles(&block[8 + sub * 16..], out, |q| IQ4_VALUES[usize::from(q)] * scale);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,8 +263,8 @@ mod tests {
         for row in TYPES {
             assert_eq!((row.0.row().1, GgmlType::from_id(row.1)), (row.1, Some(row.0)));
         }
-        assert_eq!(GgmlType::from_id(23), None);
-        assert_eq!(GgmlType::name_of_id(23), "IQ4_XS (23)");
+        assert_eq!(GgmlType::from_id(22), None);
+        assert_eq!(GgmlType::name_of_id(22), "IQ2_S (22)");
     }
 
     #[test]

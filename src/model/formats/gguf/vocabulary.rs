@@ -12,12 +12,17 @@ const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
 const BYTE: u64 = 6;
 
+/// Ways of cutting whose texts begin with BOS where `add_bos_token` is not there; in them, whole words of the vocabulary
+/// need no merges.
+const BOS_BY_DEFAULT: [&str; 6] = ["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"];
+
 const CONTRACTIONS: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 const LATIN_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+";
 const CAPITAL_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*";
 const BLANKS: &str = r"\s*[\r\n]+|\s+(?!\S)|\s+";
 
 const BLOOM: &str = " ?[^(\\s|.,!?…。，、।۔،)]+";
+const DEEPSEEK_CODER: [&str; 5] = [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\u{d7ff}]+", r"\p{N}"];
 const DEEPSEEK_V2: [&str; 6] = [
     r"[\r\n]",
     r"\s?[\p{Lu}\p{Ll}\p{Lt}]+",
@@ -134,7 +139,7 @@ impl<'a> Tokens<'a> {
         Ok(json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": self.added_tokens(),
             "normalizer": null, "pre_tokenizer": pre_tokenizer, "decoder": byte_level,
-            "post_processor": self.post_processor(section, text, pre == "llama-bpe")?, "model": model,
+            "post_processor": self.post_processor(section, text, BOS_BY_DEFAULT.contains(&pre))?, "model": model,
         })
         .to_string())
     }
@@ -247,7 +252,7 @@ fn pre_tokenizer(name: &str) -> Option<(Value, bool)> {
     let punctuation = r" ?[^\s\p{L}\p{N}]+[\r\n]*";
     let words = r"[^\r\n\p{L}\p{N}]?\p{L}+";
     let pattern = match name {
-        "llama-bpe" | "llama3" | "llama-v3" | "dbrx" | "smaug-bpe" | "chatglm-bpe" | "glm4" => {
+        "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "dbrx" | "smaug-bpe" | "chatglm-bpe" | "glm4" => {
             format!(r"{CONTRACTIONS}|{words}|\p{{N}}{{1,3}}|{punctuation}|{BLANKS}")
         }
         "qwen2" | "deepseek-r1-qwen" | "stablelm2" | "hunyuan" | "megrez" => {
@@ -257,24 +262,37 @@ fn pre_tokenizer(name: &str) -> Option<(Value, bool)> {
         "gpt-4o" | "llama4" => format!(
             r"{LATIN_WORDS}{CONTRACTIONS}?|{CAPITAL_WORDS}{CONTRACTIONS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{BLANKS}"
         ),
+        "kimi-k2" => format!(
+            r"\p{{Han}}+|{}{CONTRACTIONS}?|{}{CONTRACTIONS}?|\p{{N}}{{1,3}}|{punctuation}|{BLANKS}",
+            without_han(LATIN_WORDS),
+            without_han(CAPITAL_WORDS)
+        ),
         "deepseek-v3" => return Some((splits(&DEEPSEEK_V3), false)),
+        "deepseek-coder" => return Some((splits(&DEEPSEEK_CODER), false)),
         "deepseek-llm" => return Some((splits(&DEEPSEEK_V2), false)),
-        "bloom" => return Some((splits(&[BLOOM]), false)),
+        "bloom" | "poro-chat" | "gpt3-finnish" => return Some((splits(&[BLOOM]), false)),
+        "viking" => return Some((splits(&[BLOOM, r"\p{N}"]), false)),
         "falcon" => {
             let digits = json!({"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated",
                 "invert": false});
             let marks = json!({"type": "Punctuation", "behavior": "Contiguous"});
             return Some((json!({"type": "Sequence", "pretokenizers": [marks, gpt2(true), digits]}), false));
         }
-        "default" | "gpt-2" | "phi-2" | "olmo" | "jais" | "mpt" | "exaone4" => return Some((gpt2(true), false)),
-        "starcoder" | "refact" | "command-r" | "smollm" | "codeshell" | "exaone" => {
+        "default" | "gpt-2" | "phi-2" | "olmo" | "jais" | "mpt" | "exaone4" | "gigachat" | "mellum" | "trillion" => {
+            return Some((gpt2(true), false));
+        }
+        "starcoder" | "refact" | "command-r" | "smollm" | "codeshell" | "exaone" | "minerva-7b" => {
             let digits = json!({"type": "Digits", "individual_digits": true});
             return Some((json!({"type": "Sequence", "pretokenizers": [digits, gpt2(true)]}), false));
         }
         _ => return None,
     };
-    let whole_words = matches!(name, "llama-bpe" | "llama3" | "llama-v3" | "tekken");
-    Some((splits(&[&pattern]), whole_words))
+    Some((splits(&[&pattern]), BOS_BY_DEFAULT.contains(&name)))
+}
+
+/// The same words, which Chinese characters end.
+fn without_han(words: &str) -> String {
+    words.replace(r"\p{M}]", r"\p{M}&&[^\p{Han}]]")
 }
 
 /// Cut where each pattern matches, one after the other.
