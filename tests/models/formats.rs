@@ -324,6 +324,21 @@ fn a_missing_part_of_a_split_gguf_model_is_named() {
     assert_names(&failure(&folder), &["m-00001-of-00002.gguf has 2 parts", "m-00002-of-00002.gguf is the first"]);
 }
 
+#[test]
+fn a_split_gguf_model_is_read_from_all_its_parts() {
+    let root = copies(&[("model", formats("gguf").join("llama-gqa"))]);
+    let folder = root.path().join("model");
+    let bytes = fs::read(folder.join("model.gguf")).unwrap();
+    let (first, second) = (folder.join("m-00001-of-00002.gguf"), folder.join("m-00002-of-00002.gguf"));
+    // As they are split by default: the first part has the metadata, and no tensor.
+    fs::write(&first, [&bytes[..8], &[0; 8], &bytes[16..]].concat()).unwrap();
+    fs::rename(folder.join("model.gguf"), &second).unwrap();
+    check_folder(&folder);
+    for path in [&folder, &first, &second] {
+        assert!(report(&options(path, 64)).unwrap().unused.is_empty() && has_tokenizer(path));
+    }
+}
+
 /// An engine folder beside a Hugging Face folder.
 fn engine(pretrained: &Path, build: Value) -> TempDir {
     let root = copies(&[("hf", fixtures().join("models/llama-gqa"))]);

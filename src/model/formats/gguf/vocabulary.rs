@@ -41,9 +41,27 @@ const DEEPSEEK_V3: [&str; 3] = [
 #[derive(Clone, Debug)]
 pub struct TextMetadata {
     pub bos: Option<usize>,
-    /// End of sequence, of a turn, of a message.
+    /// End of sequence, of a turn, of a message: those that the metadata name, then those that are known by their text.
     pub ends: Vec<usize>,
 }
+
+/// Texts of tokens that end a turn, whatever the metadata say: many files name only one of them.
+const ENDS: [&str; 12] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<｜end▁of▁sentence｜>",
+    "<EOT>",
+    HARMONY_ENDS[0],
+    HARMONY_ENDS[1],
+];
+/// Where both are there, an answer has several messages, and `<|end|>` ends but one of them.
+const HARMONY_ENDS: [&str; 2] = ["<|return|>", "<|call|>"];
 
 impl TextMetadata {
     /// # Errors
@@ -53,8 +71,22 @@ impl TextMetadata {
         for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
             ends.extend(general.index(&[key])?);
         }
+        ends.extend(known_ends(general).into_iter().filter(|id| !ends.contains(id)).collect::<Vec<_>>());
         Ok(Self { bos: general.index(&["tokenizer.ggml.bos_token_id"])?, ends })
     }
+}
+
+/// Ids of the special tokens whose text is one of [`ENDS`].
+fn known_ends(general: &Section) -> Vec<usize> {
+    let list = |key| general.first(&[key]).and_then(|(_, value)| value.as_array()).map_or(&[][..], Vec::as_slice);
+    let types = list("tokenizer.ggml.token_type");
+    let is_special =
+        |id: usize| types.get(id).and_then(Value::as_u64).is_some_and(|kind| kind == CONTROL || kind == USER_DEFINED);
+    let tokens = list("tokenizer.ggml.tokens").iter().enumerate();
+    let named = tokens.filter_map(|(id, text)| Some((id, text.as_str()?)));
+    let found: Vec<_> = named.filter(|(id, text)| ENDS.contains(text) && is_special(*id)).collect();
+    let is_harmony = HARMONY_ENDS.iter().all(|end| found.iter().any(|(_, text)| text == end));
+    found.into_iter().filter(|(_, text)| !(is_harmony && *text == "<|end|>")).map(|(id, _)| id).collect()
 }
 
 /// How the vocabulary is written.
@@ -83,6 +115,7 @@ impl GgufVocabulary {
     /// Names the key and what is wrong with it; unsupported: a vocabulary that is neither BPE nor SentencePiece.
     pub fn read(path: &Path) -> Result<Self> {
         let (origin, metadata) = super::metadata(path)?;
+        let templates = named_templates(&metadata);
         let section = Section::from_value(origin, Value::Object(metadata))?;
         let tokens = Tokens::read(&section)?;
         let model = section.text(&["tokenizer.ggml.model"])?;
@@ -98,9 +131,23 @@ impl GgufVocabulary {
                 )));
             }
         };
-        let tokenizer_config = tokens.tokenizer_config(&section, model == "llama", &text)?.to_string();
+        let mut tokenizer_config = tokens.tokenizer_config(&section, model == "llama", &text)?;
+        if let Some(templates) = templates {
+            tokenizer_config["chat_template"] = templates;
+        }
+        let tokenizer_config = tokenizer_config.to_string();
         Ok(Self { kind, tokenizer_config, config: json!({"eos_token_id": text.ends}).to_string() })
     }
+}
+
+/// The chat templates, where there are others (`tokenizer.chat_template.tool_use`) beside the default one.
+fn named_templates(metadata: &Map<String, Value>) -> Option<Value> {
+    let key = "tokenizer.chat_template";
+    let default = metadata.get(key).map(|text| ("default", text));
+    let others = metadata.iter().filter_map(|(name, text)| Some((name.strip_prefix(key)?.strip_prefix('.')?, text)));
+    let others: Vec<_> = others.filter(|(_, text)| text.is_string()).collect();
+    let entry = |(name, text): (&str, &Value)| json!({"name": name, "template": text});
+    (!others.is_empty()).then(|| default.into_iter().chain(others).map(entry).collect())
 }
 
 struct Tokens<'a> {
@@ -325,4 +372,35 @@ fn write_varint(out: &mut Vec<u8>, mut value: u64) {
         value >>= 7;
     }
     out.push(value as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_of_turns_are_known_by_their_text() {
+        let ends = |tokens: Value, types: Value| {
+            let general = json!({"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types,
+                "tokenizer.ggml.eos_token_id": 1});
+            TextMetadata::read(&Section::from_value("model.gguf", general).unwrap()).unwrap().ends
+        };
+        // As in the files of Phi-3, which name one of the two.
+        assert_eq!(ends(json!(["a", "<|endoftext|>", "<|end|>", "<|user|>"]), json!([1, 3, 3, 3])), [1, 2]);
+        // What is no special token is a text like any other.
+        assert_eq!(ends(json!(["a", "</s>", "<|end|>"]), json!([1, 3, 1])), [1]);
+        // As in gpt-oss.
+        let harmony = json!(["<|endoftext|>", "<|return|>", "<|end|>", "<|call|>"]);
+        assert_eq!(ends(harmony, json!([3, 3, 3, 3])), [1, 0, 3]);
+    }
+
+    #[test]
+    fn templates_with_names_stand_beside_the_default_one() {
+        let metadata = |value: Value| value.as_object().unwrap().clone();
+        assert_eq!(named_templates(&metadata(json!({"tokenizer.chat_template": "a"}))), None);
+        let both = metadata(json!({"tokenizer.chat_template": "a", "tokenizer.chat_template.tool_use": "b",
+            "tokenizer.chat_templates": ["tool_use"]}));
+        let expected = json!([{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]);
+        assert_eq!(named_templates(&both), Some(expected));
+    }
 }
