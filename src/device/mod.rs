@@ -61,12 +61,6 @@ pub trait Device: Send + Sync {
     /// Copies host bytes into a tensor of exactly that size (contiguous). Returns when `src` may be reused.
     fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()>;
 
-    /// Lets `fill` write the bytes of a contiguous tensor in place, where the device is the host; else `None`, and
-    /// `fill` is not called.
-    fn fill(&self, _dst: &Tensor, _fill: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Option<Result<()>> {
-        None
-    }
-
     /// Waits for everything before, then copies a contiguous tensor to the host.
     fn download(&self, src: &Tensor, dst: &mut [u8]) -> Result<()>;
 

@@ -1,14 +1,26 @@
 //! What a device does beside computing: copies that overlap with it, and recorded work.
 
 use super::{KvLayer, Tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::HostBlockId;
 use crate::step::TierCopy;
 
 /// Copies between the host and one device, staged so that the host waits for nothing but results.
 pub trait Transfers: Send {
+    /// Lets `write` give all bytes of a contiguous tensor: in place where the device is the host, else in page-locked
+    /// memory, from where their copy is enqueued.
+    fn fill(&mut self, dst: &Tensor, write: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<()>;
+
     /// Enqueues a copy of `src` into a contiguous tensor of that size; `src` may be reused at once.
-    fn upload(&mut self, dst: &Tensor, src: &[u8]) -> Result<()>;
+    fn upload(&mut self, dst: &Tensor, src: &[u8]) -> Result<()> {
+        if dst.bytes() != src.len() {
+            return Err(Error::internal(format!("{} bytes for a tensor of {}", src.len(), dst.bytes())));
+        }
+        self.fill(dst, &mut |out| {
+            out.copy_from_slice(src);
+            Ok(())
+        })
+    }
 
     /// Enqueues a copy of a contiguous tensor to the host, to be handed out by [`Transfers::collect`].
     fn fetch(&mut self, src: &Tensor) -> Result<()>;

@@ -1,9 +1,9 @@
-//! Tensors from mapped files to the device, by several threads, piece by piece: what the host holds at a time is one
-//! piece for each thread.
+//! Tensors from mapped files to the device, by several threads, piece by piece in the order of the files: what the host
+//! holds at a time is a few pieces for each thread.
 
 use super::formats::{MappedBytes, StoredTensor, push};
 use super::pieces::View;
-use crate::device::{DType, SharedDevice, Tensor};
+use crate::device::{DType, SharedDevice, Tensor, Transfers};
 use crate::error::Result;
 use half::{bf16, f16};
 use std::ops::Range;
@@ -15,6 +15,10 @@ use std::thread;
 pub(super) const PIECE_BYTES: usize = 4 << 20;
 /// More threads do not read faster.
 const MAX_THREADS: usize = 16;
+/// Bytes of files that the system reads while those before them are copied: enough for a fast disk to be busy.
+const READ_AHEAD_BYTES: usize = 64 << 20;
+/// Pieces of one thread on their way to a device that is not the host.
+const PIECES_IN_FLIGHT: usize = 2;
 
 /// Rows on their way.
 pub(super) struct Copy<'a> {
@@ -51,43 +55,78 @@ impl Copy<'_> {
         self.stored.cols() == self.out.cols() && self.view.is_contiguous(self.out.cols())
     }
 
-    fn run(&self, device: &SharedDevice, rows: Range<usize>, scratch: &mut Vec<u8>) -> Result<()> {
-        let (part, dtype) = (self.out.row_range(rows.start, rows.len()), self.out.dtype());
-        scratch.clear();
+    /// Rows of the stored tensor among which `rows` are.
+    fn stored_rows(&self, rows: &Range<usize>) -> Range<usize> {
         if self.is_contiguous() {
             let first = self.view.offset / self.out.cols();
-            let rows = first + rows.start..first + rows.end;
-            match self.stored.borrow(rows.clone(), dtype).filter(|_| self.change == Change::None) {
-                Some(mapped) => return upload(device, &part, &mapped),
-                None => self.stored.read(rows, dtype, scratch),
-            }
+            return first + rows.start..first + rows.end;
+        }
+        let (span, cols) = (self.view.span(self.out.cols()), self.stored.cols());
+        span.start / cols..span.end.div_ceil(cols)
+    }
+
+    /// Copies `rows`; unchanged bytes go from the file to where the device takes them.
+    fn run(&self, to: &mut Destination<'_>, rows: &Range<usize>) -> Result<()> {
+        let (part, stored) = (self.out.row_range(rows.start, rows.len()), self.stored_rows(rows));
+        let in_place = self.is_contiguous() && self.change == Change::None;
+        if let Some(mapped) = self.stored.borrow(stored.clone(), self.out.dtype()).filter(|_| in_place) {
+            return to.copy(&part, &mapped);
+        }
+        self.convert(stored, &mut to.scratch);
+        to.copy_scratch(&part)
+    }
+
+    /// Puts the elements of `stored_rows` that are asked for into `out`, as the device wants them.
+    fn convert(&self, stored_rows: Range<usize>, out: &mut Vec<u8>) {
+        let (dtype, cols) = (self.out.dtype(), self.out.cols());
+        out.clear();
+        if self.is_contiguous() {
+            self.stored.read(stored_rows, dtype, out);
         } else {
-            let (span, cols) = (self.view.span(self.out.cols()), self.stored.cols());
-            let stored_rows = span.start / cols..span.end.div_ceil(cols);
             let mut elements = Vec::new();
             self.stored.read(stored_rows.clone(), dtype, &mut elements);
-            self.view.gather(&elements, stored_rows.start * cols, dtype.size(), self.out.cols(), scratch);
+            self.view.gather(&elements, stored_rows.start * self.stored.cols(), dtype.size(), cols, out);
         }
         match self.change {
             Change::None => {}
             Change::PlusOne => {
-                let more: Vec<f32> = floats(scratch, DType::F32).map(|value| value + 1.0).collect();
-                replace(scratch, &more, dtype);
+                let more: Vec<f32> = floats(out, DType::F32).map(|value| value + 1.0).collect();
+                replace(out, &more, dtype);
             }
             Change::UnitRows => {
-                let mut values: Vec<f32> = floats(scratch, dtype).collect();
-                values.chunks_mut(self.out.cols().max(1)).for_each(scale_to_unit);
-                replace(scratch, &values, dtype);
+                let mut values: Vec<f32> = floats(out, dtype).collect();
+                values.chunks_mut(cols.max(1)).for_each(scale_to_unit);
+                replace(out, &values, dtype);
             }
         }
-        device.upload(&part, scratch)
     }
 }
 
-/// Bytes of a file, unchanged.
-fn upload(device: &SharedDevice, part: &Tensor, mapped: &MappedBytes<'_>) -> Result<()> {
-    let in_place = mapped.file.and_then(|file| device.fill(part, &mut |out| file.read(mapped.bytes, out)));
-    in_place.unwrap_or_else(|| device.upload(part, mapped.bytes))
+/// One thread's way to the device.
+struct Destination<'a> {
+    device: &'a SharedDevice,
+    transfers: Box<dyn Transfers>,
+    scratch: Vec<u8>,
+}
+
+impl<'a> Destination<'a> {
+    fn new(device: &'a SharedDevice) -> Result<Self> {
+        Ok(Self { device, transfers: device.transfers(PIECE_BYTES, 0, PIECES_IN_FLIGHT)?, scratch: Vec::new() })
+    }
+
+    fn copy(&mut self, part: &Tensor, from: &MappedBytes<'_>) -> Result<()> {
+        match part.bytes() <= PIECE_BYTES {
+            true => self.transfers.fill(part, &mut |out| from.file.read(from.bytes, out)),
+            false => self.device.upload(part, from.bytes),
+        }
+    }
+
+    fn copy_scratch(&mut self, part: &Tensor) -> Result<()> {
+        match part.bytes() <= PIECE_BYTES {
+            true => self.transfers.upload(part, &self.scratch),
+            false => self.device.upload(part, &self.scratch),
+        }
+    }
 }
 
 fn floats(bytes: &[u8], dtype: DType) -> impl Iterator<Item = f32> {
@@ -109,25 +148,72 @@ fn scale_to_unit(row: &mut [f32]) {
     row.iter_mut().for_each(|x| *x /= length);
 }
 
+/// A piece of a copy, and where its bytes come from.
+struct Job<'c, 'a> {
+    copy: &'c Copy<'a>,
+    rows: Range<usize>,
+    sources: Vec<MappedBytes<'a>>,
+    /// Bytes of the jobs before it.
+    position: usize,
+}
+
+/// All pieces in the order of the files, which is the fastest to read.
+fn in_file_order<'c, 'a>(copies: &'c [Copy<'a>]) -> Vec<Job<'c, 'a>> {
+    let job = |copy: &'c Copy<'a>, rows: Range<usize>| {
+        let sources = copy.stored.mapped(copy.stored_rows(&rows));
+        Job { copy, rows, sources, position: 0 }
+    };
+    let mut jobs: Vec<_> = copies.iter().flat_map(|copy| copy.pieces().map(move |rows| job(copy, rows))).collect();
+    jobs.sort_by_key(|job| job.sources.first().map_or(0, |source| source.bytes.as_ptr() as usize));
+    let mut position = 0;
+    for job in &mut jobs {
+        job.position = position;
+        position += job.sources.iter().map(|source| source.bytes.len()).sum::<usize>();
+    }
+    jobs
+}
+
+/// Asks for the bytes of jobs before their turn comes.
+struct ReadAhead<'j, 'c, 'a> {
+    jobs: &'j [Job<'c, 'a>],
+    next: AtomicUsize,
+}
+
+impl ReadAhead<'_, '_, '_> {
+    /// To be called when `job` begins.
+    fn advance(&self, job: &Job<'_, '_>) {
+        let until = job.position + READ_AHEAD_BYTES;
+        loop {
+            let next = self.next.load(Ordering::Relaxed);
+            let Some(soon) = self.jobs.get(next).filter(|soon| soon.position < until) else { return };
+            if self.next.compare_exchange(next, next + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                soon.sources.iter().for_each(|source| source.file.will_need(source.bytes));
+            }
+        }
+    }
+}
+
 /// Copies everything and logs how far it is.
 ///
 /// # Errors
 /// The first failed upload; the others are not waited for longer than their piece takes.
 pub(super) fn copy_all(device: &SharedDevice, copies: &[Copy<'_>]) -> Result<()> {
-    let pieces: Vec<_> = copies.iter().flat_map(|copy| copy.pieces().map(move |rows| (copy, rows))).collect();
+    let jobs = in_file_order(copies);
+    let ahead = ReadAhead { jobs: &jobs, next: AtomicUsize::new(0) };
     let progress = Progress::new(copies.iter().map(|copy| copy.out.bytes()).sum());
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = || -> Result<()> {
-        let mut scratch = Vec::new();
+        let fail = |_: &_| failed.store(true, Ordering::Relaxed);
+        let mut destination = Destination::new(device).inspect_err(fail)?;
         while !failed.load(Ordering::Relaxed) {
-            let Some((copy, rows)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-            let bytes = rows.len() * copy.out.cols() * copy.out.dtype().size();
-            copy.run(device, rows.clone(), &mut scratch).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
-            progress.add(bytes);
+            let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+            ahead.advance(job);
+            job.copy.run(&mut destination, &job.rows).inspect_err(fail)?;
+            progress.add(job.rows.len() * job.copy.out.cols() * job.copy.out.dtype().size());
         }
         Ok(())
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS).min(pieces.len());
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS).min(jobs.len());
     thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let mine = work();

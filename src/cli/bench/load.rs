@@ -5,7 +5,9 @@ use crate::device::{self, DType, SharedDevice, Tensor};
 use crate::error::{Error, Result};
 use crate::runner::{ModelOptions, ModelSource, load, plan};
 use clap::Args;
+use rustix::fs::{Advice, fadvise};
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,6 +29,9 @@ pub struct LoadArgs {
     /// Tokens of the KV cache: it is made at load, too.
     #[arg(long, default_value_t = 4096)]
     kv_tokens: usize,
+    /// Drops the files from the page cache before each reading and loading: what the first start costs.
+    #[arg(long)]
+    cold: bool,
 }
 
 /// Reads and loads in turn, and prints both times with their ratio.
@@ -49,32 +54,36 @@ pub fn run(args: &LoadArgs) -> Result<()> {
     let device = device::open(options.device, &options.gpu_ids, &options.device_options)?;
     let longest = plan(&options)?.limits.max_seq_len_tokens.min(args.kv_tokens);
     let options = ModelOptions { max_seq_len: Some(longest), kv_max_tokens: Some(args.kv_tokens), ..options };
-    let (mut fastest_read, mut fastest_load, mut fastest_fresh) = (f64::INFINITY, f64::INFINITY, f64::INFINITY);
+    let (mut fastest_read, mut fastest_load, mut fastest_new) = (f64::INFINITY, f64::INFINITY, f64::INFINITY);
+    let prepare = || if args.cold { drop_from_page_cache(&files) } else { Ok(()) };
     for run in 1..=args.runs.max(1) {
+        prepare()?;
         let read = read_all(&files, None)?;
-        let fresh = read_into_fresh_memory(&files, &device)?;
+        prepare()?;
+        let new_memory = read_into_new_memory(&files, &device)?;
+        prepare()?;
         let before = anonymous_bytes();
         let (loaded, most) = watched(|| load(&options));
         let report = loaded?.report;
         let held = most.saturating_sub(before) >> 20;
         println!(
-            "run {run}      read {read:.2} s ({:.2} GB/s), into new memory {}, loaded in {:.2} s; weights {} MiB, the host held {held} MiB more at most",
+            "run {run}      read {read:.2} s ({:.2} GB/s), into new memory of the device {}, loaded in {:.2} s; weights {} MiB, the host held {held} MiB more at most",
             bytes as f64 / read / 1e9,
-            shown(fresh),
+            shown(new_memory),
             report.seconds,
             report.weight_bytes >> 20
         );
         (fastest_read, fastest_load) = (fastest_read.min(read), fastest_load.min(report.seconds));
-        fastest_fresh = fastest_fresh.min(fresh.unwrap_or(f64::INFINITY));
+        fastest_new = fastest_new.min(new_memory.unwrap_or(f64::INFINITY));
     }
     println!(
         "ratio      {:.2} (loading {fastest_load:.2} s, reading {fastest_read:.2} s)",
         fastest_load / fastest_read
     );
-    if fastest_fresh.is_finite() {
+    if fastest_new.is_finite() {
         println!(
-            "           {:.2} to reading into new memory ({fastest_fresh:.2} s), which is the least for weights that the device owns",
-            fastest_load / fastest_fresh
+            "           {:.2} to reading into new memory of the device ({fastest_new:.2} s)",
+            fastest_load / fastest_new
         );
     }
     Ok(())
@@ -84,14 +93,25 @@ fn shown(seconds: Option<f64>) -> String {
     seconds.map_or_else(|| "not measured".to_owned(), |seconds| format!("{seconds:.2} s"))
 }
 
-/// [`read_all`] into memory of the device that nobody has touched yet; `None`: the device is not the host.
-fn read_into_fresh_memory(files: &[(PathBuf, u64)], device: &SharedDevice) -> Result<Option<f64>> {
-    if !device.info().host_accessible {
-        return Ok(None);
-    }
+/// [`read_all`] into memory of the device that nobody has touched yet; `None`: the device has no room for it.
+fn read_into_new_memory(files: &[(PathBuf, u64)], device: &SharedDevice) -> Result<Option<f64>> {
     let pieces = files.iter().map(|(_, len)| len.div_ceil(PIECE_BYTES as u64) as usize).sum();
-    let out = Tensor::zeros(device, pieces, PIECE_BYTES / DType::F32.size(), DType::F32, "reading into new memory")?;
+    let cols = PIECE_BYTES / DType::F32.size();
+    let Ok(out) = Tensor::zeros(device, pieces, cols, DType::F32, "reading into new memory") else { return Ok(None) };
     read_all(files, Some((device, &out))).map(Some)
+}
+
+/// Lets the system forget the contents of files, so that the next reader waits for the disk.
+fn drop_from_page_cache(files: &[(PathBuf, u64)]) -> Result<()> {
+    for (path, _) in files {
+        let fail =
+            |error: io::Error| Error::invalid(format!("cannot drop {} from the page cache: {error}", path.display()));
+        let file = File::open(path).map_err(fail)?;
+        // Pages that are not written yet stay.
+        file.sync_all().map_err(fail)?;
+        fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| fail(error.into()))?;
+    }
+    Ok(())
 }
 
 /// The weights of a model with their sizes.
@@ -124,6 +144,10 @@ fn read_all(files: &[(PathBuf, u64)], into: Option<(&SharedDevice, &Tensor)>) ->
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {
         let mut buffer = vec![0; PIECE_BYTES];
+        let mut tensor = match into {
+            Some((device, out)) => Some((device.transfers(PIECE_BYTES, 0, 2)?, out)),
+            None => None,
+        };
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some((path, file, at)) = pieces.get(index) else { return Ok(()) };
@@ -137,8 +161,8 @@ fn read_all(files: &[(PathBuf, u64)], into: Option<(&SharedDevice, &Tensor)>) ->
                 }
                 Ok(())
             };
-            match into {
-                Some((device, out)) => device.fill(&out.row_range(index, 1), &mut fill).unwrap_or(Ok(()))?,
+            match &mut tensor {
+                Some((transfers, out)) => transfers.fill(&out.row_range(index, 1), &mut fill)?,
                 None => fill(&mut buffer)?,
             }
         }

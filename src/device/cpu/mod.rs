@@ -197,16 +197,6 @@ impl Device for CpuDevice {
         copy_in(dst, src)
     }
 
-    fn fill(&self, dst: &Tensor, fill: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Option<Result<()>> {
-        let pointer = match contiguous(dst) {
-            Ok(pointer) => pointer,
-            Err(error) => return Some(Err(error)),
-        };
-        // SAFETY: the tensor has that many initialised bytes and outlives the slice; calls on a device are ordered:
-        // nobody else uses them now.
-        Some(fill(unsafe { std::slice::from_raw_parts_mut(pointer, dst.bytes()) }))
-    }
-
     fn download(&self, src: &Tensor, dst: &mut [u8]) -> Result<()> {
         copy_out(src, dst)
     }

@@ -1,6 +1,6 @@
 //! Copies between steps where the device is the host.
 
-use super::{copy_in, copy_out};
+use super::{contiguous, copy_out};
 use crate::device::{Tensor, Transfers};
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
@@ -13,8 +13,11 @@ pub(super) struct HostTransfers {
 }
 
 impl Transfers for HostTransfers {
-    fn upload(&mut self, dst: &Tensor, src: &[u8]) -> Result<()> {
-        copy_in(dst, src)
+    fn fill(&mut self, dst: &Tensor, write: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<()> {
+        let pointer = contiguous(dst)?;
+        // SAFETY: the tensor has that many initialised bytes and outlives the slice; calls on a device are ordered:
+        // nobody else uses them now.
+        write(unsafe { std::slice::from_raw_parts_mut(pointer, dst.bytes()) })
     }
 
     fn fetch(&mut self, src: &Tensor) -> Result<()> {

@@ -84,6 +84,8 @@ impl Slot {
         let (mut pointer, mut event) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the context is current; valid places. Freed in `drop`.
         context.check(unsafe { sys::cuMemHostAlloc(&mut pointer, bytes.max(1), 0) }, "page-locked memory")?;
+        // SAFETY: just made, of that many bytes.
+        unsafe { pointer.cast::<u8>().write_bytes(0, bytes) };
         let mut slot = Self { pointer: pointer.cast(), bytes, event, used: 0, context: context.clone() };
         // SAFETY: as above.
         context.check(unsafe { sys::cuEventCreate(&mut event, EVENT_FLAGS) }, "an event")?;
@@ -111,13 +113,14 @@ impl Slot {
         self.context.check(unsafe { sys::cuEventSynchronize(self.event) }, "a step on the GPU")
     }
 
-    fn upload(&mut self, dst: u64, src: &[u8]) -> Result<()> {
-        self.check_size(src.len())?;
+    fn fill(&mut self, dst: u64, bytes: usize, write: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<()> {
+        self.check_size(bytes)?;
         self.wait()?;
-        // SAFETY: the memory has that many bytes, is this slot's own, and no copy uses it any more.
-        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), self.pointer, src.len()) };
+        // SAFETY: the memory has that many bytes, zeroed when it was made, is this slot's own, and no copy uses it any
+        // more.
+        write(unsafe { std::slice::from_raw_parts_mut(self.pointer, bytes) })?;
         // SAFETY: the destination has as many bytes; the source is not written before the event has passed.
-        let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(dst, self.pointer.cast(), src.len(), self.context.stream()) };
+        let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(dst, self.pointer.cast(), bytes, self.context.stream()) };
         self.context.check(copied, "an upload")?;
         self.record()
     }
@@ -175,11 +178,11 @@ impl CudaTransfers {
 }
 
 impl Transfers for CudaTransfers {
-    fn upload(&mut self, dst: &Tensor, src: &[u8]) -> Result<()> {
-        let to = contiguous(dst, src.len())?;
+    fn fill(&mut self, dst: &Tensor, write: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<()> {
+        let to = contiguous(dst, dst.bytes())?;
         let at = self.uploaded % self.uploads.len();
         self.uploaded += 1;
-        self.uploads[at].upload(to, src)
+        self.uploads[at].fill(to, dst.bytes(), write)
     }
 
     fn fetch(&mut self, src: &Tensor) -> Result<()> {

@@ -51,12 +51,19 @@ impl PartialEq for Part<'_> {
     }
 }
 
+impl<'a> Part<'a> {
+    /// All columns of `rows`; `None`: they are of no file.
+    fn mapped_rows(&self, rows: Range<usize>) -> Option<MappedBytes<'a>> {
+        let bytes = self.bytes.get(rows.start * self.stride_bytes..rows.end * self.stride_bytes)?;
+        Some(MappedBytes { bytes, file: self.mapped? })
+    }
+}
+
 /// Bytes of a file that are mapped into memory.
 #[derive(Clone, Copy, Debug)]
 pub struct MappedBytes<'a> {
     pub bytes: &'a [u8],
-    /// `None`: they are of no file.
-    pub file: Option<&'a MappedFile>,
+    pub file: &'a MappedFile,
 }
 
 /// In which order a file holds the rows of a tensor.
@@ -76,6 +83,14 @@ impl RowOrder {
                 let (half, pair) = (in_head / (head_dim / 2), in_head % (head_dim / 2));
                 head * head_dim + 2 * pair + half
             }
+        }
+    }
+
+    /// Rows of the file among which those of `rows` are.
+    fn span_in_file(self, rows: Range<usize>) -> Range<usize> {
+        match self {
+            Self::AsIs => rows,
+            Self::InterleavedHalves(head_dim) => rows.start / head_dim * head_dim..rows.end.next_multiple_of(head_dim),
         }
     }
 }
@@ -264,7 +279,7 @@ impl<'a> StoredTensor<'a> {
         Ok(whole)
     }
 
-    /// The bytes of `rows`, where the file holds them as type `dtype` and one behind the other.
+    /// The bytes of `rows`, where a file holds them as type `dtype` and one behind the other.
     pub fn borrow(&self, rows: Range<usize>, dtype: DType) -> Option<MappedBytes<'a>> {
         let [band] = self.bands.as_slice() else { return None };
         let [part] = band.parts.as_slice() else { return None };
@@ -272,9 +287,22 @@ impl<'a> StoredTensor<'a> {
         if !is_plain || self.encoding != Encoding::Plain(dtype) {
             return None;
         }
-        let start = (band.first + rows.start) * part.stride_bytes;
-        let bytes = part.bytes.get(start..start + rows.len() * part.stride_bytes)?;
-        Some(MappedBytes { bytes, file: part.mapped })
+        part.mapped_rows(band.first + rows.start..band.first + rows.end)
+    }
+
+    /// The bytes of files that [`StoredTensor::read`] of `rows` goes through.
+    pub fn mapped(&self, rows: Range<usize>) -> Vec<MappedBytes<'a>> {
+        let mut first = 0;
+        let mut spans = Vec::new();
+        for band in &self.bands {
+            let (from, to) = (rows.start.max(first), rows.end.min(first + band.rows));
+            if from < to {
+                let in_file = band.order.span_in_file(band.first + from - first..band.first + to - first);
+                spans.extend(band.parts.iter().filter_map(|part| part.mapped_rows(in_file.clone())));
+            }
+            first += band.rows;
+        }
+        spans
     }
 
     /// Appends the elements of `rows` as type `dtype`.
@@ -332,10 +360,29 @@ mod tests {
         let stacked = StoredTensor::stack(parts).unwrap();
         assert_eq!(values(&stacked), [3, 4, 5, 6, 1, 2]);
         assert_eq!(values(&stacked.slice(1..3).unwrap()), [5, 6, 1, 2]);
-        assert!(stacked.borrow(0..1, DType::F32).is_none());
-        assert_eq!(stored(&a).borrow(1..2, DType::F32).unwrap().bytes, &a.0[8..16]);
         assert!(stored(&a).slice(2..4).unwrap_err().message().contains("2..4 of a tensor of shape [3, 2]"));
         assert!(StoredTensor::stack(vec![stored(&a), stored(&b)]).is_err());
+    }
+
+    #[test]
+    fn mapped_rows_are_those_that_reading_goes_through() {
+        let data = matrix(&[0, 2, 1, 3, 4, 6, 5, 7], 8);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        std::fs::write(&path, &data.0).unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        let tensor = StoredTensor::new(&path, data.1.clone(), Encoding::Plain(DType::F32), file.bytes()).unwrap();
+        let tensor = tensor.mapped_from(&file);
+        assert_eq!(tensor.borrow(1..2, DType::F32).unwrap().bytes, &data.0[4..8]);
+        assert!(tensor.borrow(1..2, DType::BF16).is_none(), "another type");
+        assert_eq!(tensor.mapped(2..3)[0].bytes, &data.0[8..12]);
+        let stacked = StoredTensor::stack(vec![tensor.clone(), tensor.clone()]).unwrap();
+        assert!(stacked.borrow(0..1, DType::F32).is_none());
+        let spans: Vec<_> = stacked.mapped(6..9).iter().map(|span| span.bytes).collect();
+        assert_eq!(spans, [&data.0[24..], &data.0[..4]]);
+        let heads = tensor.with_row_order(RowOrder::InterleavedHalves(4));
+        assert!(heads.borrow(0..1, DType::F32).is_none());
+        assert_eq!(heads.mapped(5..6)[0].bytes, &data.0[16..], "a whole head");
     }
 
     #[test]
