@@ -76,16 +76,13 @@ fn mistakes_end_in_one_sentence() {
 /// A repository of the shipped templates with the demo model; `edit` changes the text of a configuration.
 fn check(edit: impl Fn(&str, String) -> String) -> (bool, String) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let demo = root.join("tests/fixtures/models/qwen3");
     let repository = tempfile::tempdir().unwrap();
     for model in ["tensorrt_llm", "preprocessing", "postprocessing", "ensemble", "tensorrt_llm_bls"] {
         let folder = repository.path().join(model);
         std::fs::create_dir_all(folder.join("1")).unwrap();
         let text = std::fs::read_to_string(root.join("model_repo").join(model).join("config.pbtxt")).unwrap();
-        let text = text
-            .replace("${engine_dir}", demo.to_str().unwrap())
-            .replace("${tokenizer_dir}", root.join("tests/fixtures/tokenizers/bytelevel").to_str().unwrap())
-            .replace("${device}", "cpu");
+        let text =
+            text.replace("${engine_dir}", &demo()).replace("${tokenizer_dir}", &demo()).replace("${device}", "cpu");
         std::fs::write(folder.join("config.pbtxt"), edit(model, text)).unwrap();
     }
     let output = trtllm(&["check", repository.path().to_str().unwrap()]);
@@ -97,11 +94,17 @@ fn check(edit: impl Fn(&str, String) -> String) -> (bool, String) {
 fn a_good_repository_passes_and_its_memory_plan_is_printed() {
     let (good, text) = check(|_, text| text);
     assert!(good, "{text}");
-    for expected in ["parameters in effect:", "KV cache", "tokens", "tensorrt_llm_bls", "still hold a ${…} placeholder"]
-    {
+    for expected in [
+        "parameters in effect:",
+        "KV cache",
+        "tokens",
+        "tensorrt_llm_bls",
+        "placeholders not filled, will use the defaults: ",
+    ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
     assert!(!text.contains("is unknown") && !text.contains("instance_group says"), "{text}");
+    assert!(text.contains("checked: 5 models, no errors, 4 warnings"), "{text}");
 }
 
 #[test]
@@ -110,8 +113,8 @@ fn each_mistake_in_a_repository_is_one_sentence() {
         ("tensorrt_llm", "max_batch_size: 128", "max_batch_size: ${x}", "the unquoted placeholder ${x} must be filled"),
         ("tensorrt_llm", "\"trtllm\"", "\"${triton_backend}\"", "backend is still ${triton_backend}"),
         ("tensorrt_llm", "inflight_fused_batching", "fast", "Invalid gpt_model_type"),
-        ("tensorrt_llm", "models/qwen3", "models/none", "Both encoder and decoder model paths are empty"),
-        ("preprocessing", "tokenizers/bytelevel", "tokenizers/none", "which does not exist: correct the path"),
+        ("tensorrt_llm", "demo_model/hf", "demo_model/none", "Both encoder and decoder model paths are empty"),
+        ("preprocessing", "demo_model/hf", "demo_model/none", "which does not exist: correct the path"),
         ("postprocessing", "name: \"postprocessing\"", "name: \"post\"", "name is \"post\", but the folder is"),
         ("tensorrt_llm_bls", "decoupled: true", "decoupled: false", "decoupled is false here and true in"),
         (
@@ -157,6 +160,12 @@ fn tensors_that_the_role_does_not_have_are_warnings() {
             "\"sequence_length\"\n    data_type: TYPE_INT32",
             "\"sequence_length\"\n    data_type: TYPE_INT64",
             "output \"sequence_length\" is declared TYPE_INT64, but is TYPE_INT32",
+        ),
+        (
+            "tensorrt_llm",
+            "\"input_ids\"\n    data_type: TYPE_INT32\n    dims: [ -1 ]",
+            "\"input_ids\"\n    data_type: TYPE_INT32\n    dims: [ 3, 4 ]",
+            "input \"input_ids\" is declared with dims [3, 4], expected [-1]: requests of other shapes are refused",
         ),
         ("postprocessing", "\"SEQUENCE_LENGTH\"", "\"LENGTHS\"", "no input SEQUENCE_LENGTH is declared"),
         ("tensorrt_llm_bls", "\"top_k\"", "\"runtime_top_k\"", "input \"runtime_top_k\" is unknown"),
@@ -226,6 +235,51 @@ fn a_model_shows_the_parameters_of_its_own_role_only() {
     assert!(good && text.contains("skip_special_tokens = true"), "{text}");
     assert!(!text.contains("kv_cache") && !text.contains("accumulate_tokens = "), "{text}");
     assert!(text.contains("not read by the role postprocessing: accumulate_tokens (read by bls)"), "{text}");
+}
+
+#[test]
+fn what_is_opened_after_the_weights_is_checked_too() {
+    let parameter =
+        |key: &str, value: &str| format!("parameters {{ key: \"{key}\" value {{ string_value: \"{value}\" }} }}\n");
+    let checked = |backend: &str, key: &str, value: &str| {
+        let tokenizer = if key == "tokenizer_dir" { String::new() } else { parameter("tokenizer_dir", &demo()) };
+        let model = [parameter("gpt_model_path", &demo()), parameter("device", "cpu")].concat();
+        let config = [backend, "\n", &model, &tokenizer, &parameter(key, value)].concat();
+        check_files(&[("llm/config.pbtxt", config), ("llm/1/.gitkeep", String::new())], &[])
+    };
+    let ours = "backend: \"trtllm\"";
+    for (backend, key, value, expected) in [
+        ("backend: \"tensorrt_llm\"", "max_beam_width", "1", "did you mean \"tensorrtllm\"?"),
+        ("max_batch_size: 4", "max_beam_width", "1", "backend is not given: add backend: \"trtllm\""),
+        (
+            ours,
+            "kv_cache_warm_up_file",
+            "/no/such.json",
+            "kv_cache_warm_up_file is \"/no/such.json\", which is no file",
+        ),
+        (ours, "kv_cache_host_memory_bytes", "900000000000000", "kv_cache_host_memory_bytes is 900000000000000, but"),
+    ] {
+        let (good, text) = checked(backend, key, value);
+        assert!(!good && text.contains(expected), "{expected}: {text}");
+    }
+    for (key, value, expected) in [
+        ("tokenizer_dir", "/no/such/folder", "the model would take tokens only, correct the path"),
+        ("decoding_mode", "medusa", "decoding_mode is medusa, whose drafts this version does not make"),
+    ] {
+        let (good, text) = checked(ours, key, value);
+        assert!(good && text.contains(expected), "{expected}: {text}");
+    }
+    let python = [("llm/config.pbtxt", "backend: \"python\"\n".to_owned()), ("llm/1/model.yaml", String::new())];
+    let (good, text) = check_files(&python, &[]);
+    assert!(good && text.contains("with backend: \"trtllm\" its model.yaml is read here"), "{text}");
+}
+
+#[test]
+fn a_folder_that_is_no_repository_is_told_what_one_is() {
+    let (good, text) = check_files(&[("config.pbtxt", "backend: \"trtllm\"".into()), ("1/x", String::new())], &[]);
+    assert!(!good && text.contains("is one model, it has a config.pbtxt: give the repository"), "{text}");
+    let (good, text) = check_files(&[("config.json", "{}".into())], &[]);
+    assert!(!good && text.contains("has no model folders: a repository has one for each model"), "{text}");
 }
 
 #[test]

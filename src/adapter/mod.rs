@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::config::{Level, Loaded, ModelRole, Parameters, with_engine_arguments};
+use crate::config::{Level, Loaded, ModelRole, Note, Parameters, with_engine_arguments};
 use crate::error::Result;
 use crate::triton::{Model, ModelHandler};
 use llm::{ExecutorSource, LlmModel};
@@ -35,9 +35,11 @@ pub fn load_model_from(model: &Model, source: ExecutorSource) -> Result<Arc<dyn 
     let mut loaded = Parameters::load(&model.config)?;
     loaded.notes.splice(0..0, arguments.notes);
     let role = loaded.parameters.role()?;
-    match loaded.report(role) {
-        (Level::Info, report) => tracing::info!("{}: {report}", model.name),
-        (Level::Warning, report) => tracing::warn!("{}: {report}", model.name),
+    for Note { level, text } in loaded.report(role) {
+        match level {
+            Level::Info => tracing::info!("{}: {text}", model.name),
+            Level::Warning => tracing::warn!("{}: {text}", model.name),
+        }
     }
     let parameters = loaded.parameters;
     parameters.check()?;

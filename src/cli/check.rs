@@ -2,7 +2,9 @@
 
 mod tensors;
 
-use crate::config::{Level, Loaded, ModelRole, Parameters, is_placeholder, parse_config, with_engine_arguments};
+use crate::config::{
+    Level, Loaded, ModelRole, Parameters, closest, is_placeholder, parse_config, with_engine_arguments,
+};
 use crate::device::DeviceKind;
 use crate::error::{Error, Result};
 use crate::runner::{ModelOptions, Placement, plan, plan_gpu};
@@ -46,7 +48,7 @@ impl Check {
     /// # Errors
     /// `InvalidArg` when a model would not load.
     pub fn run(self) -> Result<()> {
-        let mut failed = 0;
+        let (mut failed, mut warned) = (0, 0);
         let mut entries = Vec::new();
         for folder in model_folders(&self.repository)? {
             let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -65,13 +67,21 @@ impl Check {
             findings.warnings.iter().for_each(|text| println!("  warning: {text}"));
             findings.facts.iter().flat_map(|text| text.lines()).for_each(|line| println!("  {line}"));
             failed += findings.errors.len();
+            warned += findings.warnings.len();
         }
         match failed {
-            0 => Ok(()),
+            0 => {
+                println!("checked: {}, no errors, {}", counted(entries.len(), "model"), counted(warned, "warning"));
+                Ok(())
+            }
             1 => Err(Error::invalid("1 error: the repository would not load as it is")),
             count => Err(Error::invalid(format!("{count} errors: the repository would not load as it is"))),
         }
     }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The folders of the models, by name.
@@ -81,8 +91,17 @@ fn model_folders(repository: &Path) -> Result<Vec<PathBuf>> {
     let mut folders: Vec<_> =
         entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir() && !hidden(path)).collect();
     folders.sort();
+    if repository.join("config.pbtxt").exists() {
+        return Err(Error::invalid(format!(
+            "{} is one model, it has a config.pbtxt: give the repository, which is the folder around it",
+            repository.display()
+        )));
+    }
     if folders.is_empty() {
-        return Err(Error::invalid(format!("{} has no model folders", repository.display())));
+        return Err(Error::invalid(format!(
+            "{} has no model folders: a repository has one for each model, with a config.pbtxt in it",
+            repository.display()
+        )));
     }
     Ok(folders)
 }
@@ -119,9 +138,27 @@ fn check_model(entry: &Entry, all: &[Entry], gpu_gib: Option<f64>) -> Findings {
             findings.errors.push(error.message().to_owned());
         }
     } else {
-        findings.facts.push(format!("served by the backend {backend:?}: not looked at"));
+        check_others(config, backend, version.as_deref(), &mut findings);
     }
     findings
+}
+
+/// A model of another backend, if that is what was meant.
+fn check_others(config: &Value, backend: &str, version: Option<&Path>, findings: &mut Findings) {
+    let is_ours = ["gpt_model_path", "model_role"].iter().any(|key| config["parameters"].get(key).is_some());
+    let is_llm_api = version.is_some_and(|version| version.join("model.yaml").is_file());
+    match backend {
+        "" if is_ours => findings.errors.push("backend is not given: add backend: \"trtllm\"".to_owned()),
+        "" => findings.facts.push("no backend is given: not looked at".to_owned()),
+        "python" if is_llm_api => findings.warnings.push(
+            "served by the backend \"python\", not looked at: with backend: \"trtllm\" its model.yaml is read here"
+                .to_owned(),
+        ),
+        _ => match closest(backend, OUR_BACKENDS.into_iter()).filter(|_| is_ours) {
+            Some(meant) => findings.errors.push(format!("backend is {backend:?}; did you mean {meant:?}?")),
+            None => findings.facts.push(format!("served by the backend {backend:?}: not looked at")),
+        },
+    }
 }
 
 /// The folder of the newest version.
@@ -226,8 +263,15 @@ fn check_llm(
 ) -> Result<()> {
     parameters.batching()?;
     let model_dir = PathBuf::from(parameters.model_dir(version_dir)?);
+    check_files(parameters, findings);
+    let mut tokenizer = None;
     if let Some(dir) = &parameters.tokenizer_dir.value {
-        check_tokenizer(dir)?;
+        match Path::new(dir).exists() {
+            false if role == ModelRole::Llm => findings.warnings.push(format!(
+                "tokenizer_dir is {dir:?}, which does not exist: the model would take tokens only, correct the path"
+            )),
+            _ => tokenizer = Some(check_tokenizer(dir)?),
+        }
     } else if role != ModelRole::Llm && !model_dir.join("tokenizer.json").exists() {
         return Err(Error::invalid(format!("the role {} takes text: set tokenizer_dir to a tokenizer", role.word())));
     }
@@ -246,6 +290,18 @@ fn check_llm(
         }
         report => report?,
     };
+    if let Some(tokenizer) = tokenizer {
+        tokenizer.check_vocabulary(report.limits.vocab_size)?;
+    }
+    if !report.host_blocks.is_empty()
+        && options.kv_host_bytes as u64 > report.device.free_bytes
+        && report.device.host_accessible
+    {
+        findings.errors.push(format!(
+            "kv_cache_host_memory_bytes is {}, but this machine has {} free: lower it",
+            options.kv_host_bytes, report.device.free_bytes
+        ));
+    }
     findings.facts.push(report.to_string());
     if let Some(gib) = gpu_gib {
         let report = plan_gpu(&options, (gib * f64::from(1 << 30)) as u64)
@@ -262,9 +318,25 @@ fn check_llm(
     Ok(())
 }
 
-fn check_tokenizer(dir: &str) -> Result<()> {
+/// Files and folders that are opened after the weights.
+fn check_files(parameters: &Parameters, findings: &mut Findings) {
+    if let Some(file) = parameters.kv_cache_warm_up_file.value.as_deref().filter(|file| !Path::new(file).is_file()) {
+        findings.errors.push(format!("kv_cache_warm_up_file is {file:?}, which is no file: correct the path"));
+    }
+    let Some(folder) = &parameters.kv_cache_disk_path.value else { return };
+    // The folder is made where it is not there.
+    let there = Path::new(folder).ancestors().find(|ancestor| ancestor.exists());
+    let metadata = there.and_then(|there| fs::metadata(there).ok());
+    if metadata.is_none_or(|metadata| !metadata.is_dir() || metadata.permissions().readonly()) {
+        findings
+            .errors
+            .push(format!("kv_cache_disk_path is {folder:?}, where no file can be written: correct the path"));
+    }
+}
+
+fn check_tokenizer(dir: &str) -> Result<Tokenizer> {
     if !Path::new(dir).exists() {
         return Err(Error::invalid(format!("tokenizer_dir is {dir:?}, which does not exist: correct the path")));
     }
-    Tokenizer::load(Path::new(dir)).map(drop).map_err(|error| error.context("tokenizer_dir"))
+    Tokenizer::load(Path::new(dir)).map_err(|error| error.context("tokenizer_dir"))
 }

@@ -6,9 +6,9 @@ mod check;
 use crate::error::Result;
 use clap::{Parser, Subcommand};
 
-/// Tools around the backend.
+/// Tools around the Triton backend for large language models: checks a model repository, measures the engine.
 #[derive(Debug, Parser)]
-#[command(name = "trtllm", version, about)]
+#[command(name = "trtllm", version)]
 pub struct Cli {
     /// What is logged to stderr: error, warn, info, debug or trace.
     #[arg(long, global = true, default_value = "info")]

@@ -36,7 +36,8 @@ impl Parameters {
     /// Reads `parameters.<key>.string_value` of every row.
     ///
     /// # Errors
-    /// `InvalidArg` for a number outside its range; everything else that is wrong falls back to the default with a note.
+    /// `InvalidArg` that names all numbers outside their ranges; everything else that is wrong falls back to the default
+    /// with a note.
     pub fn load(model_config: &Value) -> Result<Loaded> {
         let given = given_texts(model_config);
         let mut parameters = Parameters::default();
@@ -44,8 +45,8 @@ impl Parameters {
             if let Some(text) = given.get(row.key) {
                 (row.set)(&mut parameters, text);
             }
-            check_range(row, &parameters)?;
         }
+        check_ranges(&parameters)?;
         if parameters.max_attention_window_size.source != Source::Given
             && parameters.max_kv_cache_length.source == Source::Given
         {
@@ -87,9 +88,15 @@ impl Parameters {
         match given {
             Some(path) if Path::new(path).exists() => Ok(path.to_owned()),
             None if holds_model(version_dir) => Ok(version_dir.to_string_lossy().into_owned()),
-            Some(path) => Err(empty_paths(&format!("gpt_model_path is {path:?}, which does not exist"))),
+            Some(path) if is_placeholder(path) => {
+                Err(empty_paths(&format!("gpt_model_path is still {path}: fill it with the folder of the model")))
+            }
+            Some(path) => {
+                Err(empty_paths(&format!("gpt_model_path is {path:?}, which does not exist: correct the path")))
+            }
             None => Err(empty_paths(&format!(
-                "gpt_model_path is not given and there is no config.json and no GGUF file in the version folder {:?}",
+                "gpt_model_path is not given and there is no config.json and no GGUF file in the version folder {:?}: set \
+                 it to the folder of the model",
                 version_dir.file_name().unwrap_or_default()
             ))),
         }
@@ -136,7 +143,7 @@ impl Parameters {
                 Source::Given => "given",
                 Source::Default => "default",
                 Source::Unparsable => "default: the given text is not a value",
-                Source::Placeholder => "default: the placeholder was not substituted",
+                Source::Placeholder => "default: not filled",
             };
             text.push_str(&format!("\n  {} = {} ({source})", row.key, shown(row, self)));
         }
@@ -146,23 +153,28 @@ impl Parameters {
 
 impl Loaded {
     /// All that the operator is told at load: what stands in the configuration but has no effect and why, what may be a
-    /// mistake, and every value in effect with its source.
-    pub fn report(&self, role: ModelRole) -> (Level, String) {
+    /// mistake, and every value in effect with its source. What may be a mistake comes last, as warnings.
+    pub fn report(&self, role: ModelRole) -> Vec<Note> {
         let misplaced = self.parameters.misplaced(role);
-        let notes = || self.notes.iter().chain(&misplaced);
+        let (warnings, facts): (Vec<_>, Vec<_>) =
+            self.notes.iter().chain(&misplaced).cloned().partition(|note| note.level == Level::Warning);
         let mut text = self.parameters.effective_values(role);
-        notes().for_each(|note| text.push_str(&format!("\n{}", note.text)));
-        let is_warning = notes().any(|note| note.level == Level::Warning);
-        (if is_warning { Level::Warning } else { Level::Info }, text)
+        facts.iter().for_each(|note| text.push_str(&format!("\n{}", note.text)));
+        [info(text)].into_iter().chain(warnings).collect()
     }
 }
 
 /// The value in effect; where that depends on others, on what.
 fn shown(row: &ParameterRow, parameters: &Parameters) -> String {
     match (row.show)(parameters) {
-        value if value == "unset" => row.default.replace('`', "").replacen("unset = ", "", 1),
+        value if value == "unset" => plain(row.default),
         value => value,
     }
+}
+
+/// The words of a default, without the marks of the documentation.
+fn plain(default: &str) -> String {
+    default.replace('`', "").replacen("unset = ", "", 1)
 }
 
 /// Whether a folder holds a model in one of the forms that need no path.
@@ -184,32 +196,39 @@ fn given_texts(model_config: &Value) -> BTreeMap<String, String> {
     parameters.iter().map(|(key, value)| (key.clone(), text(value))).collect()
 }
 
-fn check_range(row: &ParameterRow, parameters: &Parameters) -> Result<()> {
-    let (Range::Numbers(min, max), Source::Given) = (row.range, (row.source)(parameters)) else { return Ok(()) };
-    match (row.number)(parameters) {
-        Some(number) if !(min..=max).contains(&number) => {
-            Err(Error::invalid(format!("{} is {number}, expected {min} to {max}", row.key)))
-        }
-        _ => Ok(()),
-    }
+fn check_ranges(parameters: &Parameters) -> Result<()> {
+    let outside = PARAMETERS.iter().filter(|row| (row.source)(parameters) == Source::Given).filter_map(|row| {
+        let Range::Numbers(min, max) = row.range else { return None };
+        let number = (row.number)(parameters).filter(|number| !(min..=max).contains(number))?;
+        Some(format!("{} is {number}, expected {min} to {max}", row.key))
+    });
+    let outside: Vec<_> = outside.collect();
+    if outside.is_empty() { Ok(()) } else { Err(Error::invalid(outside.join("; "))) }
 }
 
 fn notes(parameters: &Parameters, given: &BTreeMap<String, String>) -> Vec<Note> {
     let mut notes = Vec::new();
     for row in PARAMETERS.iter().filter(|row| (row.source)(parameters) == Source::Unparsable) {
         let text = given.get(row.key).map_or("", String::as_str);
+        let expected = match row.range {
+            Range::Words(words) => format!("one of {}", words.join(", ")),
+            _ => format!("a value of type {}", row.type_name),
+        };
+        let default = plain(row.default);
         notes.push(warning(format!(
-            "{} is {text:?}, which is not a value of type {}: it is not specified, will use the default ({})",
-            row.key, row.type_name, row.default
+            "{} is {text:?}, expected {expected}: taken as not specified, will use the default ({default})",
+            row.key
         )));
     }
     let placeholders: Vec<_> = given.iter().filter(|(_, text)| is_placeholder(text)).collect();
     if !placeholders.is_empty() {
-        let pairs = placeholders.iter().map(|(key, text)| format!("{key} = {}", text.trim())).collect::<Vec<_>>();
-        let placeholders = pairs.join(", ");
-        notes.push(warning(format!(
-            "{placeholders} still hold a ${{…}} placeholder: not specified, will use the defaults"
-        )));
+        // Most have the name of their key.
+        let named = placeholders.iter().map(|(key, text)| match text.trim() {
+            text if text == format!("${{{key}}}") => (*key).clone(),
+            text => format!("{key} ({text})"),
+        });
+        let named: Vec<_> = named.collect();
+        notes.push(warning(format!("placeholders not filled, will use the defaults: {}", named.join(", "))));
     }
     for key in given.keys().filter(|key| !PARAMETERS.iter().any(|row| row.key == **key)) {
         notes.push(warning(match closest_key(key) {
@@ -226,6 +245,14 @@ fn notes(parameters: &Parameters, given: &BTreeMap<String, String>) -> Vec<Note>
     let reasons: String = without_effect.map(reason).collect();
     if !reasons.is_empty() {
         notes.push(info(format!("accepted without effect:{reasons}")));
+    }
+    if let Some(DecodingMode::Medusa | DecodingMode::Redrafter | DecodingMode::Eagle | DecodingMode::Lookahead) =
+        parameters.decoding_mode.value
+    {
+        let mode = parameters.decoding_mode.text.as_deref().unwrap_or_default();
+        notes.push(warning(format!(
+            "decoding_mode is {mode}, whose drafts this version does not make: tokens are the same, one in a step"
+        )));
     }
     if parameters.enable_chunked_context.source == Source::Given && parameters.enable_chunked_context.value {
         notes.push(info(
@@ -344,7 +371,12 @@ mod tests {
         assert_eq!(loaded.parameters.batch_scheduler_policy.value, BatchSchedulerPolicy::Balanced);
         let warnings: Vec<_> = loaded.notes.iter().filter(|note| note.level == Level::Warning).collect();
         assert_eq!(warnings.len(), 2);
-        assert!(warnings.iter().any(|note| note.text.contains("enable_kv_cache_reuse") && note.text.contains("yes")));
+        for part in [
+            "enable_kv_cache_reuse is \"yes\", expected a value of type bool: ",
+            "batch_scheduler_policy is \"MAX_UTILIZATION\", expected one of balanced, guaranteed_no_evict",
+        ] {
+            assert!(warnings.iter().any(|note| note.text.contains(part)), "{part}: {warnings:?}");
+        }
     }
 
     #[test]
@@ -353,6 +385,11 @@ mod tests {
         assert!(error.message().contains("kv_cache_free_gpu_mem_fraction is 90, expected 0 to 1"), "{error}");
         let error = Parameters::load(&config(&[("max_seq_len", "0")])).unwrap_err();
         assert!(error.message().contains("max_seq_len is 0"), "{error}");
+        let both = [("kv_cache_free_gpu_mem_fraction", "90"), ("max_seq_len", "0")];
+        let error = Parameters::load(&config(&both)).unwrap_err();
+        for part in ["kv_cache_free_gpu_mem_fraction is 90, expected 0 to 1", "max_seq_len is 0, expected 1 to "] {
+            assert!(error.message().contains(part), "{error}");
+        }
     }
 
     #[test]
@@ -366,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn the_report_is_one_block_with_everything() {
+    fn the_report_is_one_block_and_a_warning_for_each_mistake() {
         let loaded = load(&[
             ("max_beam_widht", "2"),
             ("num_nodes", "1"),
@@ -375,20 +412,25 @@ mod tests {
             ("gpt_model_path", "${engine_dir}"),
             ("device", "${device}"),
         ]);
-        let (level, report) = loaded.report(ModelRole::Llm);
-        assert_eq!(level, Level::Warning);
-        for part in [
-            "parameters in effect:\n  model_role = ",
-            "\n  max_queue_tokens = no limit (default: the given text is not a value)",
-            "\n  device = auto (default: the placeholder was not substituted)",
-            "\ndevice = ${device}, gpt_model_path = ${engine_dir} still hold a ${…} placeholder",
-            "did you mean \"max_beam_width\"?",
-            "\naccepted without effect:\n  num_nodes = 1: ",
-            "\nnot read by the role llm: accumulate_tokens (read by bls)",
+        let report = loaded.report(ModelRole::Llm);
+        for (line, level, part) in [
+            (0, Level::Info, "parameters in effect:\n  model_role = "),
+            (0, Level::Info, "\n  max_queue_tokens = no limit (default: the given text is not a value)"),
+            (0, Level::Info, "\n  device = auto (default: not filled)"),
+            (0, Level::Info, "\naccepted without effect:\n  num_nodes = 1: "),
+            (1, Level::Warning, "max_queue_tokens is \"lots\", expected a value of type int32: "),
+            (
+                2,
+                Level::Warning,
+                "placeholders not filled, will use the defaults: device, gpt_model_path (${engine_dir})",
+            ),
+            (3, Level::Warning, "did you mean \"max_beam_width\"?"),
+            (4, Level::Warning, "not read by the role llm: accumulate_tokens (read by bls)"),
         ] {
-            assert!(report.contains(part), "{part:?}: {report}");
+            assert_eq!(report[line].level, level, "{report:?}");
+            assert!(report[line].text.contains(part), "{part:?}: {report:?}");
         }
-        assert_eq!(load(&[]).report(ModelRole::Llm).0, Level::Info);
+        assert_eq!((report.len(), load(&[]).report(ModelRole::Llm).len()), (5, 1));
     }
 
     #[test]

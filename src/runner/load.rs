@@ -108,7 +108,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
         report.graph_bytes = before.saturating_sub(device.info().free_bytes) as usize;
     }
     report.seconds = start.elapsed().as_secs_f64();
-    tracing::info!("loaded\n{report}");
+    tracing::info!("loaded in {:.2} s\n{report}", report.seconds);
     let (special_tokens, max_input_len) = (checkpoint.special_tokens, checkpoint.engine.max_input_len);
     Ok(LoadedModel { executor, config: plan.config, special_tokens, max_input_len, report })
 }

@@ -146,6 +146,22 @@ impl Tokenizer {
         self.inner.get_vocab_size(false)
     }
 
+    /// Whether it can be that of a model. Tokens added behind a vocabulary may be more than the model has: texts rarely
+    /// have them.
+    ///
+    /// # Errors
+    /// `InvalidArg` for that of another model: it gives ids that this one has no embeddings for.
+    pub fn check_vocabulary(&self, vocab_size: usize) -> Result<()> {
+        if self.own_size() > vocab_size {
+            return Err(Error::invalid(format!(
+                "the tokenizer has {} tokens, but the vocabulary of the model {vocab_size}: it is that of another model \
+                 (tokenizer_dir, or the files beside the model)",
+                self.own_size()
+            )));
+        }
+        Ok(())
+    }
+
     /// The beginning-of-sequence token.
     pub fn bos(&self) -> Option<&SpecialToken> {
         self.bos.as_ref()
@@ -391,6 +407,17 @@ mod tests {
         let tokenizer = Tokenizer::load(dir.path()).unwrap();
         assert_eq!(tokenizer.decode(&tokenizer.encode("héllo", true).unwrap(), true), "héllo");
         assert_eq!(tokenizer.eos().unwrap().text, "<|end|>");
+    }
+
+    #[test]
+    fn a_tokenizer_of_another_model_is_refused() {
+        let tokenizer = with(&testing::byte_level(), |_| {}).unwrap();
+        let size = tokenizer.own_size();
+        tokenizer.check_vocabulary(size).unwrap();
+        tokenizer.check_vocabulary(size + 64).unwrap();
+        let error = tokenizer.check_vocabulary(size - 1).unwrap_err();
+        let expected = format!("has {size} tokens, but the vocabulary of the model {}", size - 1);
+        assert!(error.message().contains(&expected), "{error}");
     }
 
     #[test]

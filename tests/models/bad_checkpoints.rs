@@ -82,7 +82,7 @@ fn an_unknown_architecture() {
     change_config(folder.path(), "architectures", json!(["WhatForCausalLM"]));
     let error = failure(folder.path());
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert_names(&error, &["WhatForCausalLM is not supported", "Qwen3ForCausalLM"]);
+    assert_names(&error, &["WhatForCausalLM is not supported", "families llama, ", ", qwen3, "]);
 }
 
 #[test]
@@ -119,6 +119,14 @@ fn a_truncated_file() {
     assert_names(&failure(folder.path()), &["model.safetensors has 5 bytes", "too short"]);
     fs::write(&path, []).unwrap();
     assert_names(&failure(folder.path()), &["model.safetensors"]);
+}
+
+#[test]
+fn a_clone_without_its_large_files() {
+    let folder = copy_of("qwen3");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 22036200\n";
+    fs::write(folder.path().join("model.safetensors"), pointer).unwrap();
+    assert_names(&failure(folder.path()), &["model.safetensors is a Git LFS pointer", "run git lfs pull"]);
 }
 
 #[test]

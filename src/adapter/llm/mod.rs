@@ -45,7 +45,7 @@ use request::TextRules;
 use terms::TermRules;
 
 use crate::adapter::tokenizer;
-use crate::config::{BatchingType, DecodingMode, Parameters, SamplingOrder};
+use crate::config::{BatchingType, Parameters, SamplingOrder};
 use crate::decode::PassOrder;
 use crate::error::{Error, Result, ResultExt};
 use crate::runner::Placement;
@@ -84,15 +84,6 @@ impl LlmModel {
         let batching = parameters.batching()?;
         let model_dir = PathBuf::from(parameters.model_dir(&version_dir(model))?);
         let tokenizer = load_tokenizer(&parameters, &model_dir)?;
-        if let Some(DecodingMode::Medusa | DecodingMode::Redrafter | DecodingMode::Eagle | DecodingMode::Lookahead) =
-            parameters.decoding_mode.value
-        {
-            tracing::warn!(
-                "{}: decoding_mode is {}, whose drafts this version does not make: tokens are the same, one in a step",
-                model.name,
-                parameters.decoding_mode.text.as_deref().unwrap_or_default()
-            );
-        }
         if interface.is_none() {
             tell_inputs(model);
         }
@@ -191,7 +182,10 @@ impl ModelHandler for LlmModel {
         let opened =
             Opened::start(executor, &self.parameters, self.batching, self.max_queue_requests(), place.instance)?;
         if let Some(tokenizer) = &self.tokenizer {
-            check_vocabulary(tokenizer, opened.vocab_size)?;
+            tokenizer.check_vocabulary(opened.vocab_size)?;
+            if tokenizer.vocab_size() > opened.vocab_size {
+                tracing::warn!("the tokenizer has {} tokens, the model {}", tokenizer.vocab_size(), opened.vocab_size);
+            }
         }
         if let Some(file) = self.parameters.kv_cache_warm_up_file.value.as_deref().filter(|file| !file.is_empty()) {
             let add_special = self.parameters.add_special_tokens.value.0;
@@ -205,22 +199,6 @@ impl ModelHandler for LlmModel {
         let fatal = self.parameters.fatal_action.value;
         Ok(Arc::new(LlmInstance::start(rules, guides, opened, self.metrics.instance(), period, fatal)?))
     }
-}
-
-/// A tokenizer of another model would give ids that this one has no embeddings for. Tokens added behind a vocabulary may
-/// be more than the model has: texts rarely have them.
-fn check_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Result<()> {
-    if tokenizer.own_size() > vocab_size {
-        return Err(Error::invalid(format!(
-            "the tokenizer has {} tokens, but the vocabulary of the model {vocab_size}: it is that of another model \
-             (tokenizer_dir, or the files beside the model)",
-            tokenizer.own_size()
-        )));
-    }
-    if tokenizer.vocab_size() > vocab_size {
-        tracing::warn!("the tokenizer has {} tokens, the model {vocab_size}", tokenizer.vocab_size());
-    }
-    Ok(())
 }
 
 /// Whether the model will take text.
@@ -290,20 +268,5 @@ fn load_tokenizer(parameters: &Parameters, model_dir: &Path) -> Result<Option<Ar
             tracing::warn!("the model takes tokens only: {error}");
             Ok(None)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tokenizer_of_another_model_is_refused() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/bytelevel");
-        let tokenizer = tokenizer::load_tokenizer(&folder).unwrap();
-        check_vocabulary(&tokenizer, tokenizer.vocab_size()).unwrap();
-        check_vocabulary(&tokenizer, tokenizer.vocab_size() + 64).unwrap();
-        let error = check_vocabulary(&tokenizer, 96).unwrap_err();
-        assert!(error.message().contains("has 560 tokens, but the vocabulary of the model 96"), "{error}");
     }
 }

@@ -268,7 +268,9 @@ impl Reader<'_> {
             return self.text_prompt(row);
         }
         if !self.inputs.has("input_ids") {
-            return Err(Error::invalid("the prompt is not provided: expected input_ids with at least one token"));
+            return Err(Error::invalid(
+                "the prompt is not provided: expected text_input, or input_ids with at least one token",
+            ));
         }
         let mut ids = self.inputs.ints("input_ids", row)?;
         if self.inputs.batch() > 1 {
@@ -422,7 +424,9 @@ impl Reader<'_> {
 
     fn stop(&self, row: usize, sampling: &SamplingParams) -> Result<StopCriteria> {
         let Some(max_tokens) = self.int("request_output_len", row, 1)? else {
-            return Err(Error::invalid("request_output_len is not present: expected the number of tokens to generate"));
+            return Err(Error::invalid(
+                "request_output_len is not present: expected the number of tokens to generate, there or in max_tokens",
+            ));
         };
         Ok(StopCriteria {
             max_tokens: max_tokens as usize,

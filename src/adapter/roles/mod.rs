@@ -18,6 +18,7 @@ pub use prompts::{complete_prompts, interface, prompts_markdown};
 
 use crate::adapter::tensor::NamedTensor;
 use crate::adapter::tokenizer;
+use crate::config::is_placeholder;
 use crate::error::{Error, Result};
 use crate::tensors::Row;
 use crate::text::Tokenizer;
@@ -45,7 +46,9 @@ fn flag(parameters: &Parameters, key: &str) -> bool {
         "true" | "1" | "t" | "y" | "yes" => true,
         "false" | "0" | "f" | "n" | "no" => false,
         _ => {
-            tracing::warn!("parameter `{key}` is {value:?}, which is neither true nor false: using true");
+            if !is_placeholder(value) {
+                tracing::warn!("parameter `{key}` is {value:?}, which is neither true nor false: using true");
+            }
             true
         }
     }

@@ -2,6 +2,7 @@
 
 use super::Findings;
 use crate::config::{ModelRole, closest};
+use crate::tensors::llm::{InputRow, Shape};
 use crate::tensors::{Known, KnownTensor, of_role};
 use serde_json::Value;
 
@@ -34,6 +35,9 @@ pub fn check(config: &Value, role: ModelRole, findings: &mut Findings) {
             Some(_) => {}
         }
     }
+    if role == ModelRole::Llm && config["max_batch_size"].as_i64().unwrap_or(0) > 0 {
+        check_dims(config, findings);
+    }
     for (name, data_type) in &given {
         match outputs.iter().find(|output| output.name == *name) {
             None => findings.warnings.push(unknown("output", name, &outputs, "it is never filled")),
@@ -49,6 +53,25 @@ pub fn check(config: &Value, role: ModelRole, findings: &mut Findings) {
             findings.warnings.push(format!(
                 "no input {} is declared, without which no request can be served: add it",
                 names.join(" or ")
+            ));
+        }
+    }
+}
+
+/// Inputs of any length that are declared with another: the server refuses all requests but those of that shape.
+fn check_dims(config: &Value, findings: &mut Findings) {
+    for input in config["input"].as_array().into_iter().flatten() {
+        let Some(row) = input["name"].as_str().and_then(InputRow::find) else { continue };
+        let (Shape::Dims(dims) | Shape::Ragged(dims)) = row.shape else { continue };
+        let whole = |value: &Value| value.as_i64().or_else(|| value.as_str()?.parse().ok());
+        let given: Option<Vec<_>> = input["dims"].as_array().map(|dims| dims.iter().filter_map(whole).collect());
+        let fits = |given: &[i64]| {
+            given.len() == dims.len() && given.iter().zip(dims).all(|(given, known)| *given == -1 || given == known)
+        };
+        if let Some(given) = given.filter(|given| input.get("reshape").is_none() && !fits(given)) {
+            findings.warnings.push(format!(
+                "input {:?} is declared with dims {given:?}, expected {dims:?}: requests of other shapes are refused",
+                row.name
             ));
         }
     }

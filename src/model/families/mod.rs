@@ -134,9 +134,9 @@ pub fn detect(section: &Section) -> Result<&'static Family> {
         (None, None) => return Err(section.missing(&["architectures", "model_type"])),
     };
     family.copied().ok_or_else(|| {
-        let supported: Vec<_> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
+        let supported: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
         Error::unsupported(format!(
-            "{}: architecture {} is not supported; supported are {}",
+            "{}: architecture {} is not supported; supported are the families {}",
             section.origin(),
             architecture.or(model_type).unwrap_or_default(),
             supported.join(", ")
@@ -179,7 +179,9 @@ mod tests {
         let error = detected(json!({"architectures": ["FooForCausalLM"]})).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(
-            error.message().contains("architecture FooForCausalLM is not supported; supported are LlamaForCausalLM")
+            error
+                .message()
+                .contains("architecture FooForCausalLM is not supported; supported are the families llama, ")
         );
         assert!(detected(json!({"architectures": []})).unwrap_err().message().contains("architectures is []"));
         assert!(detected(json!({})).unwrap_err().message().contains("has no architectures or model_type"));

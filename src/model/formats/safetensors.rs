@@ -309,6 +309,11 @@ pub(in crate::model) fn found_in(folder: &Path) -> String {
 fn header_error(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
     let path = path.display();
     let size = bytes.len();
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Error::invalid(format!(
+            "{path} is a Git LFS pointer of {size} bytes, not the file itself: run git lfs pull"
+        ));
+    }
     let announced = bytes.get(..8).and_then(|head| head.try_into().ok()).map_or(0, u64::from_le_bytes);
     Error::invalid(match error {
         SafeTensorError::HeaderTooSmall => format!("{path} has {size} bytes: too short for a safetensors file"),

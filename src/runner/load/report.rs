@@ -39,11 +39,23 @@ impl LoadReport {
     pub fn device_bytes(&self) -> usize {
         self.weight_bytes + self.workspace_bytes + self.buffer_bytes + self.graph_bytes + self.kv.bytes
     }
+
+    /// Whether more memory for the KV cache would have no use.
+    fn is_all_that_is_needed(&self) -> bool {
+        let limits = &self.limits;
+        let sequence = limits.max_seq_len_tokens.div_ceil(limits.block_size_tokens);
+        self.kv.num_blocks == sequence * limits.max_step_sequences
+    }
+}
+
+/// Bytes for people: MiB, from 10 GiB on GiB.
+fn mib(bytes: usize) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 10240.0 { format!("{mib:.1} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
 }
 
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
         let limits = &self.limits;
         writeln!(f, "model      {} ({}, {:.1} M parameters)", self.source, self.family, self.parameters as f64 / 1e6)?;
         writeln!(f, "format     {}", self.format)?;
@@ -56,12 +68,13 @@ impl fmt::Display for LoadReport {
         }
         writeln!(
             f,
-            "KV cache   {} ({}): {} blocks of {} = {} tokens",
+            "KV cache   {} ({}): {} blocks of {} = {} tokens{}",
             mib(self.kv.bytes - self.kv.window_bytes()),
             self.kv_dtype,
             self.kv.num_blocks,
             limits.block_size_tokens,
-            self.kv.tokens
+            self.kv.tokens,
+            if self.is_all_that_is_needed() { ", all that the sequences below need" } else { "" }
         )?;
         for window in &self.kv.windows {
             let (pool, layers) = (window.pool, window.layers);
@@ -84,14 +97,14 @@ impl fmt::Display for LoadReport {
             let bytes = mib((blocks as u128 * self.kv.bytes as u128 / self.kv.num_blocks.max(1) as u128) as usize);
             writeln!(f, "host tier  {bytes}: {blocks} blocks = {tokens} tokens")?;
         }
-        writeln!(
+        write!(
             f,
             "limits     {} sequences of up to {} tokens; vocabulary of {}",
             limits.max_step_sequences, limits.max_seq_len_tokens, limits.vocab_size
         )?;
         if let Some(first) = self.unused.first() {
-            writeln!(f, "ignored    {} tensors that the model does not use, {first} the first", self.unused.len())?;
+            write!(f, "\nignored    {} tensors that the model does not use, {first} the first", self.unused.len())?;
         }
-        write!(f, "loaded in  {:.2} s", self.seconds)
+        Ok(())
     }
 }

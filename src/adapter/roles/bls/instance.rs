@@ -47,7 +47,6 @@ impl BlsModel {
             decoupled: model.config["model_transaction_policy"]["decoupled"].as_bool().unwrap_or(false),
             accumulate: parameters.accumulate_tokens.value.0,
         };
-        tracing::info!("{}: {settings:?}", model.name);
         tracing::info!("{}: the input num_return_sequences is not passed on, as ever in this role", model.name);
         Ok(Self { settings: Arc::new(settings), server: model.server })
     }
