@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything that only a machine with a GPU can show; one table last, and a failure where a row fails.
-#   ci/gpu.sh [PART...]        parts: ops models decoding sanitizer e2e bench serve (default: all)
+#   ci/gpu.sh [PART...]        parts: ops models decoding sanitizer e2e load bench serve (default: all)
 #   ci/gpu.sh --pack DIR       a folder with all that it takes, to run as DIR/ci/gpu.sh on a machine that has only a driver,
 #                              CUDA's run-time libraries, xz and, for e2e and serve, a tritonserver and Python with
 #                              pytest, numpy and tritonclient[http,grpc]
-# TRITONSERVER, PYTHON, COMPUTE_SANITIZER: where these are, if not on the path. LOGS: where the logs go.
+# TRITONSERVER, PYTHON, COMPUTE_SANITIZER: where these are, if not on the path. LOGS: where the logs go. CHECKPOINTS: where
+# 15 GiB are free.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -27,7 +28,7 @@ pack() {
   strip --strip-unneeded "$1"/bin/* "$1/backends/trtllm/libtriton_trtllm.so"
   ln -sfn ../trtllm/libtriton_trtllm.so "$1/backends/tensorrtllm/libtriton_tensorrtllm.so"
   if [ "$1" -ef "$HERE" ]; then return; fi
-  (cd "$HERE" && tar -cf - --exclude=__pycache__ ci/gpu.sh ci/demo_model/hf ci/fill_template.py ci/stream.py model_repo \
+  (cd "$HERE" && tar -cf - --exclude=__pycache__ ci/gpu.sh ci/demo_model/hf ci/fill_template.py ci/make_checkpoint.py ci/stream.py model_repo \
     tests/e2e tests/gpu tests/fixtures README.md) | tar -xf - -C "$1"
   XZ_OPT=-9 tar -cJf "$1/programs.tar.xz" -C "$1" bin backends && rm -r "$1/bin" "$1/backends"
   local megabytes; megabytes=$(du -sm "$1" | cut -f1)
@@ -39,7 +40,7 @@ if [ "${1:-}" = --pack ]; then
   [ $# = 2 ] || { echo "usage: ci/gpu.sh --pack DIR" >&2; exit 2; }
   (build); pack "$2"; exit
 fi
-PARTS=${*:-ops models decoding sanitizer e2e bench serve}
+PARTS=${*:-ops models decoding sanitizer e2e load bench serve}
 wants() { [[ " $PARTS " = *" $1 "* ]]; }
 STAGE=$HERE
 if [ -e "$HERE/Cargo.toml" ]; then STAGE=$HERE/target/gpu; (build); pack "$STAGE"; fi
@@ -115,6 +116,20 @@ if wants e2e; then
 fi
 
 bench() { local log=$LOGS/$1.json; shift; "$BIN/trtllm" --log-level warn bench "$@" --json >"$log" 2>"$log.err" || cat "$log.err" >&2; }
+
+# Takes 15 GiB of disk under CHECKPOINTS for as long as it runs.
+if wants load; then
+  FOLDER=$(mktemp -d "${CHECKPOINTS:-${TMPDIR:-/tmp}}/checkpoint.XXXXXX")
+  if "$PYTHON" "$STAGE/ci/make_checkpoint.py" "$FOLDER"; then
+    bench load load --model "$FOLDER" --device cuda --runs 3
+    judge "loading weights, page cache, to reading onto the GPU" "$LOGS/load.json" weights_to_reading_into_device most 1.3 ""
+    bench load-cold load --model "$FOLDER" --device cuda --runs 1 --cold
+    judge "loading weights, from the disk, to reading it" "$LOGS/load-cold.json" weights_to_reading most 1.3 ""
+  else
+    row "loading weights" FAILED "no room for 15 GiB in $FOLDER"
+  fi
+  rm -r "$FOLDER"
+fi
 MODEL="--dummy llama-3.1-8b --dtype bfloat16 --device cuda"
 ONE=$LOGS/decode1.json B64=$LOGS/decode64.json B256=$LOGS/decode256.json P=performance
 if wants bench; then

@@ -55,9 +55,17 @@ fn latency_is_printed_as_a_table() {
 fn loading_is_measured_beside_reading_the_files() {
     let args = ["bench", "load", "--model", "tests/fixtures/models/qwen3", "--device", "cpu", "--runs", "2"];
     let text = String::from_utf8(trtllm(&args).stdout).unwrap();
-    for expected in ["files      0 MiB in 1", "run 2 ", "the host held", "into new memory", "ratio  "] {
+    for expected in
+        ["files      0 MiB in 1", "run 2 ", "the host held", "into new memory", "of that weights", "ratio  "]
+    {
         assert!(text.contains(expected), "{text}");
     }
+    let report: Value = serde_json::from_slice(&trtllm(&[&args[..], &["--cold", "--json"]].concat()).stdout).unwrap();
+    let seconds = |key: &str| report[key].as_f64().unwrap();
+    assert!(
+        seconds("read_into_device_seconds") > 0.0 && seconds("weight_seconds") < seconds("load_seconds"),
+        "{report}"
+    );
 }
 
 #[test]

@@ -80,10 +80,12 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
     let kv = plan.kv_plan(device, options)?;
     let host_blocks = plan.host_blocks(options, &kv)?;
     let disk = plan.disk(options, &checkpoint, &kv)?;
+    let before_weights = Instant::now();
     let mut loader = WeightLoader::new(device.clone(), &checkpoint.weights, plan.dtype);
     let model = Decoder::load(plan.config.clone(), &mut loader, plan.limits.max_seq_len_tokens)?;
     let unused = loader.finish().context(&checkpoint.name)?;
-    let mut report = LoadReport { unused, host_blocks, ..plan.report(device, &checkpoint, kv, start) };
+    let weight_seconds = before_weights.elapsed().as_secs_f64();
+    let mut report = LoadReport { unused, host_blocks, weight_seconds, ..plan.report(device, &checkpoint, kv, start) };
     let limits = report.limits.clone();
     let mut executor = LocalExecutor::new(Parts {
         device: device.clone(),
@@ -103,12 +105,16 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
         limits,
     })?;
     if device.is_asynchronous() {
-        let before = device.info().free_bytes;
+        let (before, start) = (device.info().free_bytes, Instant::now());
         report.graphs = executor.warm_up()?;
         report.graph_bytes = before.saturating_sub(device.info().free_bytes) as usize;
+        report.warm_up_seconds = start.elapsed().as_secs_f64();
     }
     report.seconds = start.elapsed().as_secs_f64();
-    tracing::info!("loaded in {:.2} s\n{report}", report.seconds);
+    let LoadReport { seconds, weight_seconds, warm_up_seconds, .. } = report;
+    tracing::info!(
+        "loaded in {seconds:.2} s (weights {weight_seconds:.2} s, first steps {warm_up_seconds:.2} s)\n{report}"
+    );
     let (special_tokens, max_input_len) = (checkpoint.special_tokens, checkpoint.engine.max_input_len);
     Ok(LoadedModel { executor, config: plan.config, special_tokens, max_input_len, report })
 }

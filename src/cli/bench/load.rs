@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::runner::{ModelOptions, ModelSource, load, plan};
 use clap::Args;
 use rustix::fs::{Advice, fadvise};
+use serde_json::json;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -32,6 +33,18 @@ pub struct LoadArgs {
     /// Drops the files from the page cache before each reading and loading: what the first start costs.
     #[arg(long)]
     cold: bool,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Seconds of one turn.
+struct Times {
+    read: f64,
+    /// `None`: the device has no room.
+    read_into_device: Option<f64>,
+    load: f64,
+    weights: f64,
 }
 
 /// Reads and loads in turn, and prints both times with their ratio.
@@ -44,53 +57,76 @@ pub fn run(args: &LoadArgs) -> Result<()> {
     };
     let files = weight_files(&path)?;
     let bytes: u64 = files.iter().map(|(_, len)| len).sum();
-    println!("files      {} MiB in {}: {}", bytes >> 20, files.len(), path.display());
     let options = ModelOptions {
         device: args.model.device.device,
         dtype: args.model.dtype.map(dtype),
         max_batch_size: Some(8),
-        ..ModelOptions::new(ModelSource::Folder(path))
+        ..ModelOptions::new(ModelSource::Folder(path.clone()))
     };
     let device = device::open(options.device, &options.gpu_ids, &options.device_options)?;
     let longest = plan(&options)?.limits.max_seq_len_tokens.min(args.kv_tokens);
     let options = ModelOptions { max_seq_len: Some(longest), kv_max_tokens: Some(args.kv_tokens), ..options };
-    let (mut fastest_read, mut fastest_load, mut fastest_new) = (f64::INFINITY, f64::INFINITY, f64::INFINITY);
-    let prepare = || if args.cold { drop_from_page_cache(&files) } else { Ok(()) };
-    for run in 1..=args.runs.max(1) {
-        prepare()?;
-        let read = read_all(&files, None)?;
-        prepare()?;
-        let new_memory = read_into_new_memory(&files, &device)?;
-        prepare()?;
-        let before = anonymous_bytes();
-        let (loaded, most) = watched(|| load(&options));
-        let report = loaded?.report;
-        let held = most.saturating_sub(before) >> 20;
-        println!(
-            "run {run}      read {read:.2} s ({:.2} GB/s), into new memory of the device {}, loaded in {:.2} s; weights {} MiB, the host held {held} MiB more at most",
-            bytes as f64 / read / 1e9,
-            shown(new_memory),
-            report.seconds,
-            report.weight_bytes >> 20
-        );
-        (fastest_read, fastest_load) = (fastest_read.min(read), fastest_load.min(report.seconds));
-        fastest_new = fastest_new.min(new_memory.unwrap_or(f64::INFINITY));
+    if !args.json {
+        println!("files      {} MiB in {}: {}", bytes >> 20, files.len(), path.display());
     }
-    println!(
-        "ratio      {:.2} (loading {fastest_load:.2} s, reading {fastest_read:.2} s)",
-        fastest_load / fastest_read
-    );
-    if fastest_new.is_finite() {
-        println!(
-            "           {:.2} to reading into new memory of the device ({fastest_new:.2} s)",
-            fastest_load / fastest_new
-        );
+    let (mut turns, mut most_held) = (Vec::new(), 0);
+    for turn in 1..=args.runs.max(1) {
+        let (times, held) = measure(&files, &device, &options, args.cold)?;
+        if !args.json {
+            println!("run {turn}      {}; the host held {} MiB more at most", shown(&times, bytes), held >> 20);
+        }
+        turns.push(times);
+        most_held = most_held.max(held);
+    }
+    let least = |of: fn(&Times) -> f64| turns.iter().map(of).fold(f64::INFINITY, f64::min);
+    let (read, load, weights) = (least(|times| times.read), least(|times| times.load), least(|times| times.weights));
+    let into_device =
+        Some(least(|times| times.read_into_device.unwrap_or(f64::INFINITY))).filter(|time| time.is_finite());
+    if args.json {
+        let report = json!({
+            "bytes": bytes, "read_seconds": read, "read_into_device_seconds": into_device, "load_seconds": load,
+            "weight_seconds": weights, "weights_to_reading": weights / read,
+            "weights_to_reading_into_device": into_device.map(|time| weights / time), "host_held_bytes": most_held,
+        });
+        println!("{report:#}");
+        return Ok(());
+    }
+    println!("ratio      {:.2} of weights ({weights:.2} s) to reading ({read:.2} s)", weights / read);
+    if let Some(time) = into_device {
+        println!("           {:.2} to reading into new memory of the device ({time:.2} s)", weights / time);
     }
     Ok(())
 }
 
-fn shown(seconds: Option<f64>) -> String {
-    seconds.map_or_else(|| "not measured".to_owned(), |seconds| format!("{seconds:.2} s"))
+/// One turn, and what the host held more while it loaded.
+fn measure(
+    files: &[(PathBuf, u64)],
+    device: &SharedDevice,
+    options: &ModelOptions,
+    cold: bool,
+) -> Result<(Times, usize)> {
+    let prepare = || if cold { drop_from_page_cache(files) } else { Ok(()) };
+    prepare()?;
+    let read = read_all(files, None)?;
+    prepare()?;
+    let read_into_device = read_into_new_memory(files, device)?;
+    prepare()?;
+    let before = anonymous_bytes();
+    let (loaded, most) = watched(|| load(options));
+    let report = loaded?.report;
+    let times = Times { read, read_into_device, load: report.seconds, weights: report.weight_seconds };
+    Ok((times, most.saturating_sub(before)))
+}
+
+fn shown(times: &Times, bytes: u64) -> String {
+    let into_device = times.read_into_device.map_or_else(|| "not measured".to_owned(), |time| format!("{time:.2} s"));
+    format!(
+        "read {:.2} s ({:.2} GB/s), into new memory of the device {into_device}, loaded in {:.2} s, of that weights {:.2} s",
+        times.read,
+        bytes as f64 / times.read / 1e9,
+        times.load,
+        times.weights
+    )
 }
 
 /// [`read_all`] into memory of the device that nobody has touched yet; `None`: the device has no room for it.

@@ -98,6 +98,8 @@ impl LoadPlan {
             host_blocks: Vec::new(),
             unused: Vec::new(),
             seconds: start.elapsed().as_secs_f64(),
+            weight_seconds: 0.0,
+            warm_up_seconds: 0.0,
         }
     }
 

@@ -31,7 +31,11 @@ pub struct LoadReport {
     pub limits: ExecutorLimits,
     /// Names of tensors that the model does not use.
     pub unused: Vec<String>,
+    /// From the first look at the files until the model can run; of a plan, the time that planning took.
     pub seconds: f64,
+    /// Of these: memory for weights and their way there, and the first steps with their recording. 0 in a plan.
+    pub weight_seconds: f64,
+    pub warm_up_seconds: f64,
 }
 
 impl LoadReport {
