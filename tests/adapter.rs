@@ -24,6 +24,8 @@ mod parameters;
 mod prompt_tables;
 #[path = "adapter/prompts.rs"]
 mod prompts;
+#[path = "adapter/repositories.rs"]
+mod repositories;
 #[path = "adapter/rows.rs"]
 mod rows;
 #[path = "adapter/scheduling.rs"]

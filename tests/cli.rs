@@ -373,3 +373,41 @@ fn a_repository_for_measuring_passes_the_check() {
         assert!(text.contains(expected), "{text}");
     }
 }
+
+#[test]
+fn repositories_of_every_version_have_no_mistakes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let versions = std::fs::read_dir(root.join("tests/fixtures/repositories")).unwrap();
+    let mut count = 0;
+    for version in versions.map(|version| version.unwrap().path()) {
+        let repository = tempfile::tempdir().unwrap();
+        for model in std::fs::read_dir(&version).unwrap().map(|model| model.unwrap().path()) {
+            let name = model.file_name().unwrap().to_str().unwrap().to_owned();
+            let folder = repository.path().join(&name);
+            std::fs::create_dir_all(folder.join("1")).unwrap();
+            let role = match name.as_str() {
+                "tensorrt_llm_bls" => "bls",
+                other => other,
+            };
+            let role = format!(
+                "backend: \"trtllm\"\nparameters: {{ key: \"model_role\" value: {{ string_value: \"{role}\" }} }}"
+            );
+            let text = std::fs::read_to_string(model.join("config.pbtxt")).unwrap();
+            let text = text
+                .replace("backend: \"python\"", &role)
+                .replace("${engine_dir}", root.join("tests/fixtures/models/qwen3").to_str().unwrap())
+                .replace("${tokenizer_dir}", root.join("tests/fixtures/tokenizers/bytelevel").to_str().unwrap());
+            std::fs::write(folder.join("config.pbtxt"), text).unwrap();
+        }
+        let output = trtllm(&["check", repository.path().to_str().unwrap()]);
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(output.status.success(), "{}: {text}", version.display());
+        for mistake in ["is declared TYPE", "no input ", "error:", "not read by"] {
+            assert!(!text.contains(mistake), "{}: {mistake}: {text}", version.display());
+        }
+        let oldest = version.ends_with("0.5");
+        assert_eq!(text.contains("as in version 0.5"), oldest, "{text}");
+        count += 1;
+    }
+    assert_eq!(count, 9);
+}

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::config::{Level, Loaded, ModelRole, Note, Parameters, with_engine_arguments};
 use crate::error::Result;
+use crate::tensors::OldVersion;
 use crate::triton::{Model, ModelHandler};
 use llm::{ExecutorSource, LlmModel};
 use roles::{BlsModel, RoleModel};
@@ -35,6 +36,8 @@ pub fn load_model_from(model: &Model, source: ExecutorSource) -> Result<Arc<dyn 
     let mut loaded = Parameters::load(&model.config)?;
     loaded.notes.splice(0..0, arguments.notes);
     let role = loaded.parameters.role()?;
+    let old = OldVersion::of(role, &model.config);
+    loaded.notes.extend(old.map(|old| Note { level: Level::Info, text: old.note().to_owned() }));
     for Note { level, text } in loaded.report(role) {
         match level {
             Level::Info => tracing::info!("{}: {text}", model.name),
@@ -48,7 +51,7 @@ pub fn load_model_from(model: &Model, source: ExecutorSource) -> Result<Arc<dyn 
             Ok(Arc::new(LlmModel::load(model, parameters, source, roles::interface(role))?))
         }
         ModelRole::Bls => Ok(Arc::new(BlsModel::load(model, &parameters)?)),
-        role => Ok(Arc::new(RoleModel::load(role, &parameters)?)),
+        role => Ok(Arc::new(RoleModel::load(role, &model.config, &parameters)?)),
     }
 }
 

@@ -129,6 +129,13 @@ impl NamedTensor {
         }
     }
 
+    /// INT32 becomes UINT32 with the same bytes; other types stay.
+    pub fn make_unsigned(&mut self) {
+        if let TensorData::I32(values) = &self.data {
+            self.data = TensorData::U32(values.iter().map(|&value| value as u32).collect());
+        }
+    }
+
     /// The elements as UINT64; other whole-number types keep their values.
     ///
     /// # Errors

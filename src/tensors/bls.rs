@@ -64,6 +64,7 @@ pub const INPUTS: &[BlsInput] = &[
     row("return_context_logits", "TYPE_BOOL", ONE, Llm("return_context_logits")),
     row("return_generation_logits", "TYPE_BOOL", ONE, Llm("return_generation_logits")),
     row("return_perf_metrics", "TYPE_BOOL", ONE, Llm("return_perf_metrics")),
+    row("return_kv_cache_reuse_stats", "TYPE_BOOL", ONE, Llm("return_kv_cache_reuse_stats")),
     row("return_num_input_tokens", "TYPE_BOOL", ONE, Llm("return_num_input_tokens")),
     row("return_num_output_tokens", "TYPE_BOOL", ONE, Llm("return_num_output_tokens")),
     row("num_return_sequences", "TYPE_INT32", ONE, Here),

@@ -3,8 +3,11 @@
 
 pub mod bls;
 pub mod llm;
+mod old;
 pub mod prompts;
 pub mod text;
+
+pub use old::OldVersion;
 
 use crate::config::ModelRole;
 

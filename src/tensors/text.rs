@@ -46,6 +46,7 @@ pub const POSTPROCESSING_OUTPUTS: &[Row] = &[("OUTPUT", "TYPE_STRING", &[-1], fa
 /// Inputs of a multimodal `preprocessing`: known, and refused.
 #[rustfmt::skip]
 pub const VISION_INPUTS: &[Row] = &[
+    ("IMAGE", "TYPE_FP16", &[3, 224, 224], true),
     ("IMAGE_BYTES", "TYPE_UINT8", &[-1, -1, -1, -1], true),
     ("IMAGE_URL", "TYPE_STRING", &[1], true),
     ("VIDEO_BYTES", "TYPE_UINT8", &[-1, -1, -1, -1], true),

@@ -21,4 +21,4 @@ pub use detokenizer::Detokenizer;
 pub use special::SpecialToken;
 pub use stop::{StopChunk, StopMatcher, StopStrings};
 pub use tokenizer::{Tokenizer, TokenizerFiles, Vocabulary};
-pub use words::{PackedWords, embedding_bias, encode_words, pack_words, unpack_words};
+pub use words::{PackedWords, embedding_bias, encode_word_line, encode_words, pack_words, unpack_words};

@@ -21,14 +21,50 @@ pub struct PackedWords {
 /// # Errors
 /// If the tokenizer cannot represent a word.
 pub fn encode_words<S: AsRef<str>>(tokenizer: &Tokenizer, words: &[S]) -> Result<Vec<Vec<TokenId>>> {
+    encode_each(tokenizer, words, false)
+}
+
+/// The ids of the comma-separated words of one text, each *with* special tokens, as TensorRT-LLM's preprocessing made
+/// them in version 0.5. A word with a comma stands in quotes.
+///
+/// # Errors
+/// Invalid for a text of several lines; if the tokenizer cannot represent a word.
+pub fn encode_word_line(tokenizer: &Tokenizer, line: &str) -> Result<Vec<Vec<TokenId>>> {
+    encode_each(tokenizer, &split_line(line)?, true)
+}
+
+fn encode_each<S: AsRef<str>>(tokenizer: &Tokenizer, words: &[S], special_tokens: bool) -> Result<Vec<Vec<TokenId>>> {
     let mut lists = Vec::with_capacity(words.len());
     for word in words {
-        let ids = tokenizer.encode(word.as_ref(), false)?;
+        let ids = tokenizer.encode(word.as_ref(), special_tokens)?;
         if !ids.is_empty() {
             lists.push(ids);
         }
     }
     Ok(lists)
+}
+
+/// The fields of a line of CSV: commas separate, a field that begins with a quote ends at the next one, of which two
+/// stand for one. Blanks belong to the fields; an empty line has none.
+fn split_line(line: &str) -> Result<Vec<String>> {
+    let (mut fields, mut field, mut quoted, mut begins) = (Vec::new(), String::new(), false, true);
+    let line = line.strip_suffix('\n').unwrap_or(line);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    let mut rest = line.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            '"' if quoted && rest.next_if_eq(&'"').is_some() => field.push('"'),
+            '"' if quoted || begins => quoted = !quoted,
+            ',' if !quoted => fields.push(std::mem::take(&mut field)),
+            '\n' | '\r' if !quoted => {
+                return Err(Error::invalid(format!("the words {line:?} must be one line of comma-separated texts")));
+            }
+            c => field.push(c),
+        }
+        begins = c == ',' && !quoted;
+    }
+    fields.extend((!line.is_empty()).then_some(field));
+    Ok(fields)
 }
 
 /// One word list per batch item, as an array `[batch, 2, N]`. Words must not be empty.
@@ -139,6 +175,26 @@ mod tests {
         let tokenizer = testing::tokenizer(&testing::byte_level());
         let words = encode_words(&tokenizer, &[""]).unwrap();
         assert_eq!(pack_words(&[words]), PackedWords { values: vec![0, -1], len: 1 });
+    }
+
+    #[test]
+    fn s6_1_a_line_of_words_is_split_by_the_rules_of_csv() {
+        for (line, words) in [
+            ("", &[][..]),
+            ("\n", &[]),
+            ("stop", &["stop"]),
+            (" I am happy, I am sad", &[" I am happy", " I am sad"]),
+            ("a,,b,", &["a", "", "b", ""]),
+            ("\"a, b\",c", &["a, b", "c"]),
+            ("\"say \"\"hi\"\"\",x\r\n", &["say \"hi\"", "x"]),
+            ("5\" nail, \"b\"", &["5\" nail", " \"b\""]),
+            ("\"two\nlines\"", &["two\nlines"]),
+            ("\"open, end", &["open, end"]),
+            ("\"a\"b,c", &["ab", "c"]),
+        ] {
+            assert_eq!(split_line(line).unwrap(), words, "{line:?}");
+        }
+        assert!(split_line("a\nb").unwrap_err().message().contains("must be one line"));
     }
 
     #[test]

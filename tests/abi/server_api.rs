@@ -204,8 +204,15 @@ fn check_declared(world: &mut World, instance: Handle, spec: &mut RequestSpec) -
     let (inputs, outputs) = (declared("input"), declared("output"));
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     for input in spec.inputs.iter().map(|input| &input.tensor) {
-        if !inputs.iter().any(|row| row["name"] == input.name.as_str()) {
+        let Some(row) = inputs.iter().find(|row| row["name"] == input.name.as_str()) else {
             return refuse(format!("unexpected inference input '{}' for model '{name}'", input.name));
+        };
+        let (given, expected) = (dtype::config_name(input.dtype), text(&row["data_type"]));
+        if expected != format!("TYPE_{given}") {
+            let input = &input.name;
+            return refuse(format!(
+                "inference input '{input}' data-type is '{given}', but model '{name}' expects '{expected}'"
+            ));
         }
     }
     let optional = |row: &serde_json::Value| row["optional"].as_bool().unwrap_or(false);

@@ -29,6 +29,15 @@ pub mod dtype {
     pub const FP64: u32 = 12;
     pub const BYTES: u32 = 13;
     pub const BF16: u32 = 14;
+
+    /// As a configuration spells it.
+    pub fn config_name(dtype: u32) -> &'static str {
+        let names = [
+            "INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
+            "FP32", "FP64", "STRING", "BF16",
+        ];
+        names[dtype as usize]
+    }
 }
 
 /// A Triton error: its code number and text.

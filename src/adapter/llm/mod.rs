@@ -37,6 +37,7 @@ pub use request::{Call, Generate, Item, LogProbs, Rules};
 pub use response::Step;
 pub use template::config_template;
 
+use crate::tensors::OldVersion;
 use crate::tensors::llm::{SEQUENCE_CONTROLS, Use};
 use guides::{GuideStore, guide_tokenizer};
 use metrics::ModelMetrics;
@@ -45,7 +46,7 @@ use request::TextRules;
 use terms::TermRules;
 
 use crate::adapter::tokenizer;
-use crate::config::{BatchingType, Parameters, SamplingOrder};
+use crate::config::{BatchingType, ModelRole, Parameters, SamplingOrder};
 use crate::decode::PassOrder;
 use crate::error::{Error, Result, ResultExt};
 use crate::runner::Placement;
@@ -149,6 +150,7 @@ impl LlmModel {
                 queue_timeout_us: self.queue_timeout_us(),
             },
             logits: logits::declared_type(&self.config),
+            log_probs_always: OldVersion::of(ModelRole::Llm, &self.config) == Some(OldVersion::LogProbsAlways),
             declared_outputs: outputs.filter_map(|output| output["name"].as_str().map(str::to_owned)).collect(),
             interface: self.interface.clone(),
         }

@@ -50,6 +50,8 @@ pub struct Rules {
     pub text: Option<TextRules>,
     /// Names of the outputs that the model's configuration declares.
     pub declared_outputs: Vec<String>,
+    /// Whether log-probabilities are part of every answer, 0 where nobody asked for them.
+    pub log_probs_always: bool,
     /// The declared type of logits, FP32 or FP16; or why there are none.
     pub logits: Result<DataType>,
     /// Most sequences that the engine runs as one request.

@@ -161,6 +161,8 @@ impl Row {
                     LogProbs::Full => log_prob.full,
                     LogProbs::Candidates => log_prob.candidates,
                 });
+            } else if self.wanted.has("output_log_probs") {
+                self.token_log_probs.push(0.0);
             }
             if self.text.as_mut().is_some_and(|text| text.push(token)) {
                 return true;

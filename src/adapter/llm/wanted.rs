@@ -41,8 +41,10 @@ impl Wanted {
         let text = rules.text.is_some() && lists("text_output") && (by_text || !all);
         let tokens = !(by_text && all && text);
         if !text {
+            // A configuration of version 0.5 has no `sequence_length` to list.
+            let declared = |name: &str| rules.declared_outputs.iter().any(|output| output == name);
             for name in ["output_ids", "sequence_length"] {
-                if !lists(name) {
+                if !lists(name) && (name == "output_ids" || declared(name)) {
                     return Err(Error::invalid(format!(
                         "Error encountered while populating response: {name} must be in the list of requested outputs"
                     )));
@@ -50,7 +52,7 @@ impl Wanted {
             }
         }
         let asks = |name: &str| Ok::<_, Error>(inputs.flag_of(name, item)?.unwrap_or(false));
-        let log_probs = asks("return_log_probs")?;
+        let log_probs = rules.log_probs_always || asks("return_log_probs")?;
         let mut wanted = Self::default();
         wanted.add("output_ids", tokens && lists("output_ids"));
         wanted.add("sequence_length", tokens && lists("sequence_length"));

@@ -23,7 +23,13 @@ pub struct RoleModel {
     role: Arc<Role>,
 }
 
-enum Role {
+struct Role {
+    kind: Kind,
+    /// Outputs that the configuration declares UINT32, as it did up to version 0.6.
+    unsigned: Vec<String>,
+}
+
+enum Kind {
     Preprocessing(Preprocessor),
     Postprocessing(Postprocessor),
 }
@@ -33,14 +39,17 @@ impl RoleModel {
     ///
     /// # Errors
     /// Says what is wrong with `tokenizer_dir` or its files.
-    pub fn load(role: ModelRole, parameters: &Parameters) -> Result<Self> {
+    pub fn load(role: ModelRole, config: &Value, parameters: &Parameters) -> Result<Self> {
         let texts = texts(parameters);
-        let role = match role {
-            ModelRole::Preprocessing => Role::Preprocessing(Preprocessor::new(&texts)?),
-            ModelRole::Postprocessing => Role::Postprocessing(Postprocessor::new(&texts)?),
+        let kind = match role {
+            ModelRole::Preprocessing => Kind::Preprocessing(Preprocessor::new(&texts)?.configured(config)),
+            ModelRole::Postprocessing => Kind::Postprocessing(Postprocessor::new(&texts)?.configured(config)),
             _ => return Err(Error::internal(format!("{role:?} is no pure role"))),
         };
-        Ok(Self { role: Arc::new(role) })
+        let outputs = config["output"].as_array().into_iter().flatten();
+        let unsigned = outputs.filter(|output| output["data_type"] == "TYPE_UINT32");
+        let unsigned = unsigned.filter_map(|output| Some(output["name"].as_str()?.to_owned())).collect();
+        Ok(Self { role: Arc::new(Role { kind, unsigned }) })
     }
 }
 
@@ -52,10 +61,14 @@ impl ModelHandler for RoleModel {
 
 impl Role {
     fn run(&self, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>> {
-        match self {
-            Self::Preprocessing(preprocessor) => preprocessor.run(inputs),
-            Self::Postprocessing(postprocessor) => postprocessor.run(inputs),
+        let mut outputs = match &self.kind {
+            Kind::Preprocessing(preprocessor) => preprocessor.run(inputs),
+            Kind::Postprocessing(postprocessor) => postprocessor.run(inputs),
+        }?;
+        for output in outputs.iter_mut().filter(|output| self.unsigned.contains(&output.name)) {
+            output.make_unsigned();
         }
+        Ok(outputs)
     }
 
     fn answer(&self, request: &Request) -> Result<Response> {

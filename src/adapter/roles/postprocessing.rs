@@ -2,17 +2,24 @@
 
 use std::sync::Arc;
 
-use crate::adapter::roles::{Parameters, flag, load_tokenizer, refuse_unknown, require};
+use serde_json::Value;
+
+use crate::adapter::roles::{Parameters, find, flag, load_tokenizer, refuse_unknown, require};
 use crate::adapter::tensor::{NamedTensor, TensorData};
+use crate::config::ModelRole;
 use crate::error::{Error, Result};
-use crate::tensors::Row;
 use crate::tensors::text::{HANDED_ON, POSTPROCESSING_INPUTS};
+use crate::tensors::{OldVersion, Row};
 use crate::text::Tokenizer;
 
 /// Detokenizes, with the tensor names of TensorRT-LLM's `postprocessing` model.
 pub struct Postprocessor {
     tokenizer: Arc<Tokenizer>,
     skip_special_tokens: bool,
+    /// Rows come without lengths, as version 0.5 had them.
+    whole_rows: bool,
+    /// Declared outputs that hand an input on; without the input they are a zero.
+    handed_on: Vec<&'static str>,
 }
 
 impl Postprocessor {
@@ -26,40 +33,44 @@ impl Postprocessor {
 
     /// The same with a tokenizer that others share.
     pub fn with_tokenizer(tokenizer: Arc<Tokenizer>, skip_special_tokens: bool) -> Self {
-        Self { tokenizer, skip_special_tokens }
+        Self { tokenizer, skip_special_tokens, whole_rows: false, handed_on: Vec::new() }
+    }
+
+    /// The same for what a configuration declares.
+    pub fn configured(self, config: &Value) -> Self {
+        let declared = |name: &str| config["output"].as_array()?.iter().find(|output| output["name"] == name);
+        let handed_on = HANDED_ON.iter().map(|(_, name)| *name).filter(|name| declared(name).is_some());
+        let old = OldVersion::of(ModelRole::Postprocessing, config);
+        Self { whole_rows: old == Some(OldVersion::WholeRows), handed_on: handed_on.collect(), ..self }
     }
 
     /// `TOKENS_BATCH [batch, beams, tokens]` and `SEQUENCE_LENGTH [batch, beams]` to `OUTPUT`, a flat array of
     /// `batch * beams` texts: each of the first `SEQUENCE_LENGTH` tokens of its row. Log-probabilities, logits and the
-    /// batch index come out as they went in.
+    /// batch index come out as they went in. Where a configuration of version 0.5 has no lengths, a row ends before the -1
+    /// at its end.
     ///
     /// # Errors
     /// InvalidArg naming the input that is missing, unknown or malformed.
     pub fn run(&self, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>> {
         refuse_unknown(inputs, POSTPROCESSING_INPUTS.iter().chain(HANDED_ON.iter().map(|(row, _)| row)))?;
-        let (tokens, lengths) = (require(inputs, "TOKENS_BATCH")?, require(inputs, "SEQUENCE_LENGTH")?);
-        let (ids, lengths_of_rows) = (tokens.to_i32()?, lengths.to_i32()?);
+        let tokens = require(inputs, "TOKENS_BATCH")?;
+        let ids = tokens.to_i32()?;
         let (width, leading) = match tokens.shape.split_last() {
             Some((&width, leading)) => (width.max(0) as usize, leading),
             None => return Err(Error::invalid("input `TOKENS_BATCH` must have the shape [batch, beams, tokens]")),
         };
-        if leading.iter().product::<i64>() != lengths_of_rows.len() as i64 {
-            return Err(Error::invalid(format!(
-                "inputs `TOKENS_BATCH` of shape {:?} and `SEQUENCE_LENGTH` of shape {:?} must have as many rows",
-                tokens.shape, lengths.shape
-            )));
-        }
-        if let Some(length) = lengths_of_rows.iter().find(|&&length| length < 0 || length as usize > width) {
-            return Err(Error::invalid(format!(
-                "input `SEQUENCE_LENGTH` is {length}, expected 0 to the {width} tokens of `TOKENS_BATCH`"
-            )));
-        }
-        let text = |(row, &length): (usize, &i32)| self.decode(&ids[row * width..][..length as usize]);
-        let texts: Vec<_> = lengths_of_rows.iter().enumerate().map(text).collect::<Result<_>>()?;
+        let count = leading.iter().product::<i64>().max(0) as usize;
+        let lengths = match find(inputs, "SEQUENCE_LENGTH") {
+            None if self.whole_rows => (0..count).map(|row| unpadded(&ids[row * width..][..width])).collect(),
+            _ => given_lengths(require(inputs, "SEQUENCE_LENGTH")?, tokens, count, width)?,
+        };
+        let text = |(row, &length): (usize, &usize)| self.decode(&ids[row * width..][..length]);
+        let texts: Vec<_> = lengths.iter().enumerate().map(text).collect::<Result<_>>()?;
         let text = NamedTensor::new("OUTPUT", [texts.len() as i64], TensorData::Bytes(texts));
         let renamed = |(row, name): &(Row, &str)| {
-            let input = inputs.iter().find(|input| input.name == row.0)?;
-            Some(NamedTensor { name: (*name).to_owned(), ..input.clone() })
+            let zero = || self.handed_on.contains(name).then(|| zero(row));
+            let input = find(inputs, row.0).cloned().or_else(zero)?;
+            Some(NamedTensor { name: (*name).to_owned(), ..input })
         };
         Ok(std::iter::once(text).chain(HANDED_ON.iter().filter_map(renamed)).collect())
     }
@@ -70,6 +81,36 @@ impl Postprocessor {
             None => Ok(self.tokenizer.decode(ids, self.skip_special_tokens).into_bytes()),
         }
     }
+}
+
+/// One zero in the type of an input, as upstream's clients get it where there is nothing to hand on.
+fn zero(&(name, data_type, dims, _): &Row) -> NamedTensor {
+    let data = if data_type == "TYPE_INT32" { TensorData::I32(vec![0]) } else { TensorData::F32(vec![0.0]) };
+    NamedTensor::new(name, vec![1; dims.len() + 1], data)
+}
+
+/// The length of a row without its padding.
+fn unpadded(row: &[i32]) -> usize {
+    row.iter().rposition(|&id| id != -1).map_or(0, |last| last + 1)
+}
+
+/// `SEQUENCE_LENGTH` of the `count` rows of `width` tokens.
+fn given_lengths(lengths: &NamedTensor, tokens: &NamedTensor, count: usize, width: usize) -> Result<Vec<usize>> {
+    let values = lengths.to_i32()?;
+    if values.len() != count {
+        return Err(Error::invalid(format!(
+            "inputs `TOKENS_BATCH` of shape {:?} and `SEQUENCE_LENGTH` of shape {:?} must have as many rows",
+            tokens.shape, lengths.shape
+        )));
+    }
+    let length = |&length: &i32| {
+        usize::try_from(length).ok().filter(|&length| length <= width).ok_or_else(|| {
+            Error::invalid(format!(
+                "input `SEQUENCE_LENGTH` is {length}, expected 0 to the {width} tokens of `TOKENS_BATCH`"
+            ))
+        })
+    };
+    values.iter().map(length).collect()
 }
 
 #[cfg(test)]

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::adapter::roles::{Parameters, find, flag, load_tokenizer, parameter, refuse_unknown, require};
 use crate::adapter::tensor::{NamedTensor, TensorData};
 use crate::adapter::tokenizer::encode_prompt;
+use crate::config::ModelRole;
 use crate::error::{Error, Result, ResultExt};
 use crate::ids::TokenId;
+use crate::tensors::OldVersion;
 use crate::tensors::text::{PREPROCESSING_INPUTS, VISION_INPUTS};
-use crate::text::{Tokenizer, embedding_bias, encode_words, pack_words};
+use crate::text::{Tokenizer, embedding_bias, encode_word_line, encode_words, pack_words};
 
 /// Tokenizes prompts, word lists and bias words, with the tensor names of TensorRT-LLM's `preprocessing` model.
 pub struct Preprocessor {
@@ -16,6 +20,8 @@ pub struct Preprocessor {
     add_special_tokens: bool,
     end_id: TokenId,
     pad_id: TokenId,
+    /// Words come as version 0.5 had them, comma-separated in one text.
+    word_lines: bool,
 }
 
 impl Preprocessor {
@@ -45,7 +51,13 @@ impl Preprocessor {
             ));
         };
         let (end_id, pad_id) = (eos.id, pad.id);
-        Ok(Self { tokenizer, add_special_tokens, end_id, pad_id })
+        Ok(Self { tokenizer, add_special_tokens, end_id, pad_id, word_lines: false })
+    }
+
+    /// The same for what a configuration declares.
+    pub fn configured(self, config: &Value) -> Self {
+        let old = OldVersion::of(ModelRole::Preprocessing, config);
+        Self { word_lines: old == Some(OldVersion::WordLines), ..self }
     }
 
     /// The outputs for the inputs of one request, a batch of prompts `[batch, 1]`.
@@ -110,9 +122,17 @@ impl Preprocessor {
     fn words(&self, name: &str, input: Option<&NamedTensor>, batch: usize) -> Result<NamedTensor> {
         let Some(input) = input else { return Ok(i32s(name, [batch as i64, 2, 0], Vec::new())) };
         let texts = input.to_strings()?;
-        let lists = rows(input, &texts, batch)?.map(|words| encode_words(&self.tokenizer, words));
+        let lists = rows(input, &texts, batch)?.map(|words| self.encode_words(words));
         let packed = pack_words(&lists.collect::<Result<Vec<_>>>().context(format_args!("input `{}`", input.name))?);
         Ok(i32s(name, [batch as i64, 2, packed.len as i64], packed.values))
+    }
+
+    fn encode_words(&self, words: &[&str]) -> Result<Vec<Vec<TokenId>>> {
+        if !self.word_lines {
+            return encode_words(&self.tokenizer, words);
+        }
+        let lines = words.iter().map(|line| encode_word_line(&self.tokenizer, line));
+        Ok(lines.collect::<Result<Vec<_>>>()?.concat())
     }
 
     fn bias(&self, inputs: &[NamedTensor], batch: usize) -> Result<NamedTensor> {

@@ -3,7 +3,7 @@
 use super::Findings;
 use crate::config::{ModelRole, closest};
 use crate::tensors::llm::{InputRow, Shape};
-use crate::tensors::{Known, KnownTensor, of_role};
+use crate::tensors::{Known, KnownTensor, OldVersion, of_role};
 use serde_json::Value;
 
 /// Types that the server writes differently but a role reads alike.
@@ -17,6 +17,8 @@ enum Kind {
 /// Findings on the tensors of a model of ours.
 pub fn check(config: &Value, role: ModelRole, findings: &mut Findings) {
     let Known { inputs, outputs, needed } = of_role(role);
+    let old = OldVersion::of(role, config);
+    findings.facts.extend(old.map(|old| old.note().to_owned()));
     let (taken, given) = (declared(config, "input"), declared(config, "output"));
     if taken.is_empty() || given.is_empty() {
         findings.facts.push(
@@ -41,14 +43,15 @@ pub fn check(config: &Value, role: ModelRole, findings: &mut Findings) {
     for (name, data_type) in &given {
         match outputs.iter().find(|output| output.name == *name) {
             None => findings.warnings.push(unknown("output", name, &outputs, "it is never filled")),
-            Some(output) if !fits(output, data_type) => findings.warnings.push(format!(
+            Some(output) if !fits(output, data_type, role) => findings.warnings.push(format!(
                 "output {name:?} is declared {data_type}, but is {}: correct the type",
                 output.data_type
             )),
             Some(_) => {}
         }
     }
-    for names in needed.iter().filter(|_| !taken.is_empty()) {
+    let lengths = |names: &&Vec<&str>| old == Some(OldVersion::WholeRows) && names == &&["SEQUENCE_LENGTH"];
+    for names in needed.iter().filter(|names| !taken.is_empty() && !lengths(names)) {
         if !names.iter().any(|name| taken.iter().any(|(taken, _)| taken == name)) {
             findings.warnings.push(format!(
                 "no input {} is declared, without which no request can be served: add it",
@@ -105,10 +108,11 @@ fn unknown(what: &str, name: &str, known: &[KnownTensor], consequence: &str) -> 
     format!("{what} {name:?} is unknown: {consequence}{meant}")
 }
 
-/// Logits come as the configuration declares them, in one of two types.
-fn fits(output: &KnownTensor, data_type: &str) -> bool {
-    let logits = ["context_logits", "generation_logits"].contains(&output.name);
-    output.data_type == data_type || logits && data_type == "TYPE_FP16"
+/// Logits come as the configuration declares them, in one of two types, and so do the numbers of `preprocessing`.
+fn fits(output: &KnownTensor, data_type: &str, role: ModelRole) -> bool {
+    let logits = ["context_logits", "generation_logits"].contains(&output.name) && data_type == "TYPE_FP16";
+    let unsigned = output.data_type == "TYPE_INT32" && data_type == "TYPE_UINT32" && role == ModelRole::Preprocessing;
+    output.data_type == data_type || logits || unsigned
 }
 
 fn kind(data_type: &str) -> Kind {

@@ -20,6 +20,8 @@ pub struct Settings {
     pub decoupled: bool,
     /// Whether each response has the whole text so far; only where decoupled.
     pub accumulate: bool,
+    /// Whether the models are those of version 0.7: `preprocessing` takes no end and padding id, the LLM has no logits.
+    pub before_logits: bool,
 }
 
 /// A request to one of the models.
@@ -51,6 +53,8 @@ pub struct Flow<'a> {
     models: &'a dyn Models,
     batch: usize,
     streaming: bool,
+    /// Whether the client asked for log-probabilities.
+    log_probs: bool,
     drafts: Drafts,
     /// The prompts, unless the answers come without them.
     prompts: Vec<String>,
@@ -90,6 +94,7 @@ impl<'a> Flow<'a> {
             models,
             batch,
             streaming,
+            log_probs: flag(inputs, "return_log_probs")?,
             drafts,
             prompts: if excluded { Vec::new() } else { prompts },
             stops: TextStops::new(stop_words(inputs, batch)?),
@@ -110,13 +115,14 @@ impl<'a> Flow<'a> {
         let (to_preprocessing, mut to_llm) = self.split(inputs);
         let tokens = self.only(&settings.preprocessing, to_preprocessing, Vec::new())?;
         for mut tensor in tokens {
-            if let Some((_, name)) = FROM_PREPROCESSING.iter().find(|(from, _)| *from == tensor.name) {
-                tensor.name = (*name).to_owned();
+            let name = FROM_PREPROCESSING.iter().find(|(from, _)| *from == tensor.name).map(|(_, name)| *name);
+            if let Some(name) = name.filter(|name| !to_llm.iter().any(|tensor| tensor.name == *name)) {
+                tensor.name = name.to_owned();
                 to_llm.push(self.with_batch(tensor));
             }
         }
         for name in ["return_context_logits", "return_generation_logits"] {
-            if !to_llm.iter().any(|tensor| tensor.name == name) {
+            if !settings.before_logits && !to_llm.iter().any(|tensor| tensor.name == name) {
                 let data = TensorData::Bool(vec![false; self.batch]);
                 to_llm.push(NamedTensor::new(name, [self.batch as i64, 1], data));
             }
@@ -156,6 +162,9 @@ impl<'a> Flow<'a> {
         let (mut preprocessing, mut llm) = (Vec::new(), Vec::new());
         for mut tensor in inputs {
             match bls::find(&tensor.name).map(|row| row.to) {
+                Some(To::Preprocessing("END_ID" | "PAD_ID")) if self.settings.before_logits => {
+                    llm.push(self.with_batch(tensor));
+                }
                 Some(To::Preprocessing(name)) => {
                     tensor.name = name.to_owned();
                     preprocessing.push(self.with_batch(tensor));
@@ -214,7 +223,14 @@ impl<'a> Flow<'a> {
         (ids.name, lengths.name) = ("TOKENS_BATCH".to_owned(), "SEQUENCE_LENGTH".to_owned());
         let rows = lengths.data.len();
         let postprocessing = &self.settings.postprocessing;
-        let texts = self.only(postprocessing, vec![ids, lengths], vec!["OUTPUT".to_owned()])?;
+        let mut inputs = vec![ids, lengths];
+        // An LLM that tells them unasked is of the time when `postprocessing` could not do without.
+        if self.settings.before_logits || !self.log_probs {
+            let told =
+                |(name, to): (&str, &str)| Some(NamedTensor { name: to.to_owned(), ..present(&passed, name)?.clone() });
+            inputs.extend(LOG_PROBS.into_iter().filter_map(told));
+        }
+        let texts = self.only(postprocessing, inputs, vec!["OUTPUT".to_owned()])?;
         let texts = present(&texts, "OUTPUT").ok_or_else(|| missing_output(postprocessing, "OUTPUT"))?;
         let cut = |(row, text): (usize, &str)| {
             let key: RowKey = (batch_index, sequence_index, row);
@@ -253,6 +269,9 @@ impl<'a> Flow<'a> {
         ))
     }
 }
+
+/// Outputs of the LLM that `postprocessing` took up to version 0.13.
+const LOG_PROBS: [(&str, &str); 2] = [("cum_log_probs", "CUM_LOG_PROBS"), ("output_log_probs", "OUTPUT_LOG_PROBS")];
 
 fn missing_output(model: &str, name: &str) -> Error {
     Error::internal(format!("model {model:?} answered without the output {name:?}"))

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use serde_json::Value;
 
 use super::flow::{Flow, Inner, Models, Responses, Settings};
 use crate::adapter::tensor::NamedTensor;
@@ -46,6 +47,7 @@ impl BlsModel {
             draft: parameters.tensorrt_llm_draft_model_name.value.clone(),
             decoupled: model.config["model_transaction_policy"]["decoupled"].as_bool().unwrap_or(false),
             accumulate: parameters.accumulate_tokens.value.0,
+            before_logits: before_logits(&model.config),
         };
         tracing::info!("{}: the input num_return_sequences is not passed on, as ever in this role", model.name);
         Ok(Self { settings: Arc::new(settings), server: model.server })
@@ -57,6 +59,12 @@ impl ModelHandler for BlsModel {
         let (settings, server) = (self.settings.clone(), self.server);
         Ok(Arc::new(BlsInstance { settings, server, running: Arc::default(), next: AtomicU64::new(0) }))
     }
+}
+
+/// Whether the configuration declares inputs and no flag of logits among them, as in version 0.7.
+fn before_logits(config: &Value) -> bool {
+    let inputs = config["input"].as_array().map_or(&[][..], Vec::as_slice);
+    !inputs.is_empty() && !inputs.iter().any(|input| input["name"] == "return_context_logits")
 }
 
 struct BlsInstance {

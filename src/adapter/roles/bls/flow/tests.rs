@@ -77,6 +77,7 @@ fn settings(decoupled: bool, accumulate: bool) -> Settings {
         draft: None,
         decoupled,
         accumulate,
+        before_logits: false,
     }
 }
 

@@ -99,6 +99,7 @@ fn settings(draft: Option<&str>) -> Settings {
         draft: draft.map(str::to_owned),
         decoupled: false,
         accumulate: false,
+        before_logits: false,
     }
 }
 
