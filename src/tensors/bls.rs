@@ -110,6 +110,11 @@ const NOT_PASSED: [&str; 8] = [
     "seed",
 ];
 
+/// The inputs of the template; the LLM's has no `return_kv_cache_reuse_stats` either, whose users declare it in both.
+pub fn template_inputs() -> impl Iterator<Item = &'static BlsInput> {
+    INPUTS.iter().filter(|row| row.name != "return_kv_cache_reuse_stats")
+}
+
 /// The row of an input.
 pub fn find(name: &str) -> Option<&'static BlsInput> {
     INPUTS.iter().find(|row| row.name == name)

@@ -26,7 +26,8 @@ const SINCE_0_10: [&str; 5] = [
 
 impl OldVersion {
     /// What the configuration of a role asks for. Later versions never match: from 0.6 word lists are optional and
-    /// `postprocessing` has lengths; from 0.7 `REQUEST_OUTPUT_LEN` is INT32 and there is `add_special_tokens`.
+    /// `postprocessing` has lengths; from 0.7 `REQUEST_OUTPUT_LEN` is INT32 and there are `add_special_tokens` and
+    /// `skip_special_tokens`.
     pub fn of(role: ModelRole, config: &Value) -> Option<Self> {
         let declared = |name: &str| config["input"].as_array()?.iter().find(|input| input["name"] == name);
         let mandatory = |name: &str| declared(name).is_some_and(|input| input["optional"].as_bool() != Some(true));
@@ -39,7 +40,9 @@ impl OldVersion {
                 (words && unsigned && !later).then_some(Self::WordLines)
             }
             ModelRole::Postprocessing => {
-                (declared("TOKENS_BATCH").is_some() && declared("SEQUENCE_LENGTH").is_none()).then_some(Self::WholeRows)
+                let alone = config["input"].as_array().is_some_and(|inputs| inputs.len() == 1);
+                let later = config["parameters"].get("skip_special_tokens").is_some();
+                (alone && declared("TOKENS_BATCH").is_some() && !later).then_some(Self::WholeRows)
             }
             ModelRole::Llm => {
                 let any = |names: &[&str]| names.iter().any(|name| declared(name).is_some());
@@ -131,12 +134,14 @@ mod tests {
 
     #[test]
     fn s6_2_rows_have_lengths_unless_none_are_declared() {
-        let of = |names: &[&str]| {
+        let of = |names: &[&str], parameters: Value| {
             let inputs: Vec<_> = names.iter().map(|name| json!({ "name": name })).collect();
-            OldVersion::of(ModelRole::Postprocessing, &json!({ "input": inputs }))
+            OldVersion::of(ModelRole::Postprocessing, &json!({ "input": inputs, "parameters": parameters }))
         };
-        assert_eq!(of(&["TOKENS_BATCH"]), Some(OldVersion::WholeRows));
-        assert_eq!(of(&["TOKENS_BATCH", "SEQUENCE_LENGTH"]), None);
-        assert_eq!(of(&[]), None);
+        assert_eq!(of(&["TOKENS_BATCH"], json!({})), Some(OldVersion::WholeRows));
+        assert_eq!(of(&["TOKENS_BATCH"], json!({ "skip_special_tokens": {} })), None, "0.7");
+        for others in [&["TOKENS_BATCH", "SEQUENCE_LENGTH"][..], &["TOKENS_BATCH", "LENGTHS"], &[]] {
+            assert_eq!(of(others, json!({})), None, "{others:?}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use crate::tensors::bls::{BlsInput, INPUTS, mandatory, outputs};
+use crate::tensors::bls::{BlsInput, mandatory, outputs, template_inputs};
 use crate::tensors::llm::INPUTS as LLM_INPUTS;
 
 /// Client batches of up to this many prompts, where the configuration says nothing.
@@ -22,7 +22,7 @@ pub fn complete(config: &Value) -> Option<Value> {
             let optional = !mandatory(row);
             json!({ "name": row.name, "data_type": row.data_type, "dims": row.dims, "optional": optional })
         };
-        object.insert("input".to_owned(), INPUTS.iter().map(input).collect());
+        object.insert("input".to_owned(), template_inputs().map(input).collect());
         if object.get("max_batch_size").and_then(Value::as_i64).unwrap_or(0) == 0 {
             object.insert("max_batch_size".to_owned(), json!(MAX_BATCH_SIZE));
         }
@@ -71,7 +71,7 @@ pub fn config_template() -> String {
         };
         entry(row.name, row.data_type, row.dims, more)
     };
-    let inputs: Vec<_> = INPUTS.iter().map(input).collect();
+    let inputs: Vec<_> = template_inputs().map(input).collect();
     let outputs: Vec<_> = outputs().map(|(name, data_type, dims)| entry(name, &data_type, dims, "")).collect();
     // Writing to a String cannot fail.
     let _ = write!(text, "\ninput [\n{}\n]\n\noutput [\n{}\n]\n", inputs.join(",\n"), outputs.join(",\n"));
