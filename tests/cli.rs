@@ -395,8 +395,8 @@ fn repositories_of_every_version_have_no_mistakes() {
             let text = std::fs::read_to_string(model.join("config.pbtxt")).unwrap();
             let text = text
                 .replace("backend: \"python\"", &role)
-                .replace("${engine_dir}", root.join("tests/fixtures/models/qwen3").to_str().unwrap())
-                .replace("${tokenizer_dir}", root.join("tests/fixtures/tokenizers/bytelevel").to_str().unwrap());
+                .replace("${engine_dir}", &demo())
+                .replace("${tokenizer_dir}", &demo());
             std::fs::write(folder.join("config.pbtxt"), text).unwrap();
         }
         let output = trtllm(&["check", repository.path().to_str().unwrap()]);
