@@ -152,14 +152,15 @@ impl Parameters {
 }
 
 impl Loaded {
-    /// All that the operator is told at load: what stands in the configuration but has no effect and why, what may be a
-    /// mistake, and every value in effect with its source. What may be a mistake comes last, as warnings.
+    /// All that the operator is told at load, in one block: every value in effect with its source, what stands in the
+    /// configuration but has no effect and why, what may be a mistake. What may be a mistake follows once more as
+    /// warnings, for those who look at nothing else.
     pub fn report(&self, role: ModelRole) -> Vec<Note> {
         let misplaced = self.parameters.misplaced(role);
         let (warnings, facts): (Vec<_>, Vec<_>) =
             self.notes.iter().chain(&misplaced).cloned().partition(|note| note.level == Level::Warning);
         let mut text = self.parameters.effective_values(role);
-        facts.iter().for_each(|note| text.push_str(&format!("\n{}", note.text)));
+        facts.iter().chain(&warnings).for_each(|note| text.push_str(&format!("\n{}", note.text)));
         [info(text)].into_iter().chain(warnings).collect()
     }
 }
@@ -418,6 +419,12 @@ mod tests {
             (0, Level::Info, "\n  max_queue_tokens = no limit (default: the given text is not a value)"),
             (0, Level::Info, "\n  device = auto (default: not filled)"),
             (0, Level::Info, "\naccepted without effect:\n  num_nodes = 1: "),
+            (
+                0,
+                Level::Info,
+                "\nplaceholders not filled, will use the defaults: device, gpt_model_path (${engine_dir})",
+            ),
+            (0, Level::Info, "did you mean \"max_beam_width\"?"),
             (1, Level::Warning, "max_queue_tokens is \"lots\", expected a value of type int32: "),
             (
                 2,
