@@ -11,6 +11,7 @@ use super::fatal::FatalExit;
 use super::guides::GuideStore;
 use super::interface::Asked;
 use super::metrics::{InstanceMetrics, Updater, idle_snapshot};
+use super::model_warmup::WarmUp;
 use super::open::Opened;
 use super::request::{Call, Generate, Rules};
 use super::responder::{OpenCall, Responder, RowSink};
@@ -71,9 +72,16 @@ impl LlmInstance {
 
     fn serve(&self, request: Request) {
         let exec_start_ns = request.received_ns();
-        let call = match self.parse(&request) {
+        let warm_up = self.rules.warm_ups.next();
+        let call = match self.parse(&request, warm_up) {
             Ok(call) => call,
-            Err(error) => return fail(request, error, exec_start_ns),
+            Err(error) => {
+                // Some servers end while they give up such a load, before they have said why.
+                if warm_up.is_some() {
+                    tracing::error!("model_warmup: {error}");
+                }
+                return fail(request, error, exec_start_ns);
+            }
         };
         match call {
             Call::Stop => self.stop(request),
@@ -84,11 +92,15 @@ impl LlmInstance {
         }
     }
 
-    fn parse(&self, request: &Request) -> Result<Call> {
+    fn parse(&self, request: &Request, warm_up: Option<WarmUp>) -> Result<Call> {
         if request.is_cancelled() {
             return Err(Error::new(ErrorKind::Cancelled, "the request was cancelled before it ran"));
         }
-        let (inputs, requested, parameters) = (request.inputs()?, request.requested_outputs()?, request.parameters()?);
+        let (mut inputs, requested) = (request.inputs()?, request.requested_outputs()?);
+        let parameters = request.parameters()?;
+        if let Some(warm_up) = warm_up {
+            warm_up.fit(&mut inputs, self.rules.vocab_size);
+        }
         let call = match &self.rules.interface {
             Some(interface) => interface
                 .parse(&self.rules, &Asked { inputs: &inputs, requested: &requested, parameters: &parameters })

@@ -77,7 +77,8 @@ pub struct InstanceMetrics {
 }
 
 impl ModelMetrics {
-    /// Registers every family with its series at zero.
+    /// Registers every family with its series. New ones are zero; those of the same model that still serves while this
+    /// one loads in its place stay as they are.
     ///
     /// # Errors
     /// Those of the server; histograms that an old server does not have are left out.
@@ -94,7 +95,6 @@ impl ModelMetrics {
         for family in Family::of(batching) {
             metrics.add(family, model, &version)?;
         }
-        metrics.set(&Snapshot::default());
         Ok(metrics)
     }
 
@@ -180,6 +180,12 @@ impl InstanceMetrics {
         sum
     }
 
+    /// Sets the gauges once more: the model that this one has replaced set them last, with its own end.
+    fn repeat(&self) {
+        let instances = self.model.instances.lock();
+        self.model.set(&Snapshot::sum(instances.iter().copied()));
+    }
+
     /// Observes the lengths of a request that has ended well.
     pub fn observe_request(&self, prompt_tokens: usize, generated_tokens: usize) {
         self.model.observe_request(prompt_tokens, generated_tokens);
@@ -209,6 +215,8 @@ impl Updater {
                     let sum = metrics.update(snapshot(&stats, now_us()));
                     tracing::debug!("{}", totals_json(&sum, metrics.model.batching));
                     tracing::debug!("{}", iteration_json(&sum, metrics.model.batching));
+                } else {
+                    metrics.repeat();
                 }
                 if ended {
                     return;

@@ -12,6 +12,7 @@ mod instance;
 mod interface;
 mod logits;
 mod metrics;
+mod model_warmup;
 mod open;
 mod prompt_table;
 mod request;
@@ -41,6 +42,7 @@ use crate::tensors::OldVersion;
 use crate::tensors::llm::{SEQUENCE_CONTROLS, Use};
 use guides::{GuideStore, guide_tokenizer};
 use metrics::ModelMetrics;
+use model_warmup::WarmUps;
 use open::Opened;
 use request::TextRules;
 use terms::TermRules;
@@ -153,6 +155,7 @@ impl LlmModel {
             log_probs_always: OldVersion::of(ModelRole::Llm, &self.config) == Some(OldVersion::LogProbsAlways),
             declared_outputs: outputs.filter_map(|output| output["name"].as_str().map(str::to_owned)).collect(),
             interface: self.interface.clone(),
+            warm_ups: WarmUps::of(&self.config),
         }
     }
 

@@ -7,6 +7,7 @@ use super::beams;
 use super::cache;
 use super::inputs::Inputs;
 use super::interface::{Form, Interface};
+use super::model_warmup::WarmUps;
 use super::prompt_table;
 use super::terms::TermRules;
 use super::wanted::Wanted;
@@ -59,6 +60,7 @@ pub struct Rules {
     pub terms: TermRules,
     /// Tensors of another backend's LLM in place of its own.
     pub interface: Option<Arc<dyn Interface>>,
+    pub warm_ups: WarmUps,
 }
 
 /// What a tokenizer adds.
