@@ -73,7 +73,8 @@ impl Rope {
             None => config.positive(keys),
         };
         let theta = lookup(&["rope_theta", "rotary_emb_base", "rope_base"])?.unwrap_or(10_000.0);
-        let fraction = lookup(&["partial_rotary_factor", "rope_pct", "rotary_pct"])?.unwrap_or(1.0);
+        let fraction =
+            lookup(&["partial_rotary_factor", "rope_pct", "rotary_pct", "rotary_emb_fraction"])?.unwrap_or(1.0);
         let rotary_dim = (head_dim as f64 * fraction) as usize;
         if rotary_dim == 0 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
             return Err(Error::invalid(format!(
@@ -97,6 +98,17 @@ impl Rope {
             _ => 0.0,
         };
         self.max_positions.max(longest as usize)
+    }
+
+    /// What all requests get because sequences may become this long, where shorter ones alone would get something else.
+    pub fn chosen_for(&self, max_seq_len: usize) -> Option<String> {
+        let (what, until) = match &self.scaling {
+            RopeScaling::LongRope(long) if long.short_factor != long.long_factor => ("the long factors", long.original),
+            RopeScaling::Dynamic { .. } => ("frequencies for that length", self.max_positions as f64),
+            _ => return None,
+        };
+        (max_seq_len as f64 > until)
+            .then(|| format!("{what} for all requests: max_seq_len is {max_seq_len}, beyond {until}"))
     }
 
     /// Inverse frequencies `[rotary_dim / 2]` and the factor of cosines and sines.
@@ -292,6 +304,10 @@ mod tests {
         .unwrap();
         assert_eq!(rope.frequencies(16).0, [1.0, 0.005]);
         assert_eq!(rope.frequencies(17).0, [0.25, 0.00125]);
+        assert_eq!(rope.chosen_for(16), None);
+        assert!(
+            rope.chosen_for(17).unwrap().starts_with("the long factors for all requests: max_seq_len is 17, beyond 16")
+        );
         assert!((rope.frequencies(16).1 - (1.0 + 4.0_f64.ln() / 16.0_f64.ln()).sqrt()).abs() < 1e-12);
     }
 

@@ -31,8 +31,17 @@ impl Section {
     /// Says what was found when the folder is no model.
     pub fn read_model(folder: &Path) -> Result<Self> {
         let shown = folder.display();
+        if folder.extension().is_some_and(|extension| extension == "nemo") {
+            return Err(Error::unsupported(format!(
+                "{shown} is a NeMo archive, which is not served yet: name the model's Hugging Face folder"
+            )));
+        }
         if !folder.is_dir() {
-            let what = if folder.exists() { "is a file" } else { "does not exist" };
+            let what = match (folder.exists(), folder.parent().filter(|parent| parent.join("config.json").exists())) {
+                (true, Some(parent)) => format!("is a file of the model in {}", parent.display()),
+                (true, None) => "is a file".to_owned(),
+                (false, _) => "does not exist".to_owned(),
+            };
             return Err(Error::not_found(format!("{shown} {what}; a model is a folder with a config.json")));
         }
         let path = folder.join("config.json");

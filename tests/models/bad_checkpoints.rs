@@ -65,6 +65,14 @@ fn a_folder_that_is_no_model() {
     assert_names(&error, &["no config.json", "found: notes.txt"]);
     assert_names(&failure(&folder.path().join("absent")), &["absent does not exist"]);
     assert_names(&failure(&folder.path().join("notes.txt")), &["notes.txt is a file"]);
+    fs::write(folder.path().join("model.nemo"), "x").unwrap();
+    assert_names(
+        &failure(&folder.path().join("model.nemo")),
+        &["model.nemo is a NeMo archive, which is not served yet"],
+    );
+    let folder = copy_of("qwen3");
+    let parts = ["model.safetensors is a file of the model in", "a folder with a config.json"];
+    assert_names(&failure(&folder.path().join("model.safetensors")), &parts);
 }
 
 #[test]

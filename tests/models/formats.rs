@@ -71,17 +71,30 @@ fn tensorrt_llm_checkpoints_of_any_parallelism_equal_the_reference() {
 
 #[test]
 fn tensorrt_llm_names_of_one_architecture_mean_the_same() {
-    let cases: [(&str, &[&str]); 2] = [
+    let cases: [(&str, &[&str]); 3] = [
+        ("qwen2-tied-tp2-pp1", &["Qwen2VLForConditionalGeneration", "Qwen2VLModel"]),
         ("gpt2-tp2-pp2", &["GPTForCausalLM", "GPT2LMHeadCustomModel"]),
         (
             "llama-gqa-tp2-pp1",
-            &["InternLMForCausalLM", "InternLM2ForCausalLM", "SkyworkForCausalLM", "LLaMAForCausalLM"],
+            &[
+                "InternLMForCausalLM",
+                "InternLM2ForCausalLM",
+                "SkyworkForCausalLM",
+                "LLaMAForCausalLM",
+                "LlavaLlamaModel",
+            ],
         ),
     ];
     for (folder, names) in cases {
         let root = copies(&[("model", formats("trtllm").join(folder))]);
         for name in names {
-            change_config(&root.path().join("model"), |config| config["architecture"] = json!(name));
+            change_config(&root.path().join("model"), |config| {
+                config["architecture"] = json!(name);
+                if name.starts_with("Qwen2VL") {
+                    config["position_embedding_type"] = json!("mrope");
+                    config["rotary_scaling"] = json!({"type": "mrope", "mrope_section": [2, 1, 1]});
+                }
+            });
             check_folder(&root.path().join("model"));
         }
     }
@@ -368,6 +381,29 @@ fn an_engine_folder_gives_limits_and_its_neighbour_the_weights() {
     }
     let given = ModelOptions { max_batch_size: Some(7), ..engine_options(&root.path().join("engine")) };
     assert_eq!(report(&given).unwrap().limits.max_step_sequences, 7);
+}
+
+/// Engines before version 0.8 do not say which checkpoint they were built from, but its sizes.
+#[test]
+fn an_old_engine_folder_takes_the_weights_of_its_size() {
+    let others = [("gptj", "models/gptj"), ("bias", "models/llama-bias"), ("hf", "models/llama-gqa")];
+    let root = copies(&others.map(|(name, from)| (name, fixtures().join(from))));
+    let folder = root.path().join("engine");
+    fs::create_dir(&folder).unwrap();
+    let config = |layers: usize| {
+        let builder = json!({"name": "llama", "precision": "float16", "num_layers": layers, "num_heads": 4,
+            "hidden_size": 32, "vocab_size": 128, "max_batch_size": 5, "max_input_len": 30, "max_output_len": 10});
+        let config = json!({"builder_config": builder, "plugin_config": {"tokens_per_block": 64}});
+        fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    };
+    let hf: Value = serde_json::from_str(&fs::read_to_string(root.path().join("hf/config.json")).unwrap()).unwrap();
+    assert_eq!((&hf["num_hidden_layers"], &hf["hidden_size"]), (&json!(3), &json!(32)));
+    config(3);
+    let found = report(&engine_options(&folder)).unwrap();
+    assert!(found.format.contains("/hf: Hugging Face folder"), "{}", found.format);
+    assert_eq!((found.limits.max_step_sequences, found.limits.max_seq_len_tokens), (5, 40));
+    config(7);
+    assert_names(&failure(&folder), &["folders beside it (3 without a checkpoint that fits)"]);
 }
 
 #[test]

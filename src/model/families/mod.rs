@@ -115,6 +115,27 @@ pub const FAMILIES: &[&Family] = &[
     &mpt::DBRX,
 ];
 
+/// Parts of the names of architectures, in small letters, that are no decoder-only models, and what these are.
+const OTHER_KINDS: [(&str, &str); 17] = [
+    ("eagle", "a drafter of another model (EAGLE)"),
+    ("medusa", "a model with Medusa heads"),
+    ("mlpspeculator", "a drafter of another model"),
+    ("whisper", "a model of speech"),
+    ("t5", "an encoder-decoder model"),
+    ("bart", "an encoder-decoder model"),
+    ("marian", "an encoder-decoder model"),
+    ("pegasus", "an encoder-decoder model"),
+    ("m2m100", "an encoder-decoder model"),
+    ("bert", "an encoder"),
+    ("electra", "an encoder"),
+    ("mamba", "a model with recurrent layers"),
+    ("jamba", "a model with recurrent layers"),
+    ("recurrentgemma", "a model with recurrent layers"),
+    ("nemotronh", "a model with recurrent layers"),
+    ("qwen3next", "a model with recurrent layers"),
+    ("rwkv", "a model with recurrent layers"),
+];
+
 /// The family of a configuration.
 ///
 /// # Errors
@@ -133,12 +154,16 @@ pub fn detect(section: &Section) -> Result<&'static Family> {
         (None, Some(name)) => FAMILIES.iter().find(|family| family.model_type == name),
         (None, None) => return Err(section.missing(&["architectures", "model_type"])),
     };
+    let name = architecture.or(model_type).unwrap_or_default();
     family.copied().ok_or_else(|| {
+        if let Some((_, kind)) = OTHER_KINDS.iter().find(|(part, _)| name.to_lowercase().contains(part)) {
+            let origin = section.origin();
+            return Error::unsupported(format!("{origin}: architecture {name} is {kind}, which is not served yet"));
+        }
         let supported: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
         Error::unsupported(format!(
-            "{}: architecture {} is not supported; supported are the families {}",
+            "{}: architecture {name} is not supported; supported are the families {}",
             section.origin(),
-            architecture.or(model_type).unwrap_or_default(),
             supported.join(", ")
         ))
     })
@@ -183,6 +208,10 @@ mod tests {
                 .message()
                 .contains("architecture FooForCausalLM is not supported; supported are the families llama, ")
         );
+        let kind = |name: &str| detected(json!({"architectures": [name]})).unwrap_err().message().to_owned();
+        assert!(kind("T5ForConditionalGeneration").ends_with("is an encoder-decoder model, which is not served yet"));
+        assert!(kind("LlamaForCausalLMEagle3").contains("LlamaForCausalLMEagle3 is a drafter of another model"));
+        assert!(kind("XLMRobertaModel").contains("is an encoder,"));
         assert!(detected(json!({"architectures": []})).unwrap_err().message().contains("architectures is []"));
         assert!(detected(json!({})).unwrap_err().message().contains("has no architectures or model_type"));
     }

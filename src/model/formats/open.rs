@@ -259,7 +259,8 @@ fn open_plain(path: &Path) -> Result<OpenedCheckpoint> {
 fn fits(engine: &EngineFolder, folder: &Path) -> bool {
     let Ok(config) = Section::read(&folder.join("config.json")) else { return false };
     let is_engine = !matches!(EngineFolder::read(folder, &config), Ok(None));
-    !is_engine && engine.checkpoint_config.is_some() && has_safetensors(folder) && engine.check(&config).is_ok()
+    let is_model = !is_engine && engine.has_sizes() && has_safetensors(folder);
+    is_model && text_part(config).is_ok_and(|config| engine.check(&config).is_ok())
 }
 
 fn has_safetensors(folder: &Path) -> bool {

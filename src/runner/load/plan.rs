@@ -96,6 +96,7 @@ impl LoadPlan {
             limits: ExecutorLimits { num_blocks: kv.num_blocks, ..self.limits.clone() },
             kv,
             host_blocks: Vec::new(),
+            rotation: self.config.rope.chosen_for(self.limits.max_seq_len_tokens),
             unused: Vec::new(),
             seconds: start.elapsed().as_secs_f64(),
             weight_seconds: 0.0,

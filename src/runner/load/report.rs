@@ -29,6 +29,8 @@ pub struct LoadReport {
     /// Blocks of the host tier in each pool, those of full length first; empty: there is none.
     pub host_blocks: Vec<usize>,
     pub limits: ExecutorLimits,
+    /// What the longest sequence decides of the rotation of all requests.
+    pub rotation: Option<String>,
     /// Names of tensors that the model does not use.
     pub unused: Vec<String>,
     /// From the first look at the files until the model can run; of a plan, the time that planning took.
@@ -106,6 +108,9 @@ impl fmt::Display for LoadReport {
             "limits     {} sequences of up to {} tokens; vocabulary of {}",
             limits.max_step_sequences, limits.max_seq_len_tokens, limits.vocab_size
         )?;
+        if let Some(rotation) = &self.rotation {
+            writeln!(f, "rotation   {rotation}")?;
+        }
         if let Some(first) = self.unused.first() {
             write!(f, "\nignored    {} tensors that the model does not use, {first} the first", self.unused.len())?;
         }

@@ -23,7 +23,16 @@ pub struct EngineFolder {
     pub limits: EngineLimits,
     /// The checkpoint that it was built from; engines before version 0.8 do not say it.
     pub checkpoint_config: Option<Section>,
+    /// Where the sizes of that checkpoint are.
+    sizes: Section,
 }
+
+/// Names of the sizes that an engine and its checkpoint share.
+const SIZES: [&[&str]; 3] = [
+    &["hidden_size", "n_embd", "d_model", "n_embed"],
+    &["num_hidden_layers", "n_layer", "n_layers", "num_layers"],
+    &["num_attention_heads", "n_head", "n_heads", "num_heads"],
+];
 
 /// Where weights were looked for: `(what, where)`.
 pub(in crate::model::formats) type Searched = Vec<(&'static str, String)>;
@@ -58,7 +67,13 @@ impl EngineFolder {
             tracing::warn!("{}: {} is {}; it is served without speculation", build.origin(), mode.0, mode.1);
         }
         let checkpoint_config = config.section("pretrained_config")?;
-        Ok(Some(Self { path: path.to_owned(), limits, checkpoint_config }))
+        let sizes = checkpoint_config.clone().unwrap_or(build);
+        Ok(Some(Self { path: path.to_owned(), limits, checkpoint_config, sizes }))
+    }
+
+    /// Whether it says of what sizes its checkpoint is.
+    pub fn has_sizes(&self) -> bool {
+        SIZES.iter().all(|keys| self.sizes.first(keys).is_some())
     }
 
     /// Folders beside the engine that may hold its checkpoint, sorted.
@@ -79,15 +94,15 @@ impl EngineFolder {
     /// # Errors
     /// When a checkpoint (in the words of a Hugging Face folder) is not the one that the engine was built from.
     pub fn check(&self, config: &Section) -> Result<()> {
-        let Some(own) = &self.checkpoint_config else { return Ok(()) };
-        for key in ["hidden_size", "num_hidden_layers", "num_attention_heads"] {
-            let (expected, found) = (own.count(&[key], usize::MAX)?, config.count(&[key], usize::MAX)?);
+        for keys in SIZES {
+            let (expected, found) = (self.sizes.count(keys, usize::MAX)?, config.count(keys, usize::MAX)?);
             if let (Some(expected), Some(found)) = (expected, found)
                 && expected != found
             {
                 return Err(Error::invalid(format!(
-                    "{}: {key} is {found}, but the engine in {} was built with {expected}",
+                    "{}: {} is {found}, but the engine in {} was built with {expected}",
                     config.origin(),
+                    keys[0],
                     self.path.display()
                 )));
             }

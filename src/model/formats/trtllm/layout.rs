@@ -138,7 +138,9 @@ pub const BARE: [(&str, &str); 4] = [
 ];
 
 /// Ways of encoding positions.
-const ROTARY: &[&str] = &["rope_gpt_neox", "long_rope", "yarn", "deferred"];
+///
+/// Of `mrope` the three positions of a token of text are equal.
+const ROTARY: &[&str] = &["rope_gpt_neox", "long_rope", "yarn", "mrope", "deferred"];
 const INTERLEAVED: &[&str] = &["rope_gptj", "chatglm", "deferred"];
 const LEARNED: &[&str] = &["learned_absolute", "deferred"];
 const LINEAR_BIAS: &[&str] = &["alibi", "alibi_with_scale"];
@@ -174,6 +176,7 @@ const LAYOUTS: &[Layout] = &[
             ("SkyworkForCausalLM", None),
             ("InternLMForCausalLM", None),
             ("InternLM2ForCausalLM", None),
+            ("LlavaLlamaModel", None),
         ],
         "LlamaForCausalLM",
     ),
@@ -181,7 +184,15 @@ const LAYOUTS: &[Layout] = &[
     usual(&[("GraniteForCausalLM", None)], "GraniteForCausalLM"),
     usual(&[("GraniteMoeForCausalLM", None)], "GraniteMoeForCausalLM"),
     usual(&[("QWenLMHeadModel", None), ("QWenForCausalLM", Some("qwen"))], "QWenLMHeadModel"),
-    usual(&[("Qwen2ForCausalLM", None), ("QWenForCausalLM", Some("qwen2"))], "Qwen2ForCausalLM"),
+    usual(
+        &[
+            ("Qwen2ForCausalLM", None),
+            ("QWenForCausalLM", Some("qwen2")),
+            ("Qwen2VLForConditionalGeneration", None),
+            ("Qwen2VLModel", None),
+        ],
+        "Qwen2ForCausalLM",
+    ),
     usual(&[("Qwen2MoeForCausalLM", None), ("QWenForCausalLM", Some("qwen2_moe"))], "Qwen2MoeForCausalLM"),
     usual(&[("Qwen3ForCausalLM", None), ("QWenForCausalLM", Some("qwen3"))], "Qwen3ForCausalLM"),
     usual(&[("Qwen3MoeForCausalLM", None), ("QWenForCausalLM", Some("qwen3_moe"))], "Qwen3MoeForCausalLM"),
