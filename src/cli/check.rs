@@ -86,10 +86,11 @@ fn counted(count: usize, what: &str) -> String {
 
 /// The folders of the models, by name.
 fn model_folders(repository: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(repository)
-        .map_err(|error| Error::invalid(format!("the repository {} cannot be read: {error}", repository.display())))?;
-    let mut folders: Vec<_> =
-        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir() && !hidden(path)).collect();
+    let unreadable = |error| Error::invalid(format!("the repository {} cannot be read: {error}", repository.display()));
+    let entries = fs::read_dir(repository).map_err(unreadable)?;
+    let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>();
+    let paths = paths.map_err(unreadable)?;
+    let mut folders: Vec<_> = paths.into_iter().filter(|path| path.is_dir() && !hidden(path)).collect();
     folders.sort();
     if repository.join("config.pbtxt").exists() {
         return Err(Error::invalid(format!(

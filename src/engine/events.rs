@@ -19,6 +19,7 @@ pub struct KvEvent {
 impl KvEvent {
     /// One line of JSON.
     pub fn to_json(&self) -> String {
+        // Numbers, texts and lists always have a form in JSON.
         serde_json::to_string(self).unwrap_or_default()
     }
 }

@@ -154,11 +154,13 @@ impl Engine {
 
     /// Ends a request with what it has generated, before the next step. Unknown and finished ids are no error.
     pub fn cancel(&self, id: RequestId) {
+        // An engine that has stopped has answered it.
         let _ = self.shared.commands.send(Command::Cancel(id));
     }
 
     /// Forgets what the prefix cache holds, before the next step, as must be done when weights or an adapter change.
     pub fn reset_prefix_cache(&self) {
+        // An engine that has stopped looks nothing up any more.
         let _ = self.shared.commands.send(Command::ResetCache);
     }
 
@@ -203,6 +205,7 @@ impl Engine {
             return true;
         }
         let error = Error::unavailable(format!("the engine was drained: the request did not end within {timeout:?}"));
+        // An engine that has stopped meanwhile has answered them.
         let _ = self.shared.commands.send(Command::Abort(error));
         false
     }
@@ -216,6 +219,7 @@ impl Engine {
 impl Shared {
     fn stop(&self) {
         self.gate.close(Error::unavailable("the engine is shut down"));
+        // It may have stopped already.
         let _ = self.commands.send(Command::Stop);
         let Some(thread) = self.thread.lock().take() else { return };
         if self.gate.health().is_err() && self.pulse.busy_since_ns.load(Ordering::Relaxed) > 0 {

@@ -94,6 +94,7 @@ impl DiskTier {
         let memory = (0..stores + loads).map(memory).collect::<Result<_>>()?;
         let ((jobs, inbox), (outbox, done), (free_loads, free)) = (channel(), channel(), channel());
         for slot in stores..stores + loads {
+            // The other end is here still.
             let _ = free_loads.send(slot);
         }
         let limits = DiskLimits { max_blocks: options.max_blocks, max_stores: stores, stored };
@@ -242,6 +243,7 @@ impl DiskTier {
                 landed.push(Landed { id, ok: false });
             }
             Next::Loaded { id, slot, ends } => {
+                // A thread that is gone takes no slots; who waits for it sees that it is gone.
                 let _ = self.free_loads.as_ref().map(|free| free.send(slot));
                 if !ok {
                     self.failed.insert(id);

@@ -155,6 +155,7 @@ impl GuideRow {
 
     /// Takes the sequence's next token.
     pub(super) fn advance(&mut self, token: TokenId) {
+        // A guide that has failed says so when its next mask is asked for.
         let Ok(Turn { matcher, mask }) = self.take() else { return };
         match mask {
             Ok(_) => self.send(Work::Advance(matcher, token)),

@@ -109,8 +109,14 @@ fn names(dir: &Path) -> Result<Vec<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(Error::invalid(format!("the folder cannot be read: {error}"))),
     };
-    let mut names: Vec<String> =
-        entries.filter_map(|entry| entry.ok().filter(|e| e.path().is_file())?.file_name().into_string().ok()).collect();
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::invalid(format!("the folder cannot be read: {error}")))?;
+        // A name that is no text is none of those that are looked for.
+        if let (true, Ok(name)) = (entry.path().is_file(), entry.file_name().into_string()) {
+            names.push(name);
+        }
+    }
     names.sort();
     Ok(names)
 }

@@ -214,7 +214,7 @@ impl CancelProbe {
 
 impl FactoryHandle {
     fn is_cancelled(&self) -> bool {
-        // SAFETY: the factory is alive until `self` is dropped.
+        // SAFETY: the factory is alive until `self` is dropped. A server that cannot say has not cancelled.
         unsafe { read(false, |out| sys::TRITONBACKEND_ResponseFactoryIsCancelled(self.0, out)) }.unwrap_or(false)
     }
 }

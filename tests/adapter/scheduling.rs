@@ -121,6 +121,24 @@ fn a_cache_salt_shares_blocks_only_with_itself() {
 }
 
 #[test]
+fn a_parameter_without_effect_is_told_of_once() {
+    let server = start();
+    let model = server.load(model("llm", false, &[])).unwrap();
+    let with = |name: &str| request(&[5, 6, 7], 2).parameter(name, text("4"));
+    for name in ["runtime_top_pp", "runtime_top_pp", "tenant", "x"] {
+        assert_eq!(tokens(&model.infer(with(name)))[0].1[..3], [5, 6, 7], "{name}");
+    }
+    let told: Vec<_> =
+        server.log().into_iter().map(|(_, _, text)| text).filter(|t| t.contains("has no effect")).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told[0].contains("a parameter \"runtime_top_pp\"") && told[0].ends_with("; is runtime_top_p meant?"),
+        "{told:?}"
+    );
+    assert!(told[1].ends_with("a parameter \"x\", which is no input and has no effect"), "{told:?}");
+}
+
+#[test]
 fn s2_7_an_unknown_adapter_is_not_found_in_the_words_of_a_runtime_error() {
     let server = start();
     let model = server.load(model("llm", false, &[])).unwrap();

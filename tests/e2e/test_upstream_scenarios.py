@@ -462,8 +462,8 @@ def test_the_log_of_a_load_has_one_block_about_the_parameters(ci):
     """Effective values with their sources, and everything that was not filled or has no effect, line after line."""
     lines = ci.log.splitlines()
     start = next(at for at, line in enumerate(lines) if "tensorrt_llm: parameters in effect:" in line)
-    end = next(at for at, line in enumerate(lines) if at > start and "still hold a" in line)
+    end = next(at for at, line in enumerate(lines) if at > start and "placeholders not filled" in line)
     block = "\n".join(lines[start : end + 3])
     for part in ("max_tokens_in_paged_kv_cache = 2560 (given)", "max_batch_size = the engine folder's, else 64 (default", "accepted without effect:"):
         assert part in block, part
-    assert "kv_cache_host_memory_bytes = ${kv_cache_host_memory_bytes}" in lines[end], "all at once, with their keys"
+    assert "kv_cache_host_memory_bytes" in lines[end], "all at once, with their keys"

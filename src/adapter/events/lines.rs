@@ -79,7 +79,13 @@ impl EventSink for SocketLines {
 
     fn publish(&mut self, batch: &KvEventBatch) {
         let text = text(batch);
-        self.readers.retain_mut(|reader| reader.write_all(text.as_bytes()).is_ok());
+        self.readers.retain_mut(|reader| match reader.write_all(text.as_bytes()) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::info!("a reader of KV cache events is let go: {error}");
+                false
+            }
+        });
     }
 }
 

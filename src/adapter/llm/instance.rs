@@ -16,6 +16,7 @@ use super::open::Opened;
 use super::request::{Call, Generate, Rules};
 use super::responder::{OpenCall, Responder, RowSink};
 use super::response::Row;
+use super::strangers::Strangers;
 use super::terms::Terms;
 use crate::adapter::events::EventPublisher;
 use crate::config::FatalAction;
@@ -34,6 +35,7 @@ pub struct LlmInstance {
     engine: Engine,
     active: Arc<Active>,
     next_call: AtomicU64,
+    strangers: Strangers,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -67,7 +69,8 @@ impl LlmInstance {
         metrics.update(idle_snapshot(&engine));
         let updater = period.map(|period| Updater::start(metrics, engine.clone(), period)).transpose()?;
         let threads = Mutex::new(Some(Threads { _updater: updater, _events: events, responder }));
-        Ok(Self { rules, guides, engine, active, next_call: AtomicU64::new(0), threads })
+        let strangers = Strangers::default();
+        Ok(Self { rules, guides, engine, active, next_call: AtomicU64::new(0), strangers, threads })
     }
 
     fn serve(&self, request: Request) {
@@ -105,7 +108,10 @@ impl LlmInstance {
             Some(interface) => interface
                 .parse(&self.rules, &Asked { inputs: &inputs, requested: &requested, parameters: &parameters })
                 .map_err(|error| interface.error(error)),
-            None => Call::parse(&self.rules, &inputs, &requested),
+            None => {
+                self.strangers.tell(&parameters);
+                Call::parse(&self.rules, &inputs, &requested)
+            }
         };
         // An adapter that is not there is a runtime error in the words that clients look for.
         let mut call = call.map_err(|error| match error.kind() {

@@ -18,6 +18,7 @@ mod prompt_table;
 mod request;
 mod responder;
 mod response;
+mod strangers;
 mod template;
 mod terms;
 mod wanted;
@@ -209,6 +210,7 @@ impl ModelHandler for LlmModel {
 /// Whether the model will take text.
 pub fn has_tokenizer(parameters: &Parameters, model: &Model) -> bool {
     let given = parameters.tokenizer_dir.value.as_deref().map(Path::new);
+    // What is wrong with the path is said when the model is loaded.
     let model_dir = parameters.model_dir(&version_dir(model)).ok();
     let in_model = model_dir.as_deref().map(Path::new);
     given.or(in_model).is_some_and(tokenizer::has_tokenizer)

@@ -19,6 +19,9 @@ pub struct TermRules {
     pub queue_timeout_us: u64,
 }
 
+/// The request parameters that [`Terms::read`] reads.
+pub const TERMS: [&str; 5] = ["request_type", "priority", "timeout", "tenant", "cache_salt"];
+
 /// The terms of one request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Terms {
@@ -31,7 +34,7 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// Reads `request_type`, `priority`, `timeout`, `tenant` and `cache_salt`; other parameters are none of ours.
+    /// Reads [`TERMS`]; other parameters are none of ours.
     /// `timeout_us` is what the server's API says; the generate endpoint passes it as a parameter instead.
     ///
     /// # Errors

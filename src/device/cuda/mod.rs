@@ -173,7 +173,10 @@ fn contiguous(tensor: &Tensor, bytes: usize) -> Result<u64> {
 
 impl Device for CudaDevice {
     fn info(&self) -> DeviceInfo {
-        let (free_bytes, total_bytes) = self.context.memory().unwrap_or_default();
+        let (free_bytes, total_bytes) = self.context.memory().unwrap_or_else(|error| {
+            tracing::warn!("GPU {} does not say how much memory it has, taken as none: {error}", self.ordinal);
+            (0, 0)
+        });
         let (major, minor) = self.properties.compute_capability;
         DeviceInfo {
             description: format!("GPU {}: {}, compute capability {major}.{minor}", self.ordinal, self.properties.name),

@@ -295,7 +295,10 @@ fn is_plain_name(name: &str) -> bool {
 
 /// "found: a, b, c", for the error about a folder that is no model.
 pub(in crate::model) fn found_in(folder: &Path) -> String {
-    let Ok(entries) = fs::read_dir(folder) else { return "it cannot be listed".to_owned() };
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => return format!("it cannot be listed: {error}"),
+    };
     let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     if names.is_empty() {

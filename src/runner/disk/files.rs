@@ -88,8 +88,13 @@ pub(super) fn read(options: &DiskOptions, layout: &Layout, key: u64) -> Result<(
 
 /// Removes the file of a block, if it is there.
 pub(super) fn remove(options: &DiskOptions, key: u64) {
-    // It may be gone already.
-    let _ = fs::remove_file(path(options, key));
+    let path = path(options, key);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!("KV cache on disk: {} cannot be removed and takes space: {error}", path.display());
+        }
+        _ => {}
+    }
 }
 
 fn path(options: &DiskOptions, key: u64) -> PathBuf {

@@ -64,7 +64,11 @@ impl Interface for LlmApi {
 fn base(given: &Given, prompt: &str, streaming: bool, stops: &[String]) -> Result<Base> {
     let mut base = Base::default();
     base.texts("text_input", &[prompt.to_owned()]);
-    base.ints("request_output_len", vec![given.int("sampling_param_max_tokens")?.unwrap_or(DEFAULT_MAX_TOKENS)]);
+    let max_tokens = given.int("sampling_param_max_tokens")?.unwrap_or(DEFAULT_MAX_TOKENS);
+    if max_tokens < 1 {
+        return Err(Error::invalid(format!("sampling_param_max_tokens is {max_tokens}, expected 1 or more")));
+    }
+    base.ints("request_output_len", vec![max_tokens]);
     base.flag("streaming", streaming);
     base.flag("exclude_input_in_output", true);
     base.flag("return_log_probs", given.flag("return_cumulative_logprob")?);

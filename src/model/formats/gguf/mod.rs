@@ -179,6 +179,7 @@ pub fn find(path: &Path) -> Result<Option<PathBuf>> {
     if path.is_file() {
         return Ok(has_extension(path).then(|| path.to_owned()));
     }
+    // A folder that cannot be listed has its error where its other files are looked for.
     let Ok(entries) = fs::read_dir(path) else { return Ok(None) };
     let is_model = |path: &PathBuf| {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

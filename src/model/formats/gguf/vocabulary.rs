@@ -206,8 +206,11 @@ impl<'a> Tokens<'a> {
     fn post_processor(&self, section: &Section, text: &TextMetadata, bos_by_default: bool) -> Result<Value> {
         let bos = self.named(section, text.bos, "bos_token_id")?;
         let eos = self.named(section, text.ends.first().copied(), "eos_token_id")?;
-        let bos = bos.filter(|_| section.flag("tokenizer.ggml.add_bos_token", bos_by_default).unwrap_or(false));
-        let eos = eos.filter(|_| section.flag("tokenizer.ggml.add_eos_token", false).unwrap_or(false));
+        let (with_bos, with_eos) = (
+            section.flag("tokenizer.ggml.add_bos_token", bos_by_default)?,
+            section.flag("tokenizer.ggml.add_eos_token", false)?,
+        );
+        let (bos, eos) = (bos.filter(|_| with_bos), eos.filter(|_| with_eos));
         let special =
             |token: Option<(usize, &str)>| token.map(|(_, text)| json!({"SpecialToken": {"id": text, "type_id": 0}}));
         let sequence = |id: &str, type_id| json!({"Sequence": {"id": id, "type_id": type_id}});
