@@ -2,10 +2,11 @@
 //! from simulated KV memory: whoever schedules a slot wrongly gets an error, or tokens that differ from
 //! [`FakeModel::generate`].
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+mod tiers;
 
-use parking_lot::Mutex;
+pub use tiers::FakeDisk;
+
+use std::collections::{HashMap, VecDeque};
 
 use crate::decode::rank::log_prob;
 use crate::decode::sample::most_likely_next;
@@ -13,10 +14,11 @@ use crate::decode::{SamplingParams, StopCriteria, StopVerdict};
 use crate::engine::FinishReason;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, SeqId, TokenId};
+use tiers::{FakeTiers, Open};
+
 use crate::step::{
-    Chunk, DiskLimits, DiskOrder, Executor, ExecutorLimits, Inspection, Landed, Pieces, PoolCopy, SampledRow,
-    SampledToken, StepOutput, StepPlan, StoredPrefix, TierCopy, TierLimits, TokenLogProb, Transfer, WindowCopy,
-    WindowPool,
+    Chunk, DiskLimits, DiskOrder, Executor, ExecutorLimits, Inspection, Landed, SampledRow, SampledToken, StepOutput,
+    StepPlan, TierCopy, TierLimits, TokenLogProb, Transfer, WindowCopy, WindowPool,
 };
 
 /// The function that stands for a model.
@@ -129,69 +131,6 @@ pub struct FakeExecutor {
     windows: Vec<(WindowPool, Vec<Slot>)>,
 }
 
-/// Host memory behind the fake device: copies to it are made at once, copies from it when they land.
-#[derive(Default)]
-struct FakeTiers {
-    host: Vec<Slot>,
-    /// Of each pool of windows.
-    window_hosts: Vec<Vec<Slot>>,
-    /// Of 100 transfers.
-    failing: u64,
-    /// Times that somebody must ask before a transfer lands.
-    delay: usize,
-    asked: usize,
-    open: VecDeque<(Open, usize)>,
-    disk: Option<FakeDisk>,
-}
-
-/// A disk that outlives executors.
-#[derive(Clone, Default)]
-pub struct FakeDisk {
-    max_blocks: usize,
-    max_stores: usize,
-    files: Arc<Mutex<HashMap<u64, FakeFile>>>,
-}
-
-/// The slots of each pool, those of full length first; none of a pool that had nothing.
-type FakeFile = (StoredPrefix, Vec<Vec<Slot>>);
-
-impl FakeDisk {
-    /// Room for so many blocks.
-    pub fn new(max_blocks: usize) -> Self {
-        Self { max_blocks, max_stores: usize::MAX, ..Self::default() }
-    }
-
-    /// The disk that takes so many blocks at a time only.
-    pub fn slow(self, max_stores: usize) -> Self {
-        Self { max_stores, ..self }
-    }
-
-    /// Blocks on it.
-    pub fn len(&self) -> usize {
-        self.files.lock().len()
-    }
-
-    /// Whether there is nothing on it.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// A transfer that has not landed.
-enum Open {
-    Copies(Transfer),
-    Store { id: u64 },
-    Load { id: u64, blocks: Vec<(u64, Pieces)> },
-}
-
-impl Open {
-    fn id(&self) -> u64 {
-        match self {
-            Self::Copies(Transfer { id, .. }) | Self::Store { id } | Self::Load { id, .. } => *id,
-        }
-    }
-}
-
 impl FakeExecutor {
     pub fn new(limits: ExecutorLimits, seed: u64) -> Self {
         Self {
@@ -242,48 +181,6 @@ impl FakeExecutor {
 
     pub fn model(&self) -> FakeModel {
         self.model
-    }
-
-    /// One block's slots from one tier to another; garbage if the transfer fails.
-    fn copy_tier(&mut self, PoolCopy { pool, copy }: PoolCopy, fails: bool) {
-        let size = self.limits.block_size_tokens;
-        let range = |block: u32| block as usize * size..(block as usize + 1) * size;
-        let (device, host) = match pool.checked_sub(1) {
-            None => (&mut self.slots, &mut self.tiers.host),
-            Some(window) => (&mut self.windows[window].1, &mut self.tiers.window_hosts[window]),
-        };
-        let (source, target) = match copy {
-            TierCopy::Offload { from, to } => (&device[range(from.0)], &mut host[range(to.0)]),
-            TierCopy::Onboard { from, to } => (&host[range(from.0)], &mut device[range(to.0)]),
-        };
-        match fails {
-            true => target.fill(Slot::default()),
-            false => target.copy_from_slice(source),
-        }
-    }
-
-    /// Reads blocks from disk; an entry that is not there makes all of it fail.
-    fn load(&mut self, blocks: &[(u64, Pieces)]) -> bool {
-        let size = self.limits.block_size_tokens;
-        let Some(disk) = &self.tiers.disk else { return false };
-        let files = disk.files.lock();
-        for (key, to) in blocks {
-            let Some((_, pieces)) = files.get(key) else { return false };
-            let pools = std::iter::once(&mut self.slots).chain(self.windows.iter_mut().map(|(_, slots)| slots));
-            let targets = std::iter::once(Some(to.full)).chain(to.windows.iter().copied());
-            for ((slots, target), piece) in pools.zip(targets).zip(pieces) {
-                let Some(block) = target else { continue };
-                if piece.is_empty() {
-                    return false;
-                }
-                slots[block.0 as usize * size..(block.0 as usize + 1) * size].copy_from_slice(piece);
-            }
-        }
-        true
-    }
-
-    fn fails(&self, id: u64) -> bool {
-        extend(self.model.seed, id as TokenId) % 100 < self.tiers.failing
     }
 
     fn check_plan(&self, plan: &StepPlan) -> Result<()> {
