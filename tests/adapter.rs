@@ -8,6 +8,8 @@ mod bls;
 mod contract;
 #[path = "adapter/docs.rs"]
 mod docs;
+#[path = "adapter/ensemble.rs"]
+mod ensemble;
 #[path = "abi/fake.rs"]
 mod fake;
 #[path = "adapter/lifecycle.rs"]

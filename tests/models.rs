@@ -17,6 +17,8 @@ mod formats;
 mod fp8;
 #[path = "models/fuzz.rs"]
 mod fuzz;
+#[path = "models/gguf.rs"]
+mod gguf;
 #[path = "models/golden.rs"]
 mod golden;
 #[path = "models/inspect.rs"]
