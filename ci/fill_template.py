@@ -9,6 +9,7 @@ consumes one level of backslashes: write \\, for a comma in a value and \\\\: fo
 """
 
 import argparse
+import difflib
 import re
 import sys
 from pathlib import Path
@@ -73,12 +74,18 @@ def change_setting(text: str, name: str, value: str) -> str | None:
     return text if found else None
 
 
+def suggestion(text: str, name: str) -> str:
+    """What may be meant by a name that a file does not have."""
+    close = difflib.get_close_matches(name, re.findall(r"\$\{(\w+)\}", text), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
 def fill(text: str, values: dict[str, str]) -> str:
     for name, value in values.items():
         if name not in text or name in SETTINGS and "${" + name + "}" not in text:
             changed = change_setting(text, name, value)
             if changed is None:
-                raise ValueError(f"key '{name}' does not exist in the file")
+                raise ValueError(f"key '{name}' does not exist in the file{suggestion(text, name)}")
             text = changed
     return Template(text).safe_substitute({**DEFAULTS, **values})
 

@@ -6,7 +6,7 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 usage: ci/serve.sh [options]
-  --model DIR           serve this Hugging Face folder instead of the demo model
+  --model PATH          serve this Hugging Face folder or GGUF file instead of the demo model
   --device KIND         cpu, cuda or auto (default auto)
   --prompt TEXT         the prompt that is answered first (default "Once upon a time")
   --max-tokens N        how many tokens to generate for it (default 80)
@@ -42,9 +42,12 @@ case $DEVICE in cpu|cuda|auto) ;; *) fail "--device is '$DEVICE'; it must be cpu
 for number in "$MAX_TOKENS" "$HTTP" "$GRPC" "$METRICS"; do
   case $number in ''|*[!0-9]*) fail "'$number' is not a whole number" ;; esac
 done
-FOLDER=$MODEL
-MODEL=$(cd "$FOLDER" 2>/dev/null && pwd) || fail "--model: there is no folder '$FOLDER'"
-[ -f "$MODEL/config.json" ] || fail "--model: $MODEL has no config.json, so it is not a Hugging Face model folder"
+[ -e "$MODEL" ] || fail "--model: there is no '$MODEL'"
+MODEL=$(realpath "$MODEL")
+case $MODEL in
+  *.gguf) ;;
+  *) [ -f "$MODEL/config.json" ] || fail "--model: $MODEL is neither a GGUF file nor a Hugging Face folder, which has a config.json" ;;
+esac
 
 ensure_system
 ensure_rust

@@ -189,7 +189,7 @@ fn s9_4_errors_of_the_llm_api_begin_as_its_model_begins_them() {
     for (request, fragment) in [
         (ask("x").input(flag("streaming")), "Streaming is only supported in decoupled mode"),
         (ask("x").input(two), "Expected a scalar tensor for tensor sampling_param_max_tokens"),
-        (ask("x").input(int("sampling_param_max_tokens", 0)), "request_output_len is 0"),
+        (ask("x").input(int("sampling_param_max_tokens", 0)), "sampling_param_max_tokens is 0"),
         (ask("x").input(int("sampling_param_best_of", 0)), "sampling_param_best_of is 0, expected 1 to 256"),
         (ask("x").input(Tensor::fp32("sampling_param_temperature", &[1], &[-1.0])), "temperature is -1"),
         (ask("x").input(lora), "lora_id, lora_name, and lora_path must all be provided together"),

@@ -51,6 +51,7 @@ def test_a_name_that_the_file_does_not_have_is_an_error(tmp_path):
     file.write_text("a: ${first}")
     result = run(file, "other:1")
     assert result.returncode == 1 and "'other' does not exist" in result.stderr
+    assert "did you mean 'first'?" in run(file, "frist:1").stderr
 
 
 def launch(tmp_path, *options, environment=None):
