@@ -78,6 +78,7 @@ def llama_with_rope(scaling, **changes):
 
 CONFIGS = {
     "llama-gqa": {**LLAMA, "num_hidden_layers": 3},
+    "llama-8-heads": {**LLAMA, "num_attention_heads": 8, "num_key_value_heads": 4},
     "llama-bf16": {**LLAMA, "torch_dtype": "bfloat16"},
     "llama-f16": {**LLAMA, "torch_dtype": "float16"},
     "llama-bias": {**LLAMA, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},

@@ -271,6 +271,7 @@ def main():
         ("llama-gqa", 1, 1, {}),
         ("llama-gqa", 2, 1, {}),
         ("llama-gqa", 4, 2, {"parallel_embedding": 0}),
+        ("llama-8-heads", 8, 1, {"parallel_embedding": 0}),
         ("llama-bias", 2, 2, {"parallel_embedding": 1}),
         ("qwen2-tied", 2, 1, {}),
         ("qwen3", 1, 2, {}),

@@ -60,7 +60,7 @@ pub fn assert_names(error: &Error, parts: &[&str]) {
 
 #[test]
 fn tensorrt_llm_checkpoints_of_any_parallelism_equal_the_reference() {
-    let folders = folders("trtllm", 39);
+    let folders = folders("trtllm", 40);
     let failed: Vec<_> =
         folders.iter().filter(|folder| panic::catch_unwind(|| check_folder(folder)).is_err()).collect();
     assert!(failed.is_empty(), "{failed:?}");
