@@ -37,6 +37,9 @@ def server(tmp_path_factory):
     copy_template(repository, "tensorrt_llm", name="guesses_wrong", edit=made_up, **values)
     for draft in DRAFTS:
         copy_template(repository, "tensorrt_llm_bls", name=f"bls_{draft}", edit=unary, tensorrt_llm_draft_model_name=draft)
+    copy_template(repository, "tensorrt_llm", name="llm_decoupled", **values)
+    models = {"tensorrt_llm_model_name": "llm_decoupled", "tensorrt_llm_draft_model_name": "llm_decoupled"}
+    copy_template(repository, "tensorrt_llm_bls", name="bls_decoupled", **models)
     running = Server(folder, repository)
     yield running
     assert running.stop() == 0, running.log[-4000:]
@@ -159,7 +162,7 @@ PERF = [
     "total_draft_tokens",
 ]
 PENALTIES = {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2}
-WORDS = {"stop_words": ["zzzz", "dog and"], "bad_words": ["cat", "house"]}
+WORDS = {"stop_words": ["."], "bad_words": [" Marble"]}
 
 
 def data_set():
@@ -211,7 +214,7 @@ BLS_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("draft", [*DRAFTS, "decoupled"])
 @pytest.mark.parametrize("options", BLS_OPTIONS.values(), ids=BLS_OPTIONS)
 def test_speculative_decoding_test_over_bls(server, draft, options):
     lines = list(data_set())
@@ -220,6 +223,8 @@ def test_speculative_decoding_test_over_bls(server, draft, options):
         _, control = whole_pipeline(server, "ensemble", prompt, output_len, options)
         result, text = whole_pipeline(server, f"bls_{draft}", prompt, output_len, options, num_draft_tokens=5)
         assert text == control and text
+        if options == WORDS:
+            assert text.endswith(".") and "Marble" not in text
         if options.get("return_perf_metrics"):
             values = {name: result.as_numpy(name)[0][0] for name in PERF}
             assert 0 < values["arrival_time_ns"] <= values["first_scheduled_time_ns"] <= values["first_token_time_ns"]
@@ -287,7 +292,9 @@ class Coordinator:
             written, _ = self.ask("tensorrt_llm", ids, 1 if drafts is None else len(drafts) + 1, drafts, logits)
             same = numpy.array_equal(written, ids) or (drafted is not None and numpy.array_equal(drafted, written))
             ids = written
-            if len(ids) >= end or same:
+            # The program holds the end of what was written against the rows of the list: right for one word of one token.
+            stopped = any(numpy.array_equal(ids[-len(row) :], row) for row in self.given["STOP_WORDS_IDS"][0])
+            if len(ids) >= end or same or stopped:
                 break
         post = [tensor(grpc, "TOKENS_BATCH", [[ids]], numpy.int32), tensor(grpc, "SEQUENCE_LENGTH", [[len(ids)]], numpy.int32)]
         return self.client.infer("postprocessing", post, request_id="1").as_numpy("OUTPUT")[0].decode()

@@ -4,6 +4,7 @@ and what comes next is served as ever."""
 import http.client
 import json
 import math
+import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,7 @@ import pytest
 import tritonclient.grpc as grpc
 import tritonclient.http as http_client
 from clients import Stream, core_inputs, tensor
-from server import eventually, sse_events
+from server import DEMO, DEVICE, copy_template, eventually, sse_events
 
 PROMPT = "Once upon a time"
 IDS = [1, 40, 50]
@@ -200,3 +201,27 @@ def test_t23_a_herd_is_answered(server):
         replies = list(pool.map(lambda _: server.generate("tensorrt_llm", text_input=PROMPT, max_tokens=1), range(300)))
     assert {reply.status for reply in replies} == {200}
     assert len({reply.json["text_output"] for reply in replies}) == 1
+
+
+@pytest.mark.parametrize("policy", ["guaranteed_no_evict", "max_utilization"])
+def test_t25_t26_a_pool_that_holds_little_more_than_one_answer(server, policy):
+    values = {"engine_dir": str(DEMO), "tokenizer_dir": str(DEMO), "device": DEVICE}
+    pool = {"max_seq_len": "256", "max_tokens_in_paged_kv_cache": "320", "batch_scheduler_policy": policy}
+    folder = copy_template(server.repository, "tensorrt_llm", name="narrow", **values, **pool)
+    try:
+        reply = server.post("/v2/repository/models/narrow/load", {})
+        assert reply.status == 200, reply.body
+        prompts = [f"{PROMPT} {word}" for word in ("there", "a", "in", "the", "two", "little")]
+        bodies = [{"text_input": prompt, "max_tokens": 40 + 15 * number, "end_id": -1} for number, prompt in enumerate(prompts)]
+        with ThreadPoolExecutor(len(bodies)) as clients:
+            texts = [list(clients.map(lambda body: server.text(model, **body), bodies)) for model in ("tensorrt_llm", "narrow")]
+        assert texts[0] == texts[1]
+        # An answer is cut at the length of the model; a prompt that leaves no room for one is refused.
+        assert server.generate("narrow", text_input=PROMPT, max_tokens=LARGEST).status == 200
+        assert server.generate("narrow", input_ids=[7] * 256, input_lengths=256, request_output_len=1).status in (400, 500)
+        blocks = lambda kind: server.metric("nv_trt_llm_kv_cache_block_metrics", model="narrow", kv_cache_block_type=kind)
+        eventually(lambda: blocks("used") == 0 and blocks("max") == 5, "five blocks, all free")
+    finally:
+        server.post("/v2/repository/models/narrow/unload", {})
+        eventually(lambda: not server.ready("narrow"), "unloaded")
+        shutil.rmtree(folder)
