@@ -283,6 +283,40 @@ fn what_is_opened_after_the_weights_is_checked_too() {
 }
 
 #[test]
+fn samples_of_the_warm_up_are_looked_at() {
+    let checked = |platform: &str, batch_size: &str, input: &str| {
+        let sample = format!("name: \"first\" {batch_size} inputs {{ key: \"max_tokens\" value {{ {input} }} }}");
+        let parameters = [("gpt_model_path", demo()), ("tokenizer_dir", demo()), ("device", "cpu".to_owned())]
+            .map(|(key, value)| format!("parameters {{ key: \"{key}\" value {{ string_value: \"{value}\" }} }}\n"));
+        let config = format!("{platform}\n{}model_warmup {{ {sample} }}\n", parameters.concat());
+        let files = [("llm/config.pbtxt", config), ("llm/1/x", String::new()), ("llm/warmup/four", "four".to_owned())];
+        check_files(&files, &[])
+    };
+    let (ours, one) = ("backend: \"trtllm\"", "batch_size: 1");
+    let typed = |given: &str| format!("data_type: TYPE_INT32 dims: [1] {given}");
+    for (platform, input, expected) in [
+        (ours, typed("zero_data: true"), "input \"max_tokens\" is zero, which is no length"),
+        (ours, typed(""), "has no data: give it zero_data, random_data or input_data_file"),
+        (ours, typed("input_data_file: \"five\""), "is from warmup/five (No such file"),
+        (
+            ours,
+            "data_type: TYPE_INT64 dims: [1] input_data_file: \"four\"".to_owned(),
+            "takes 8 bytes, but warmup/four",
+        ),
+        (ours, "data_type: TYPE_INT32 dims: [-1] random_data: true".to_owned(), "has a size of -1"),
+        ("platform: \"ensemble\"", typed("random_data: true"), "the server takes none for an ensemble"),
+    ] {
+        let (good, text) = checked(platform, one, &input);
+        assert!(!good && text.contains(expected) && text.contains("model_warmup \"first\""), "{expected}: {text}");
+    }
+    let file = typed("input_data_file: \"four\"");
+    let (good, text) = checked(ours, one, &file);
+    assert!(good && !text.contains("model_warmup"), "{text}");
+    let (good, text) = checked(ours, "", &file);
+    assert!(good && text.contains("has no batch_size: the server skips it"), "{text}");
+}
+
+#[test]
 fn a_folder_that_is_no_repository_is_told_what_one_is() {
     let (good, text) = check_files(&[("config.pbtxt", "backend: \"trtllm\"".into()), ("1/x", String::new())], &[]);
     assert!(!good && text.contains("is one model, it has a config.pbtxt: give the repository"), "{text}");

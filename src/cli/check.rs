@@ -1,6 +1,7 @@
 //! `trtllm check`: a model repository, looked at as the server and this backend would.
 
 mod tensors;
+mod warm_up;
 
 use crate::config::{
     Level, Loaded, ModelRole, Parameters, closest, is_placeholder, parse_config, with_engine_arguments,
@@ -128,6 +129,7 @@ fn check_model(entry: &Entry, all: &[Entry], gpu_gib: Option<f64>) -> Findings {
     if version.is_none() {
         findings.errors.push("there is no version folder: create the folder 1 (it may be empty)".to_owned());
     }
+    warm_up::check(config, folder, &mut findings);
     let backend = config["backend"].as_str().unwrap_or_default();
     if config["platform"] == "ensemble" {
         check_steps(config, all, &mut findings);
@@ -295,7 +297,7 @@ fn check_llm(
         tokenizer.check_vocabulary(report.limits.vocab_size)?;
     }
     if !report.host_blocks.is_empty()
-        && options.kv_host_bytes as u64 > report.device.free_bytes
+        && options.kv_host_bytes > report.device.free_bytes
         && report.device.host_accessible
     {
         findings.errors.push(format!(

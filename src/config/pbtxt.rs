@@ -6,9 +6,9 @@ use crate::error::{Error, Result};
 
 /// Fields of a model configuration that are lists however often they occur.
 const REPEATED: &[&str] =
-    &["input", "output", "instance_group", "step", "dims", "shape", "preferred_batch_size", "gpus"];
+    &["input", "output", "instance_group", "step", "dims", "shape", "preferred_batch_size", "gpus", "model_warmup"];
 /// Fields that are maps of `key` to `value`.
-const MAPS: &[&str] = &["parameters", "input_map", "output_map"];
+const MAPS: &[&str] = &["parameters", "input_map", "output_map", "inputs"];
 
 /// The configuration in the JSON form that the server gives to backends; what is not in the text is left out.
 ///

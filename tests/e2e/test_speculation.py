@@ -214,9 +214,12 @@ BLS_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("draft", [*DRAFTS, "decoupled"])
-@pytest.mark.parametrize("options", BLS_OPTIONS.values(), ids=BLS_OPTIONS)
-def test_speculative_decoding_test_over_bls(server, draft, options):
+BLS_CASES = [(draft, name) for draft in DRAFTS for name in BLS_OPTIONS] + [("decoupled", "logits-and-times")]
+
+
+@pytest.mark.parametrize("draft,name", BLS_CASES)
+def test_speculative_decoding_test_over_bls(server, draft, name):
+    options = BLS_OPTIONS[name]
     lines = list(data_set())
     assert len(lines) == 2
     for prompt, output_len in lines:

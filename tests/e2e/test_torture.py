@@ -109,11 +109,11 @@ def test_t03_lengths_of_prompts(server):
     def ask(count):
         return infer(server, *required(input_ids=([[7] * count], numpy.int32)))
 
-    assert ask(1)[0] == ask(1000)[0] == 200
-    for count in (2048, 100_000):
+    assert ask(1)[0] == 200
+    for count in (2048, 50_000):
         status, text = ask(count)
         assert status in (400, 500) and f"Prompt length ({count}) exceeds maximum input length" in text
-    reply = server.generate(UNARY, text_input="word " * 100_000, max_tokens=1)
+    reply = server.generate(UNARY, text_input="word " * 20_000, max_tokens=1)
     assert reply.status in (400, 500) and "exceeds maximum input length" in reply.error
 
 
@@ -188,8 +188,8 @@ def test_t12_games_with_ids(server):
 
 
 def test_t18_readers_that_do_not_read(server):
-    body = {"text_input": PROMPT, "max_tokens": 120, "stream": True, "end_id": -1}
-    opened = [server.open_stream("tensorrt_llm", **body) for _ in range(16)]
+    body = {"text_input": PROMPT, "max_tokens": 60, "stream": True, "end_id": -1}
+    opened = [server.open_stream("tensorrt_llm", **body) for _ in range(8)]
     expected = "".join(event["text_output"] for event in server.stream("tensorrt_llm", **body))
     for connection, response in opened:
         assert "".join(event["text_output"] for event in sse_events(response)) == expected
