@@ -265,6 +265,7 @@ fn what_is_opened_after_the_weights_is_checked_too() {
             "/no/such.json",
             "kv_cache_warm_up_file is \"/no/such.json\", which is no file",
         ),
+        (ours, "kv_cache_disk_path", "/proc/kv", "kv_cache_disk_path is \"/proc/kv\", where no file can be written"),
         (ours, "kv_cache_host_memory_bytes", "900000000000000", "kv_cache_host_memory_bytes is 900000000000000, but"),
     ] {
         let (good, text) = checked(backend, key, value);

@@ -13,6 +13,8 @@ use crate::text::Tokenizer;
 use clap::Args;
 use serde_json::Value;
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The folders under which this backend is installed.
@@ -329,12 +331,22 @@ fn check_files(parameters: &Parameters, findings: &mut Findings) {
     let Some(folder) = &parameters.kv_cache_disk_path.value else { return };
     // The folder is made where it is not there.
     let there = Path::new(folder).ancestors().find(|ancestor| ancestor.exists());
-    let metadata = there.and_then(|there| fs::metadata(there).ok());
-    if metadata.is_none_or(|metadata| !metadata.is_dir() || metadata.permissions().readonly()) {
+    if !there.is_some_and(takes_files) {
         findings
             .errors
             .push(format!("kv_cache_disk_path is {folder:?}, where no file can be written: correct the path"));
     }
+}
+
+/// Whether files can be made in a folder, as far as that can be told without making one.
+fn takes_files(folder: &Path) -> bool {
+    let Ok(metadata) = fs::metadata(folder) else { return false };
+    // A file without a name, which is gone when it is closed. Not all file systems have it.
+    let unnamed =
+        fs::OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(folder).map_err(|error| error.kind());
+    metadata.is_dir()
+        && !metadata.permissions().readonly()
+        && !matches!(unnamed, Err(ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied))
 }
 
 fn check_tokenizer(dir: &str) -> Result<Tokenizer> {

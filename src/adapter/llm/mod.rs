@@ -37,7 +37,7 @@ pub use interface::{Asked, End, Form, Interface};
 pub use open::{ExecutorSource, ModelExecutor};
 pub use request::{Call, Generate, Item, LogProbs, Rules};
 pub use response::Step;
-pub use template::config_template;
+pub use template::{config_template, template_tensor, template_text};
 
 use crate::tensors::OldVersion;
 use crate::tensors::llm::{SEQUENCE_CONTROLS, Use};

@@ -90,16 +90,17 @@ instance_group [
 
 /// The text of the template.
 pub fn config_template() -> String {
-    let mut text = HEAD.to_owned();
-    text.push_str("\ninput [\n");
     let declared = INPUTS.iter().filter(|row| row.declared != Declared::ByUser);
     let inputs: Vec<_> = declared.flat_map(names).map(|(row, name)| input(row, name)).collect();
-    text.push_str(&inputs.join(",\n"));
-    text.push_str("\n]\n\noutput [\n");
-    let outputs: Vec<_> = OUTPUTS.iter().map(|row| entry(row.name, &config_type(row.dtype), row.dims, "")).collect();
-    text.push_str(&outputs.join(",\n"));
-    text.push_str("\n]\n");
-    for (key, value) in TEMPLATE_PARAMETERS {
+    let outputs: Vec<_> =
+        OUTPUTS.iter().map(|row| template_tensor(row.name, &config_type(row.dtype), row.dims, "")).collect();
+    template_text(HEAD, &inputs, &outputs, TEMPLATE_PARAMETERS)
+}
+
+/// A template of its parts: `inputs` and `outputs` as [`template_tensor`] writes them.
+pub fn template_text(head: &str, inputs: &[String], outputs: &[String], parameters: &[(&str, &str)]) -> String {
+    let mut text = format!("{head}\ninput [\n{}\n]\n\noutput [\n{}\n]\n", inputs.join(",\n"), outputs.join(",\n"));
+    for (key, value) in parameters {
         // Writing to a String cannot fail.
         let _ = write!(text, "\nparameters: {{\n  key: \"{key}\"\n  value: {{ string_value: \"{value}\" }}\n}}");
     }
@@ -116,14 +117,17 @@ fn names(row: &'static InputRow) -> impl Iterator<Item = (&'static InputRow, &'s
 fn input(row: &InputRow, name: &str) -> String {
     let dtype = config_type(row.dtype);
     match row.shape {
-        Shape::Scalar => entry(name, &dtype, &[1], "\n    reshape: { shape: [ ] }\n    optional: true"),
-        Shape::One => entry(name, &dtype, &[1], "\n    optional: true"),
-        Shape::Dims(dims) => entry(name, &dtype, dims, "\n    optional: true"),
-        Shape::Ragged(dims) => entry(name, &dtype, dims, "\n    allow_ragged_batch: true\n    optional: true"),
+        Shape::Scalar => template_tensor(name, &dtype, &[1], "\n    reshape: { shape: [ ] }\n    optional: true"),
+        Shape::One => template_tensor(name, &dtype, &[1], "\n    optional: true"),
+        Shape::Dims(dims) => template_tensor(name, &dtype, dims, "\n    optional: true"),
+        Shape::Ragged(dims) => {
+            template_tensor(name, &dtype, dims, "\n    allow_ragged_batch: true\n    optional: true")
+        }
     }
 }
 
-fn entry(name: &str, dtype: &str, dims: &[i64], more: &str) -> String {
+/// One tensor of a template; `more` is what follows its dims.
+pub fn template_tensor(name: &str, dtype: &str, dims: &[i64], more: &str) -> String {
     let dims: Vec<_> = dims.iter().map(i64::to_string).collect();
     format!("  {{\n    name: \"{name}\"\n    data_type: {dtype}\n    dims: [ {} ]{more}\n  }}", dims.join(", "))
 }

@@ -148,7 +148,7 @@ pub struct GuidesArgs {
 
 #[derive(Debug, Args)]
 struct ModelArgs {
-    /// A Hugging Face folder.
+    /// A Hugging Face folder, a TensorRT-LLM checkpoint or a GGUF file.
     #[arg(long, required_unless_present = "dummy", conflicts_with = "dummy")]
     model: Option<PathBuf>,
     /// The shape of a well-known model with made-up weights, e.g. llama-3.1-8b.

@@ -1,9 +1,8 @@
 //! The parts of a configuration that its user left out, and the template.
 
-use std::fmt::Write;
-
 use serde_json::{Value, json};
 
+use crate::adapter::llm::{template_tensor, template_text};
 use crate::tensors::bls::{BlsInput, mandatory, outputs, template_inputs};
 use crate::tensors::llm::INPUTS as LLM_INPUTS;
 
@@ -58,32 +57,23 @@ instance_group [
 
 /// `model_repo/tensorrt_llm_bls/config.pbtxt`.
 pub fn config_template() -> String {
-    let mut text = HEAD.to_owned();
-    let entry = |name: &str, data_type: &str, dims: &[i64], more: &str| {
-        let dims: Vec<_> = dims.iter().map(i64::to_string).collect();
-        format!("  {{\n    name: \"{name}\"\n    data_type: {data_type}\n    dims: [ {} ]{more}\n  }}", dims.join(", "))
-    };
     let input = |row: &BlsInput| {
         let more = match (mandatory(row), LLM_INPUTS.iter().any(|llm| llm.name == row.name) && row.dims.len() > 1) {
             (true, _) => "",
             (false, true) => "\n    allow_ragged_batch: true\n    optional: true",
             (false, false) => "\n    optional: true",
         };
-        entry(row.name, row.data_type, row.dims, more)
+        template_tensor(row.name, row.data_type, row.dims, more)
     };
     let inputs: Vec<_> = template_inputs().map(input).collect();
-    let outputs: Vec<_> = outputs().map(|(name, data_type, dims)| entry(name, &data_type, dims, "")).collect();
-    // Writing to a String cannot fail.
-    let _ = write!(text, "\ninput [\n{}\n]\n\noutput [\n{}\n]\n", inputs.join(",\n"), outputs.join(",\n"));
-    for (key, value) in [
+    let outputs: Vec<_> =
+        outputs().map(|(name, data_type, dims)| template_tensor(name, &data_type, dims, "")).collect();
+    let parameters = [
         ("model_role", "bls"),
         ("accumulate_tokens", "${accumulate_tokens}"),
         ("tensorrt_llm_model_name", "${tensorrt_llm_model_name}"),
         ("tensorrt_llm_draft_model_name", "${tensorrt_llm_draft_model_name}"),
         ("multimodal_encoders_name", "${multimodal_encoders_name}"),
-    ] {
-        let _ = write!(text, "\nparameters: {{\n  key: \"{key}\"\n  value: {{ string_value: \"{value}\" }}\n}}");
-    }
-    text.push('\n');
-    text
+    ];
+    template_text(HEAD, &inputs, &outputs, &parameters)
 }
