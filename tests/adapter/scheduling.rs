@@ -125,7 +125,7 @@ fn a_parameter_without_effect_is_told_of_once() {
     let server = start();
     let model = server.load(model("llm", false, &[])).unwrap();
     let with = |name: &str| request(&[5, 6, 7], 2).parameter(name, text("4"));
-    for name in ["runtime_top_pp", "runtime_top_pp", "tenant", "x"] {
+    for name in ["runtime_top_pp", "runtime_top_pp", "tenant", "id", "x"] {
         assert_eq!(tokens(&model.infer(with(name)))[0].1[..3], [5, 6, 7], "{name}");
     }
     let told: Vec<_> =

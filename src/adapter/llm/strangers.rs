@@ -12,6 +12,9 @@ use crate::triton::ParameterValue;
 /// Most names that are told of: clients choose them.
 const MOST: usize = 32;
 
+/// The endpoints read it as the id of the request, and leave it among the parameters.
+const ID: &str = "id";
+
 /// The names that the log has told of.
 #[derive(Default)]
 pub struct Strangers(Mutex<BTreeSet<String>>);
@@ -19,7 +22,7 @@ pub struct Strangers(Mutex<BTreeSet<String>>);
 impl Strangers {
     /// Tells once of each parameter that has no effect.
     pub fn tell(&self, parameters: &BTreeMap<String, ParameterValue>) {
-        for name in parameters.keys().filter(|name| !TERMS.contains(&name.as_str())) {
+        for name in parameters.keys().filter(|name| !TERMS.contains(&name.as_str()) && *name != ID) {
             let mut told = self.0.lock();
             if told.len() < MOST && told.insert(name.clone()) {
                 let inputs = INPUTS.iter().flat_map(|row| row.aliases.iter().copied().chain([row.name]));
