@@ -64,7 +64,11 @@ impl Gate {
         let first = self.next_id.fetch_add(count as u64, Ordering::Relaxed);
         let ids: Vec<_> = (first..first + count as u64).map(RequestId).collect();
         for (id, request) in ids.iter().zip(requests) {
-            self.check(*id, request)?;
+            check_shape(request)?;
+            self.check(request).map_err(|error| {
+                let reason = format!("Encountered an error when fetching new request: {}", error.message());
+                Error::new(error.kind(), failed_request(*id, &reason))
+            })?;
         }
         let closed = self.closed.lock();
         if let Some(error) = &*closed {
@@ -114,18 +118,12 @@ impl Gate {
         })
     }
 
-    fn check(&self, id: RequestId, request: &Request) -> Result<()> {
+    /// Whether this engine can run the request.
+    fn check(&self, request: &Request) -> Result<()> {
         let (prompt, vocab) = (request.prompt.len(), self.limits.vocab_size);
-        if prompt == 0 {
-            return Err(Error::invalid("the prompt is empty, expected at least 1 token"));
-        }
-        if request.stop.max_tokens == 0 {
-            return Err(Error::invalid("the number of output tokens is 0, expected at least 1"));
-        }
         let longest = self.config.longest_prompt();
         if prompt > longest {
-            let reason = format!("Prompt length ({prompt}) exceeds maximum input length ({longest})");
-            return Err(Error::invalid(failed_request(id, &reason)));
+            return Err(Error::invalid(format!("Prompt length ({prompt}) exceeds maximum input length ({longest})")));
         }
         let below = |end: usize| move |token: &i32| usize::try_from(*token).is_ok_and(|token| token < end);
         let in_vocab = below(vocab);
@@ -147,14 +145,12 @@ impl Gate {
             )));
         }
         if let Some(token) = request.stop.end_ids.iter().find(|&token| !in_vocab(token)) {
-            let reason = format!("end id {token} is outside the vocabulary, expected 0 to {}", vocab - 1);
-            return Err(Error::invalid(failed_request(id, &reason)));
-        }
-        if request.stop.stop_words.iter().any(Vec::is_empty) {
-            return Err(Error::invalid("a stop word is empty, expected at least 1 token"));
+            return Err(Error::invalid(format!(
+                "end id {token} is outside the vocabulary, expected 0 to {}",
+                vocab - 1
+            )));
         }
         self.check_sequences(request)?;
-        check_cache_fields(request)?;
         self.check_fits(prompt, request.stop.max_tokens)
     }
 
@@ -162,9 +158,6 @@ impl Gate {
         let (count, max) = (request.num_sequences, self.config.max_batch_size);
         if count == 0 || count > max {
             return Err(Error::invalid(format!("the number of return sequences is {count}, expected 1 to {max}")));
-        }
-        if request.tenant.weight == 0 {
-            return Err(Error::invalid("the weight of the tenant is 0, expected at least 1"));
         }
         Ok(())
     }
@@ -214,6 +207,23 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// Whether the request is one at all, whatever the engine.
+fn check_shape(request: &Request) -> Result<()> {
+    if request.prompt.is_empty() {
+        return Err(Error::invalid("the prompt is empty, expected at least 1 token"));
+    }
+    if request.stop.max_tokens == 0 {
+        return Err(Error::invalid("the number of output tokens is 0, expected at least 1"));
+    }
+    if request.stop.stop_words.iter().any(Vec::is_empty) {
+        return Err(Error::invalid("a stop word is empty, expected at least 1 token"));
+    }
+    if request.tenant.weight == 0 {
+        return Err(Error::invalid("the weight of the tenant is 0, expected at least 1"));
+    }
+    check_cache_fields(request)
 }
 
 /// Adds to a count unless that would exceed the limit.

@@ -1,5 +1,8 @@
 //! An iteration as a line of the log.
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
 use super::{Family, Snapshot, Value};
 use crate::config::BatchingType;
 
@@ -27,31 +30,16 @@ impl Value {
         match self {
             Value::Count(read) | Value::Total(read) => Some(read(snapshot).to_string()),
             Value::Fraction(read) | Value::TotalShare(read) => Some(format!("{:.6}", read(snapshot))),
-            Value::Timestamp => Some(format!("\"{}\"", calendar(snapshot.timestamp_us))),
+            Value::Timestamp => Some(format!("\"{}\"", calendar(snapshot.timestamp_us, TimeZone::system()))),
             Value::Window(_) | Value::Observed => None,
         }
     }
 }
 
-/// `MM-DD-YYYY HH:MM:SS.ffffff` in UTC.
-fn calendar(timestamp_us: u64) -> String {
-    let (seconds, micros) = (timestamp_us / 1_000_000, timestamp_us % 1_000_000);
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil_from_days(days);
-    let (hours, minutes) = (second / 3600, second / 60 % 60);
-    format!("{month:02}-{day:02}-{year:04} {hours:02}:{minutes:02}:{:02}.{micros:06}", second % 60)
-}
-
-/// Year, month and day of a day count since 1970-01-01, by eras of 400 years that start on March 1.
-fn civil_from_days(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+/// `MM-DD-YYYY HH:MM:SS.ffffff`, the clock on the wall there. What reads it takes it for local time.
+fn calendar(timestamp_us: u64, zone: TimeZone) -> String {
+    let instant = Timestamp::from_microsecond(timestamp_us as i64).unwrap_or(Timestamp::UNIX_EPOCH);
+    instant.to_zoned(zone).strftime("%m-%d-%Y %H:%M:%S%.6f").to_string()
 }
 
 #[cfg(test)]
@@ -93,10 +81,24 @@ mod tests {
     }
 
     #[test]
-    fn the_timestamp_is_month_day_year_and_time_with_microseconds() {
-        let snapshot = Snapshot { timestamp_us: 1_709_210_096_000_042, ..Snapshot::default() };
+    fn s5_2_the_timestamp_is_month_day_year_and_local_time_with_microseconds() {
+        let timestamp_us = 1_709_210_096_000_042;
+        let offset =
+            |hours, minutes| TimeZone::fixed(jiff::tz::Offset::from_seconds(hours * 3600 + minutes * 60).unwrap());
+        for (zone, text) in [
+            (TimeZone::UTC, "02-29-2024 12:34:56.000042"),
+            (offset(5, 30), "02-29-2024 18:04:56.000042"),
+            (offset(-13, 0), "02-28-2024 23:34:56.000042"),
+            (TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap(), "02-29-2024 13:34:56.000042"),
+        ] {
+            assert_eq!(calendar(timestamp_us, zone), text);
+        }
+        let summer_us = timestamp_us + 120 * 86_400_000_000;
+        let berlin = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        assert_eq!(calendar(summer_us, berlin), "06-28-2024 14:34:56.000042", "daylight saving time");
+        let snapshot = Snapshot { timestamp_us, ..Snapshot::default() };
         let json: serde_json::Value = serde_json::from_str(&iteration_json(&snapshot, BatchingType::Inflight)).unwrap();
-        assert_eq!(json["Timestamp"], "02-29-2024 12:34:56.000042");
+        assert_eq!(json["Timestamp"], calendar(timestamp_us, TimeZone::system()));
     }
 
     #[test]

@@ -9,7 +9,6 @@ use crate::fake::{LoadedModel, ModelSpec, Reply, RequestSpec, Server, Tensor};
 use crate::operation::until;
 use crate::script::{ANSWER, DRAFT, DRAFT_PERIOD, error, flag, start, text_model, tokenizer_dir, with_id};
 
-const INTERNAL: u32 = 1;
 const INVALID_ARG: u32 = 3;
 const PROMPT: &str = "Once";
 
@@ -200,7 +199,7 @@ fn s6_4_both_models_must_have_the_same_policy() {
     let _models = surroundings(&server, true);
     let bls = server.load(bls(false, &[])).unwrap();
     let (code, message) = error(&bls.infer(ask(3).input(flag("stream"))));
-    assert!(code == INTERNAL && message.contains("both must have the same policy"), "{message}");
+    assert!(code == INVALID_ARG && message.contains("both must have the same policy"), "{message}");
 }
 
 /// Requests that a model has ended.

@@ -105,9 +105,21 @@ fn s4_7_runtime_failures_have_the_prefix_that_log_scrapers_know() {
     let (_, long) = error(&model.infer(request(&[5; 200], 1)));
     assert!(
         long.starts_with(prefix)
-            && long.contains(" due to the following error: Prompt length (200) exceeds maximum input length ("),
+            && long.contains(
+                " due to the following error: Encountered an error when fetching new request: Prompt length (200) exceeds \
+                 maximum input length ("
+            ),
         "{long}"
     );
+    let fetching = "due to the following error: Encountered an error when fetching new request: ";
+    for (spec, reason) in [
+        (request(&PROMPT, 1).input(int("beam_width", 2)), "beam_width is 2, expected 1 to max_beam_width"),
+        (request(&PROMPT, 1).input(int("end_id", 1000)), "end id 1000 is outside the vocabulary"),
+    ] {
+        let (code, text) = error(&model.infer(spec));
+        assert!(code == INVALID_ARG && text.starts_with(prefix), "{text}");
+        assert!(text.contains(&format!("{fetching}{reason}")), "{text}");
+    }
     let guided = request(&PROMPT, 2)
         .input(Tensor::strings("guided_decoding_guide_type", &[1, 1], &["json"]))
         .input(int("end_id", 2));

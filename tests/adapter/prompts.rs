@@ -222,7 +222,35 @@ fn s9_4_the_stop_command_of_the_llm_api_ends_both_requests_as_cancelled() {
     assert_eq!(error(&model.infer(stop())).0, CANCELLED, "an id that is gone is no error of its own");
     let mut nameless = stop();
     nameless.id.clear();
-    assert!(error(&model.infer(nameless)).1.contains("request ID is not provided"));
+    let (code, text) = error(&model.infer(nameless));
+    assert_eq!(code, INVALID_ARG);
+    assert!(text.starts_with("Error generating request: ") && text.ends_with("request ID is not provided"), "{text}");
+}
+
+#[test]
+fn s9_4_errors_begin_as_upstreams_wherever_they_come_from() {
+    let server = start();
+    for (model, prefix) in [(llmapi(false), "Error generating request: "), (vllm(), "Error generating stream: ")] {
+        let model = model.load(&server).unwrap();
+        let tenant = ask("x").parameter("tenant", ParameterValue::Bool(true));
+        let half = ask("x").parameter("request_type", ParameterValue::Text("context_only".into()));
+        for (request, fragment) in [(tenant, "tenant"), (half, "request_type context_only")] {
+            let (_, text) = error(&model.infer(request));
+            assert!(text.starts_with(prefix) && text.contains(fragment), "{text}");
+        }
+        for function in ["TRITONBACKEND_RequestId", "TRITONBACKEND_RequestInputByIndex"] {
+            server.fail_next(function, "broken");
+            let (_, text) = error(&model.infer(ask("x")));
+            assert!(text.starts_with(prefix) && text.contains("broken"), "{function}: {text}");
+        }
+        let mut gone = ask("x");
+        gone.cancelled = true;
+        let (code, text) = error(&model.infer(gone));
+        assert!(
+            code == CANCELLED && ["Request cancelled by client", "Request was cancelled"].contains(&&*text),
+            "{text}"
+        );
+    }
 }
 
 #[test]

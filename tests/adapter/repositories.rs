@@ -284,5 +284,10 @@ fn s6_4_the_bls_of_every_version_answers() {
         let replies: Vec<Reply> = models[name].infer(request);
         assert_eq!((replies.len(), &replies[0].error), (1, &None), "{version}");
         assert_eq!(replies[0].output("text_output").unwrap().to_strings(), [format!("{PROMPT}{}", said(6))]);
+        let asked = with(ask(version, 6), Tensor::bools("return_log_probs", &[1, 1], &[true]));
+        let request = admit(&config, &asked).expect("all inputs of the BLS").output("cum_log_probs");
+        let replies = models[name].infer(request);
+        assert_eq!(replies[0].error, None, "{version}");
+        assert_eq!(replies[0].output("cum_log_probs").unwrap().to_fp32(), [-3.0], "{version}");
     }
 }

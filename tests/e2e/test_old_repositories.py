@@ -55,6 +55,9 @@ def test_appendix_a_a_repository_of_each_version_answers_generate(tmp_path, vers
     assert bool(unasked) == (version in ("0.6", "0.7", "0.8", "0.11", "0.13")), reply.json
     if (REPOSITORIES / version / "tensorrt_llm_bls").exists():
         assert server.text("tensorrt_llm_bls", **body) == text
+        told = server.generate("tensorrt_llm_bls", **body, return_log_probs=True)
+        assert told.status == 200, told.body
+        assert told.json["text_output"] == text and all(value < 0 for value in told.json["output_log_probs"]), told.json
     assert server.stop() == 0, server.log[-4000:]
 
 

@@ -229,6 +229,10 @@ def test_max_queue_size_tool_streaming(server):
     client.unload_model("small_stream_queue", unload_dependents=False)
 
 
+# The server's clock on the wall, which its log tells.
+ZONE, AHEAD_SECONDS = "XST-5:30", 5.5 * 3600
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["not_decoupled", "decoupled"])
 def ci(request, tmp_path_factory):
     """The CI's repository with its parameters, once with each policy."""
@@ -254,7 +258,9 @@ def ci(request, tmp_path_factory):
     copy_template(repository, "postprocessing", tokenizer_dir=demo)
     copy_template(repository, "ensemble")
     copy_template(repository, "tensorrt_llm_bls", edit=edit)
-    running = Server(folder, repository, "--disable-auto-complete-config")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", ZONE)
+        running = Server(folder, repository, "--disable-auto-complete-config")
     running.decoupled = request.param
     yield running
     running.process.send_signal(signal.SIGINT)
@@ -444,7 +450,7 @@ def test_ci_10_every_number_of_the_line_is_that_of_the_metrics(ci):
     line, values = lines()[-1], gauges()
     assert set(values) == {*keys, timestamp} and len(line) == len(values) == 22
     assert {key: int(line[name]) for key, name in keys.items()} == {key: int(values[key]) for key in keys}
-    told = calendar.timegm(time.strptime(line["Timestamp"].split(".")[0], "%m-%d-%Y %H:%M:%S"))
+    told = calendar.timegm(time.strptime(line["Timestamp"].split(".")[0], "%m-%d-%Y %H:%M:%S")) - AHEAD_SECONDS
     assert abs(told - values[timestamp] / 1e6) <= 1
 
 

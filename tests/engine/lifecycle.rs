@@ -62,22 +62,27 @@ fn what_cannot_be_served_is_refused_with_the_value_and_the_bound() {
     let mut small = limits();
     small.num_blocks = 6;
     let mut engine = core(EngineConfig::for_limits(&small), &small);
-    let cases = [
+    let malformed = [
         (request([], 1), "the prompt is empty, expected at least 1 token"),
         (request([1], 0), "the number of output tokens is 0, expected at least 1"),
+    ];
+    for (request, text) in malformed {
+        assert_eq!(refusal(&mut engine, request), (ErrorKind::InvalidArg, text.to_string()));
+    }
+    let cases = [
         (request([1, 26], 1), "prompt token 26 is outside the vocabulary, expected 0 to 25"),
         (request([-1], 1), "prompt token -1 is outside the vocabulary, expected 0 to 25"),
-        (
-            request(vec![1; 48], 1),
-            "Executor failed process requestId 5 due to the following error: Prompt length (48) exceeds maximum input length (47)",
-        ),
+        (request(vec![1; 48], 1), "Prompt length (48) exceeds maximum input length (47)"),
         (
             request(vec![1; 20], 6),
             "the request can never run: 20 prompt and 6 output tokens need 7 KV blocks of 4 tokens, but there are 6",
         ),
     ];
-    for (request, text) in cases {
-        assert_eq!(refusal(&mut engine, request), (ErrorKind::InvalidArg, text.to_string()));
+    for (id, (request, reason)) in (3..).zip(cases) {
+        let text = format!(
+            "Executor failed process requestId {id} due to the following error: Encountered an error when fetching new request: {reason}"
+        );
+        assert_eq!(refusal(&mut engine, request), (ErrorKind::InvalidArg, text));
     }
     let tape = serve(&mut engine, request(vec![1; 20], 5));
     assert_eq!(tape.reason(), Some(FinishReason::Length), "the next request is served");

@@ -83,15 +83,23 @@ impl LlmInstance {
                 if warm_up.is_some() {
                     tracing::error!("model_warmup: {error}");
                 }
-                return fail(request, error, exec_start_ns);
+                return fail(request, self.worded(error), exec_start_ns);
             }
         };
         match call {
             Call::Stop => self.stop(request),
             Call::Generate(generate) => match request.id().map(str::to_owned) {
                 Ok(id) => self.generate(request, &id, generate, exec_start_ns),
-                Err(error) => fail(request, error, exec_start_ns),
+                Err(error) => fail(request, self.worded(error), exec_start_ns),
             },
+        }
+    }
+
+    /// The error in the words of the backend whose tensors the request has.
+    fn worded(&self, error: Error) -> Error {
+        match &self.rules.interface {
+            Some(interface) => interface.error(error),
+            None => error,
         }
     }
 
@@ -105,9 +113,9 @@ impl LlmInstance {
             warm_up.fit(&mut inputs, self.rules.vocab_size);
         }
         let call = match &self.rules.interface {
-            Some(interface) => interface
-                .parse(&self.rules, &Asked { inputs: &inputs, requested: &requested, parameters: &parameters })
-                .map_err(|error| interface.error(error)),
+            Some(interface) => {
+                interface.parse(&self.rules, &Asked { inputs: &inputs, requested: &requested, parameters: &parameters })
+            }
             None => {
                 self.strangers.tell(&parameters);
                 Call::parse(&self.rules, &inputs, &requested)
@@ -130,14 +138,15 @@ impl LlmInstance {
     fn stop(&self, request: Request) {
         match request.id().map(str::to_owned) {
             Ok(id) if id.is_empty() => {
-                request.fail(Error::invalid("cannot send a stop request: request ID is not provided"), None);
+                let error = Error::invalid("cannot send a stop request: request ID is not provided");
+                request.fail(self.worded(error), None);
             }
             Ok(id) => {
                 self.active.stop(&id);
                 let stopped = self.rules.interface.as_ref().map_or(Ok(Response::default()), |i| i.stopped());
                 request.into_sink().finish(stopped, None);
             }
-            Err(error) => request.fail(error, None),
+            Err(error) => request.fail(self.worded(error), None),
         }
     }
 
@@ -148,7 +157,7 @@ impl LlmInstance {
         let tokenizer = self.rules.text.as_ref().map(|text| &text.tokenizer);
         let threads = self.threads.lock();
         let Some(Threads { responder, .. }) = &*threads else {
-            return fail(request, Error::unavailable("the model is being unloaded"), exec_start_ns);
+            return fail(request, self.worded(Error::unavailable("the model is being unloaded")), exec_start_ns);
         };
         let open = OpenCall {
             rows: Row::all(&plan, &items, tokenizer),

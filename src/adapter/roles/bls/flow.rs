@@ -139,7 +139,7 @@ impl<'a> Flow<'a> {
             let (outputs, rows) = self.texts(response?)?;
             if !settings.decoupled && sent == 1 {
                 responses.cancel();
-                return Err(Error::internal(format!(
+                return Err(Error::invalid(format!(
                     "model {:?} sent several responses to a model that is not decoupled: both must have the same policy",
                     settings.llm
                 )));
@@ -223,14 +223,7 @@ impl<'a> Flow<'a> {
         (ids.name, lengths.name) = ("TOKENS_BATCH".to_owned(), "SEQUENCE_LENGTH".to_owned());
         let rows = lengths.data.len();
         let postprocessing = &self.settings.postprocessing;
-        let mut inputs = vec![ids, lengths];
-        // An LLM that tells them unasked is of the time when `postprocessing` could not do without.
-        if self.settings.before_logits || !self.log_probs {
-            let told =
-                |(name, to): (&str, &str)| Some(NamedTensor { name: to.to_owned(), ..present(&passed, name)?.clone() });
-            inputs.extend(LOG_PROBS.into_iter().filter_map(told));
-        }
-        let texts = self.only(postprocessing, inputs, vec!["OUTPUT".to_owned()])?;
+        let texts = self.detokenize(vec![ids, lengths], &passed)?;
         let texts = present(&texts, "OUTPUT").ok_or_else(|| missing_output(postprocessing, "OUTPUT"))?;
         let cut = |(row, text): (usize, &str)| {
             let key: RowKey = (batch_index, sequence_index, row);
@@ -245,6 +238,28 @@ impl<'a> Flow<'a> {
         let text = NamedTensor::new("text_output", [texts.len() as i64], TensorData::Bytes(texts));
         passed.insert(0, text);
         Ok((passed, rows))
+    }
+
+    /// What the postprocessing model makes of its inputs.
+    fn detokenize(&self, mut inputs: Vec<NamedTensor>, passed: &[NamedTensor]) -> Result<Vec<NamedTensor>> {
+        let model = &self.settings.postprocessing;
+        let call = |inputs| self.only(model, inputs, vec!["OUTPUT".to_owned()]);
+        let told =
+            |(name, to): (&str, &str)| Some(NamedTensor { name: to.to_owned(), ..present(passed, name)?.clone() });
+        let log_probs: Vec<_> = LOG_PROBS.into_iter().filter_map(told).collect();
+        // Up to version 0.9 the LLM tells them unasked, as the model cannot do without. Where they were asked for, the
+        // server's refusal says that it is such a model.
+        if self.settings.before_logits || !self.log_probs || log_probs.is_empty() {
+            inputs.extend(log_probs);
+            return call(inputs);
+        }
+        match call(inputs.clone()) {
+            Err(error) if error.message().contains(LOG_PROBS[0].1) => {
+                inputs.extend(log_probs);
+                call(inputs)
+            }
+            texts => texts,
+        }
     }
 
     /// All tokens so far, and their number.

@@ -239,7 +239,7 @@ pub fn cancelled(style: Style) -> Error {
 /// An error in the words of the role.
 pub fn worded(style: Style, error: Error) -> Error {
     match (style, error.kind()) {
-        (_, ErrorKind::Cancelled) => error,
+        (_, ErrorKind::Cancelled) => cancelled(style),
         (Style::LlmApi, kind) => Error::new(kind, format!("Error generating request: {}", error.message())),
         (Style::Vllm, kind) => Error::new(kind, format!("Error generating stream: {}", error.message())),
     }
