@@ -187,7 +187,7 @@ def test_9_llm_api_stop_command_cancels(server):
 
 def test_9_llm_api_errors_begin_as_there(server):
     for body, fragment in (
-        ({"sampling_param_max_tokens": 0}, "request_output_len is 0"),
+        ({"sampling_param_max_tokens": 0}, "sampling_param_max_tokens is 0"),
         ({"sampling_param_top_p": 2.0}, "top_p is 2"),
         ({"lora_name": "a"}, "must all be provided together"),
     ):
