@@ -1,11 +1,12 @@
 //! Tensors from mapped files to the device, by several threads, piece by piece in the order of the files: what the host
 //! holds at a time is a few pieces for each thread.
 
-use super::formats::{MappedBytes, StoredTensor, push};
+use super::formats::{MappedBytes, StoredTensor, append};
 use super::pieces::View;
 use crate::device::{DType, SharedDevice, Tensor, Transfers};
 use crate::error::Result;
 use half::{bf16, f16};
+use parking_lot::{Condvar, Mutex};
 use std::ops::Range;
 use std::panic;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,6 +18,9 @@ pub(super) const PIECE_BYTES: usize = 4 << 20;
 const MAX_THREADS: usize = 16;
 /// Bytes of files that the system reads while those before them are copied: enough for a fast disk to be busy.
 const READ_AHEAD_BYTES: usize = 64 << 20;
+/// Host memory that all threads together take for tensors which are put together or turned, if one alone does not take
+/// more.
+const MAX_SCRATCH_BYTES: usize = 1 << 30;
 /// Pieces of one thread on their way to a device that is not the host.
 const PIECES_IN_FLIGHT: usize = 2;
 
@@ -63,6 +67,12 @@ impl Copy<'_> {
         }
         let (span, cols) = (self.view.span(self.out.cols()), self.stored.cols());
         span.start / cols..span.end.div_ceil(cols)
+    }
+
+    /// Host memory that [`Copy::run`] takes beyond a piece or two.
+    fn scratch_bytes(&self, rows: &Range<usize>) -> usize {
+        let elements = if self.is_contiguous() { 0 } else { self.stored_rows(rows).len() * self.stored.cols() };
+        elements * self.out.dtype().size() * 2
     }
 
     /// Copies `rows`; unchanged bytes go from the file to where the device takes them.
@@ -122,10 +132,11 @@ impl<'a> Destination<'a> {
     }
 
     fn copy_scratch(&mut self, part: &Tensor) -> Result<()> {
-        match part.bytes() <= PIECE_BYTES {
-            true => self.transfers.upload(part, &self.scratch),
-            false => self.device.upload(part, &self.scratch),
+        if part.bytes() <= PIECE_BYTES {
+            return self.transfers.upload(part, &self.scratch);
         }
+        // Memory for a large tensor is given back at once: the other threads have theirs.
+        self.device.upload(part, &std::mem::take(&mut self.scratch))
     }
 }
 
@@ -140,7 +151,7 @@ fn floats(bytes: &[u8], dtype: DType) -> impl Iterator<Item = f32> {
 
 fn replace(bytes: &mut Vec<u8>, values: &[f32], dtype: DType) {
     bytes.clear();
-    values.iter().for_each(|&value| push(value, dtype, bytes));
+    append(values, dtype, bytes);
 }
 
 fn scale_to_unit(row: &mut [f32]) {
@@ -193,6 +204,40 @@ impl ReadAhead<'_, '_, '_> {
     }
 }
 
+/// Bounds what all threads hold: a thread waits until there is room for its next piece, or nobody holds anything.
+struct Budget {
+    held_bytes: Mutex<usize>,
+    given_back: Condvar,
+}
+
+impl Budget {
+    fn new() -> Self {
+        Self { held_bytes: Mutex::new(0), given_back: Condvar::new() }
+    }
+
+    fn take(&self, bytes: usize) -> Share<'_> {
+        let mut held = self.held_bytes.lock();
+        if bytes > 0 {
+            self.given_back.wait_while(&mut held, |held| *held > 0 && *held + bytes > MAX_SCRATCH_BYTES);
+            *held += bytes;
+        }
+        Share { budget: self, bytes }
+    }
+}
+
+/// What one thread holds until it drops it.
+struct Share<'b> {
+    budget: &'b Budget,
+    bytes: usize,
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        *self.budget.held_bytes.lock() -= self.bytes;
+        self.budget.given_back.notify_all();
+    }
+}
+
 /// Copies everything and logs how far it is.
 ///
 /// # Errors
@@ -200,6 +245,7 @@ impl ReadAhead<'_, '_, '_> {
 pub(super) fn copy_all(device: &SharedDevice, copies: &[Copy<'_>]) -> Result<()> {
     let jobs = in_file_order(copies);
     let ahead = ReadAhead { jobs: &jobs, next: AtomicUsize::new(0) };
+    let budget = Budget::new();
     let progress = Progress::new(copies.iter().map(|copy| copy.out.bytes()).sum());
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = || -> Result<()> {
@@ -208,6 +254,7 @@ pub(super) fn copy_all(device: &SharedDevice, copies: &[Copy<'_>]) -> Result<()>
         while !failed.load(Ordering::Relaxed) {
             let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             ahead.advance(job);
+            let _share = budget.take(job.copy.scratch_bytes(&job.rows));
             job.copy.run(&mut destination, &job.rows).inspect_err(fail)?;
             progress.add(job.rows.len() * job.copy.out.cols() * job.copy.out.dtype().size());
         }

@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+/// Rows and columns that are copied together.
+const TILE: usize = 32;
+
 /// Rows of a matrix that come from one stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -71,13 +74,29 @@ impl View {
         self.offset..self.offset + last + 1
     }
 
-    /// Copies the rows out of `elements` of `size` bytes, the first of which is element `first`.
+    /// Copies the rows out of `elements` of `size` bytes (1, 2 or 4), the first of which is element `first`.
     pub fn gather(&self, elements: &[u8], first: usize, size: usize, cols: usize, out: &mut Vec<u8>) {
-        for row in 0..self.rows {
-            let start = self.offset - first + row * self.row_stride;
-            for col in 0..cols {
-                let at = (start + col * self.col_stride) * size;
-                out.extend_from_slice(&elements[at..at + size]);
+        let start = out.len();
+        out.resize(start + self.rows * cols * size, 0);
+        let out = &mut out[start..];
+        match size {
+            1 => self.gather_tiles::<1>(elements, first, cols, out),
+            2 => self.gather_tiles::<2>(elements, first, cols, out),
+            _ => self.gather_tiles::<4>(elements, first, cols, out),
+        }
+    }
+
+    /// Tile by tile, so that of a transposed matrix each cache line is fetched once, not once for each of its elements.
+    fn gather_tiles<const SIZE: usize>(&self, elements: &[u8], first: usize, cols: usize, out: &mut [u8]) {
+        let (elements, out) = (elements.as_chunks::<SIZE>().0, out.as_chunks_mut::<SIZE>().0);
+        let offset = self.offset - first;
+        for top in (0..self.rows).step_by(TILE) {
+            for left in (0..cols).step_by(TILE) {
+                for row in top..(top + TILE).min(self.rows) {
+                    for col in left..(left + TILE).min(cols) {
+                        out[row * cols + col] = elements[offset + row * self.row_stride + col * self.col_stride];
+                    }
+                }
             }
         }
     }
@@ -102,5 +121,18 @@ mod tests {
         assert_eq!(transposed.shape, [2, 3]);
         assert_eq!(transposed.views[0].span(2), 2..6);
         assert!(plain.views[0].is_contiguous(2) && !transposed.views[0].is_contiguous(2));
+    }
+
+    #[test]
+    fn matrices_of_several_tiles_are_transposed_in_elements_of_every_size() {
+        let (rows, cols) = (70, 45);
+        for size in [1, 2, 4] {
+            let element = |stored: usize| (0..size).map(move |byte| (stored * 7 + byte * 3) as u8);
+            let stored: Vec<u8> = (0..rows * cols).flat_map(element).collect();
+            let mut out = vec![9];
+            Piece::transposed("w", rows, cols).views[0].gather(&stored, 0, size, cols, &mut out);
+            let expected = (0..rows).flat_map(|row| (0..cols).flat_map(move |col| element(col * rows + row)));
+            assert_eq!(out, [9].into_iter().chain(expected).collect::<Vec<_>>(), "{size}");
+        }
     }
 }

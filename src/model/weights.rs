@@ -1,7 +1,7 @@
 //! From a checkpoint to device memory: fused, cast and copied piece by piece, never the whole model on the host.
 
 use super::copy::{Change, Copy, PIECE_BYTES, copy_all};
-use super::formats::{StoredTensor, TensorStore, push};
+use super::formats::{StoredTensor, TensorStore, append};
 use super::pieces::Piece;
 use super::rope::Rope;
 use crate::device::{DType, RopeStyle, RopeTable, SharedDevice, Tensor, Weight};
@@ -289,7 +289,7 @@ impl<'a> WeightLoader<'a> {
             self.scratch.clear();
             match kind {
                 Some(VectorKind::Norm | VectorKind::NormPlusOne) => {
-                    (0..count).for_each(|_| push(1.0, out.dtype(), &mut self.scratch))
+                    append(&vec![1.0; count], out.dtype(), &mut self.scratch);
                 }
                 Some(VectorKind::Bias | VectorKind::PerHead) => self.scratch.resize(part.bytes(), 0),
                 None => repeat_from(
@@ -336,7 +336,8 @@ impl RandomNumbers {
         let known = self.encoded.take().filter(|(encoded, _)| *encoded == dtype);
         let (_, bytes) = self.encoded.insert(known.unwrap_or_else(|| {
             let mut bytes = Vec::with_capacity(self.values.len() * dtype.size());
-            self.values.iter().for_each(|value| push(value * RANDOM_DEVIATION, dtype, &mut bytes));
+            let values: Vec<f32> = self.values.iter().map(|value| value * RANDOM_DEVIATION).collect();
+            append(&values, dtype, &mut bytes);
             (dtype, bytes)
         }));
         bytes

@@ -3,6 +3,7 @@
 use super::fp8::Fp8Blocks;
 use super::ggml::{E2M1_DOUBLED, GgmlType, half_power};
 use crate::device::DType;
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::fmt;
 
@@ -67,15 +68,18 @@ impl Encoding {
                 let values = &mut values[..kind.elements()];
                 for block in bytes.chunks_exact(kind.bytes()) {
                     kind.dequantise(block, values);
-                    values.iter().for_each(|&value| push(value, to, out));
+                    append(values, to, out);
                 }
             }
             Self::Fp8(blocks) => blocks.decode(bytes, scales, to, out),
             Self::Mxfp4 => {
                 for (block, &scale) in bytes.chunks_exact(MXFP4_BYTES).zip(scales) {
                     let scale = half_power(scale);
-                    let codes = block.iter().flat_map(|byte| [byte & 15, byte >> 4]);
-                    codes.for_each(|code| push(E2M1_DOUBLED[usize::from(code)] * scale, to, out));
+                    let mut values = [0.0; MXFP4_ELEMENTS];
+                    for (pair, byte) in values.as_chunks_mut::<2>().0.iter_mut().zip(block) {
+                        *pair = [byte & 15, byte >> 4].map(|code| E2M1_DOUBLED[usize::from(code)] * scale);
+                    }
+                    append(&values, to, out);
                 }
             }
         }
@@ -93,30 +97,85 @@ impl fmt::Display for Encoding {
     }
 }
 
+/// Numbers that are converted together, in vector registers.
+const RUN: usize = 256;
+
 /// Appends `bytes` of type `from` as type `to`.
 fn cast(bytes: &[u8], from: DType, to: DType, out: &mut Vec<u8>) {
-    out.reserve(bytes.len() / from.size() * to.size());
-    match from {
-        DType::BF16 => bytes.chunks_exact(2).for_each(|b| push(bf16::from_le_bytes([b[0], b[1]]).to_f32(), to, out)),
-        DType::F16 => bytes.chunks_exact(2).for_each(|b| push(f16::from_le_bytes([b[0], b[1]]).to_f32(), to, out)),
+    let (mut values, mut halves) = ([0.0; RUN], [f16::ZERO; RUN]);
+    for bytes in bytes.chunks(RUN * from.size()) {
+        let values = &mut values[..bytes.len() / from.size()];
+        match from {
+            DType::BF16 => {
+                let pairs = values.iter_mut().zip(bytes.as_chunks().0);
+                pairs.for_each(|(value, &b)| *value = bf16::from_le_bytes(b).to_f32());
+            }
+            DType::F16 => {
+                let halves = &mut halves[..values.len()];
+                halves.iter_mut().zip(bytes.as_chunks().0).for_each(|(half, &b)| *half = f16::from_le_bytes(b));
+                halves.convert_to_f32_slice(values);
+            }
+            DType::F32 | DType::I32 => {
+                values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, &b)| *value = f32::from_le_bytes(b));
+            }
+        }
+        append(values, to, out);
+    }
+}
+
+/// Appends numbers as type `dtype`.
+pub(in crate::model) fn append(values: &[f32], dtype: DType, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.resize(start + values.len() * dtype.size(), 0);
+    let out = &mut out[start..];
+    match dtype {
         DType::F32 | DType::I32 => {
-            bytes.chunks_exact(4).for_each(|b| push(f32::from_le_bytes([b[0], b[1], b[2], b[3]]), to, out));
+            out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(out, value)| *out = value.to_ne_bytes());
+        }
+        DType::F16 => {
+            let mut halves = [f16::ZERO; RUN];
+            for (out, values) in out.chunks_mut(RUN * 2).zip(values.chunks(RUN)) {
+                let halves = &mut halves[..values.len()];
+                halves.convert_from_f32_slice(values);
+                out.as_chunks_mut().0.iter_mut().zip(halves).for_each(|(out, half)| *out = half.to_ne_bytes());
+            }
+        }
+        DType::BF16 => {
+            let pairs = out.as_chunks_mut().0.iter_mut().zip(values);
+            pairs.for_each(|(out, &value)| *out = bf16_bits(value).to_ne_bytes());
         }
     }
 }
 
-/// Appends one number as type `dtype`.
-pub(in crate::model) fn push(value: f32, dtype: DType, out: &mut Vec<u8>) {
-    match dtype {
-        DType::F32 | DType::I32 => out.extend(value.to_ne_bytes()),
-        DType::F16 => out.extend(f16::from_f32(value).to_ne_bytes()),
-        DType::BF16 => out.extend(bf16::from_f32(value).to_ne_bytes()),
-    }
+/// [`bf16::from_f32`] without branches, so that it is done for many numbers at once.
+fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let nearest = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+    let quiet_nan = (bits >> 16) as u16 | 0x40;
+    if value.is_nan() { quiet_nan } else { nearest }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_rounded_to_the_nearest_in_runs_of_any_length() {
+        let special = [0.0, -0.0, 1.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40, 65519.0];
+        // Every half-way point between two neighbours, and what is beside it.
+        let near = (0x3f80_7fff_u32..0x3f80_8002).chain(0x3f81_7fff..0x3f81_8002).chain(0x3f80_0fff..0x3f80_3002);
+        let values: Vec<f32> = special.into_iter().chain(near.map(f32::from_bits)).collect();
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            let mut together = vec![7];
+            append(&values, dtype, &mut together);
+            let one = |&value: &f32| match dtype {
+                DType::BF16 => bf16::from_f32(value).to_ne_bytes().to_vec(),
+                DType::F16 => f16::from_f32(value).to_ne_bytes().to_vec(),
+                _ => value.to_ne_bytes().to_vec(),
+            };
+            assert_eq!(together, [7].into_iter().chain(values.iter().flat_map(one)).collect::<Vec<_>>(), "{dtype}");
+        }
+    }
 
     #[test]
     fn casts_keep_the_value() {

@@ -1,6 +1,6 @@
 //! 8-bit floats (e4m3) with a scale for each block of a matrix, row or whole tensor.
 
-use super::push;
+use super::append;
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::model::Section;
@@ -14,6 +14,8 @@ pub struct Fp8Blocks {
     pub scale: DType,
 }
 
+/// Elements that are converted together.
+const RUN: usize = 128;
 /// What the published models use.
 const BLOCK: [usize; 2] = [128, 128];
 
@@ -55,7 +57,12 @@ impl Fp8Blocks {
                 (_, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
                 _ => f32::NAN,
             };
-            codes.iter().for_each(|&code| push(E4M3[usize::from(code)] * scale, to, out));
+            let mut values = [0.0; RUN];
+            for codes in codes.chunks(RUN) {
+                let values = &mut values[..codes.len()];
+                values.iter_mut().zip(codes).for_each(|(value, &code)| *value = E4M3[usize::from(code)] * scale);
+                append(values, to, out);
+            }
         }
     }
 }

@@ -103,15 +103,23 @@ impl GgmlType {
     /// The elements of one block of [`GgmlType::bytes`] bytes.
     pub fn dequantise(self, block: &[u8], out: &mut [f32]) {
         match self {
-            Self::Q4_0 => nibbles(&block[2..], out, |q| (f32::from(q) - 8.0) * half(block, 0)),
-            Self::Q4_1 => nibbles(&block[4..], out, |q| f32::from(q) * half(block, 0) + half(block, 2)),
+            Self::Q4_0 => {
+                let scale = half(block, 0);
+                nibbles(&block[2..], out, |q| (f32::from(q) - 8.0) * scale);
+            }
+            Self::Q4_1 => {
+                let (scale, minimum) = (half(block, 0), half(block, 2));
+                nibbles(&block[4..], out, |q| f32::from(q) * scale + minimum);
+            }
             Self::Q5_0 => {
+                let scale = half(block, 0);
                 nibbles(&block[6..], out, f32::from);
-                with_fifth_bit(&block[2..6], out, |q| (q - 16.0) * half(block, 0));
+                with_fifth_bit(&block[2..6], out, |q| (q - 16.0) * scale);
             }
             Self::Q5_1 => {
+                let (scale, minimum) = (half(block, 0), half(block, 2));
                 nibbles(&block[8..], out, f32::from);
-                with_fifth_bit(&block[4..8], out, |q| q * half(block, 0) + half(block, 2));
+                with_fifth_bit(&block[4..8], out, |q| q * scale + minimum);
             }
             Self::Q8_0 => {
                 let scale = half(block, 0);
@@ -122,7 +130,10 @@ impl GgmlType {
             Self::Q4K => q4_k(block, &[], &block[16..], out),
             Self::Q5K => q4_k(block, &block[16..48], &block[48..], out),
             Self::Q6K => q6_k(block, out),
-            Self::Iq4Nl => nibbles(&block[2..], out, |q| IQ4_VALUES[usize::from(q)] * half(block, 0)),
+            Self::Iq4Nl => {
+                let scale = half(block, 0);
+                nibbles(&block[2..], out, |q| IQ4_VALUES[usize::from(q)] * scale);
+            }
             Self::Iq4Xs => iq4_xs(block, out),
             Self::Mxfp4 => {
                 let scale = half_power(block[0]);
@@ -218,10 +229,13 @@ fn q4_k(block: &[u8], fifth: &[u8], codes: &[u8], out: &mut [f32]) {
             _ => (packed[4 + sub] & 15 | packed[sub - 4] >> 6 << 4, packed[4 + sub] >> 4 | packed[sub] >> 6 << 4),
         };
         let (scale, minimum) = (d * f32::from(scale), dmin * f32::from(minimum));
-        for (j, out) in out.iter_mut().enumerate() {
-            let low = codes[sub / 2 * 32 + j] >> (sub % 2 * 4) & 15;
-            let high = fifth.get(j).map_or(0, |byte| byte >> sub & 1);
-            *out = scale * f32::from(low | high << 4) - minimum;
+        let low = codes[sub / 2 * 32..].iter().map(|byte| byte >> (sub % 2 * 4) & 15);
+        let value = |code: u8| scale * f32::from(code) - minimum;
+        if fifth.is_empty() {
+            out.iter_mut().zip(low).for_each(|(out, low)| *out = value(low));
+        } else {
+            let codes = low.zip(fifth).map(|(low, high)| low | (high >> sub & 1) << 4);
+            out.iter_mut().zip(codes).for_each(|(out, code)| *out = value(code));
         }
     }
 }

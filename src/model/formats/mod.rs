@@ -13,7 +13,7 @@ mod stored;
 mod trtllm;
 
 pub use self::encoding::Encoding;
-pub(super) use self::encoding::push;
+pub(super) use self::encoding::append;
 pub use self::ggml::GgmlType;
 pub use self::open::{OpenedCheckpoint, WeightPlaces, gguf_file, open};
 pub use self::pickle::PickleFolder;
