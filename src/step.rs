@@ -81,6 +81,8 @@ pub struct NewSequence {
     /// What the prompt's tokens behind the vocabulary stand for.
     pub prompt_table: Option<PromptTable>,
     pub sampling: SamplingParams,
+    /// Whether it cannot become longer than [`Executor::rotation_border`].
+    pub is_short: bool,
 }
 
 /// Embeddings that a request brings along (p-tuning, images): token `V + i` of its prompt has row i.
@@ -353,6 +355,12 @@ pub trait Executor: Send {
 
     /// Values in a row of a [`PromptTable`]; `None`: prompts have no tokens behind the vocabulary.
     fn prompt_table_width(&self) -> Option<usize> {
+        None
+    }
+
+    /// Sequences that cannot become longer than this are rotated otherwise than longer ones, so that keys of the one are
+    /// no use to the other. `None`: all are rotated alike.
+    fn rotation_border(&self) -> Option<usize> {
         None
     }
 

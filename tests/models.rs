@@ -31,6 +31,8 @@ mod native;
 mod prompt_tables;
 #[path = "models/released.rs"]
 mod released;
+#[path = "models/rotation.rs"]
+mod rotation;
 #[path = "models/sampling.rs"]
 mod sampling;
 #[path = "models/sinks.rs"]

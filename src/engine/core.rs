@@ -254,6 +254,9 @@ impl EngineCore {
         self.fresh = true;
         self.totals.requests_accepted += 1;
         self.totals.prompt_tokens += (request.prompt.len() * request.num_sequences) as u64;
+        let longest = request.prompt.len() + request.stop.max_tokens.min(self.scheduler.room(request.prompt.len()));
+        let is_short = self.executor.rotation_border().is_some_and(|border| longest <= border);
+        let request = Request { is_short, ..request };
         let open = request.num_sequences;
         let client = Client { request: id, sink, charge: Some(charge), sequences: Vec::new(), open, beams: None };
         let place = self.clients.insert(client);

@@ -25,6 +25,8 @@ pub struct Request {
     pub start_by_ns: Option<u64>,
     /// Requests share KV blocks only with requests of the same salt. 0 is the default.
     pub cache_salt: u64,
+    /// Said by the engine: prompt and output together stay within [`crate::step::Executor::rotation_border`].
+    pub is_short: bool,
     /// Adapter that computes the request; KV blocks are shared only within one.
     pub lora_id: Option<u64>,
     /// Empty, or one value for each prompt token: what tells equal tokens with different embeddings apart, 0 for others.
@@ -82,6 +84,7 @@ impl Default for Request {
             deadline_ns: None,
             start_by_ns: None,
             cache_salt: 0,
+            is_short: false,
             lora_id: None,
             extra_ids: Vec::new(),
             retention: None,

@@ -208,7 +208,8 @@ impl Sequence {
 
     pub fn space(&self) -> Space {
         let private = self.search.map_or(0, |search| search.private);
-        Space { salt: self.request.cache_salt, lora_id: self.request.lora_id, private }
+        let salt = if self.request.is_short { !self.request.cache_salt } else { self.request.cache_salt };
+        Space { salt, lora_id: self.request.lora_id, private }
     }
 
     /// What the slots `from..to` hold.

@@ -386,6 +386,16 @@ impl ModelConfig {
         Some((reach, self.sink_tokens[layer]))
     }
 
+    /// The length up to which sequences are rotated otherwise than longer ones, where both are served: their rows of the
+    /// rotary table begin at `max_seq_len`. `None`: all are rotated alike, as where something else counts positions, too.
+    pub fn rotation_border(&self, max_seq_len: usize) -> Option<usize> {
+        let counts_positions = self.local_rope.is_some()
+            || self.query_growth.is_some()
+            || self.position_offset.is_some()
+            || self.sink_tokens.iter().any(|&sinks| sinks > 0);
+        self.rope.border(max_seq_len).filter(|_| !counts_positions)
+    }
+
     /// Elements of an embedding.
     pub fn embedding_size(&self) -> usize {
         self.projected_embedding.unwrap_or(self.hidden_size)

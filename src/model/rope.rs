@@ -1,7 +1,7 @@
 //! Rotary position embedding: which frequencies, and the table of cosines and sines.
 //!
-//! Where frequencies depend on the length (dynamic, longrope), the length is the `max_seq_len` that the model is
-//! loaded with: one choice for all requests, so that keys in the cache always fit each other.
+//! Where frequencies depend on the length (dynamic, longrope), it is the longest that a request may become, so that all of
+//! its keys fit each other: of longrope, that of each request, of dynamic the `max_seq_len` that the model is loaded with.
 
 use super::Section;
 use crate::error::{Error, Result};
@@ -100,15 +100,30 @@ impl Rope {
         self.max_positions.max(longest as usize)
     }
 
-    /// What all requests get because sequences may become this long, where shorter ones alone would get something else.
-    pub fn chosen_for(&self, max_seq_len: usize) -> Option<String> {
-        let (what, until) = match &self.scaling {
-            RopeScaling::LongRope(long) if long.short_factor != long.long_factor => ("the long factors", long.original),
-            RopeScaling::Dynamic { .. } => ("frequencies for that length", self.max_positions as f64),
+    /// The length up to which sequences have frequencies of their own, where longer ones may come.
+    pub fn border(&self, max_seq_len: usize) -> Option<usize> {
+        match &self.scaling {
+            RopeScaling::LongRope(long) if long.short_factor != long.long_factor => {
+                Some(long.original as usize).filter(|&border| border < max_seq_len)
+            }
+            _ => None,
+        }
+    }
+
+    /// What the longest sequence decides of the rotation; `has_both`: [`Rope::border`] is kept.
+    pub fn chosen_for(&self, max_seq_len: usize, has_both: bool) -> Option<String> {
+        let (what, until) = match (self.border(max_seq_len), &self.scaling) {
+            (Some(border), _) if has_both => {
+                return Some(format!(
+                    "the short factors for requests of up to {border} tokens, prompt and output together, the long ones \
+                     for others"
+                ));
+            }
+            (Some(border), _) => ("the long factors", border),
+            (None, RopeScaling::Dynamic { .. }) => ("frequencies for that length", self.max_positions),
             _ => return None,
         };
-        (max_seq_len as f64 > until)
-            .then(|| format!("{what} for all requests: max_seq_len is {max_seq_len}, beyond {until}"))
+        (max_seq_len > until).then(|| format!("{what} for all requests: max_seq_len is {max_seq_len}, beyond {until}"))
     }
 
     /// Inverse frequencies `[rotary_dim / 2]` and the factor of cosines and sines.
@@ -298,16 +313,17 @@ mod tests {
     }
 
     #[test]
-    fn longrope_chooses_its_set_by_the_loaded_length() {
+    fn longrope_chooses_its_set_by_the_length() {
         let rope = rope(json!({"original_max_position_embeddings": 16, "rope_scaling":
             {"type": "su", "short_factor": [1.0, 2.0], "long_factor": [4.0, 8.0]}}))
         .unwrap();
         assert_eq!(rope.frequencies(16).0, [1.0, 0.005]);
         assert_eq!(rope.frequencies(17).0, [0.25, 0.00125]);
-        assert_eq!(rope.chosen_for(16), None);
-        assert!(
-            rope.chosen_for(17).unwrap().starts_with("the long factors for all requests: max_seq_len is 17, beyond 16")
-        );
+        assert_eq!((rope.border(16), rope.border(17)), (None, Some(16)));
+        assert_eq!(rope.chosen_for(16, false), None);
+        let told = |has_both| rope.chosen_for(17, has_both).unwrap();
+        assert!(told(false).starts_with("the long factors for all requests: max_seq_len is 17, beyond 16"));
+        assert!(told(true).starts_with("the short factors for requests of up to 16 tokens"));
         assert!((rope.frequencies(16).1 - (1.0 + 4.0_f64.ln() / 16.0_f64.ln()).sqrt()).abs() < 1e-12);
     }
 

@@ -39,7 +39,7 @@ impl WeightSource {
             // As wrappers of the training saved it.
             format!("module.{name}"),
             format!("_orig_mod.{name}"),
-            name.strip_suffix(".weight").map_or_else(String::new, |stem| format!("{stem}.base_layer.weight")),
+            name.rsplit_once('.').map_or_else(String::new, |(stem, kind)| format!("{stem}.base_layer.{kind}")),
         ];
         for name in [name.to_owned(), inner.to_owned()].into_iter().chain(prefixed) {
             if let Some(tensor) = store.tensor(&name)? {
@@ -195,14 +195,15 @@ impl<'a> WeightLoader<'a> {
         self.matrix_dtype
     }
 
-    /// The table of cosines and sines of `rope`.
-    pub fn rope_table(&mut self, rope: &Rope, max_seq_len: usize, style: RopeStyle) -> Result<RopeTable> {
-        let cos_sin =
-            Tensor::zeros(&self.device, max_seq_len, rope.rotary_dim, DType::F32, "the table of rotary positions")?;
+    /// The tables of cosines and sines of `rope` for sequences of up to so many tokens, below each other: position `i` of
+    /// the second one is row `lengths[0] + i`.
+    pub fn rope_table(&mut self, rope: &Rope, lengths: &[usize], style: RopeStyle) -> Result<RopeTable> {
+        let rows = lengths.iter().sum();
+        let cos_sin = Tensor::zeros(&self.device, rows, rope.rotary_dim, DType::F32, "the table of rotary positions")?;
         self.bytes += cos_sin.bytes();
         if self.reads {
-            let bytes: Vec<u8> = rope.table(max_seq_len).iter().flat_map(|value| value.to_ne_bytes()).collect();
-            self.device.upload(&cos_sin, &bytes)?;
+            let values = lengths.iter().flat_map(|&length| rope.table(length));
+            self.device.upload(&cos_sin, &values.flat_map(f32::to_ne_bytes).collect::<Vec<u8>>())?;
         }
         Ok(RopeTable { cos_sin, style })
     }
@@ -308,9 +309,16 @@ impl<'a> WeightLoader<'a> {
 
 /// Buffers of older files that carry no weights, and what is computed of other weights.
 fn is_ignored(name: &str) -> bool {
-    [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.fused_q_proj.weight"]
-        .iter()
-        .any(|suffix| name.ends_with(suffix))
+    const SUFFIXES: [&str; 7] = [
+        ".rotary_emb.inv_freq",
+        ".rotary_pos_emb.inv_freq",
+        ".attn.bias",
+        ".attn.masked_bias",
+        ".attention.bias",
+        ".attention.masked_bias",
+        ".attention.fused_q_proj.weight",
+    ];
+    SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
 }
 
 fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {

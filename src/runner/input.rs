@@ -100,6 +100,8 @@ pub struct StepInput {
     block_size_tokens: usize,
     /// Pools of windows.
     pools: usize,
+    /// First row of the rotary table for short sequences: behind those of the longest.
+    short_rows: usize,
 }
 
 impl StepInput {
@@ -108,7 +110,8 @@ impl StepInput {
         let bytes = Self::bytes(limits, pools);
         let buffer = Buffer::new(device, bytes, "the inputs of a step")?;
         let staging = Vec::with_capacity(bytes / DType::I32.size());
-        Ok(Self { buffer, staging, bytes: Vec::with_capacity(bytes), block_size_tokens, pools })
+        let short_rows = limits.context_len;
+        Ok(Self { buffer, staging, bytes: Vec::with_capacity(bytes), block_size_tokens, pools, short_rows })
     }
 
     /// Bytes of a step's inputs.
@@ -199,9 +202,10 @@ impl StepInput {
                     self.staging[slots.start + token + at] = self.slot(blocks, chunk.start + at)?;
                 }
             }
+            let first_row = if sequence.is_short { self.short_rows } else { 0 };
             for position in chunk.start..chunk.start + chunk.len {
                 self.staging[sections.tokens.start + token] = token_at(chunk, sequence, position);
-                self.staging[sections.positions.start + token] = position as i32;
+                self.staging[sections.positions.start + token] = (first_row + position) as i32;
                 self.staging[sections.slots.start + token] = self.slot(&sequence.blocks, position)?;
                 token += 1;
             }
@@ -296,6 +300,7 @@ mod tests {
             prompt: tokens.to_vec(),
             prompt_table: None,
             sampling: SamplingParams::default(),
+            is_short: false,
         };
         let mut sequence = RunnerSequence::new(new);
         sequence.blocks = blocks.iter().map(|&id| BlockId(id)).collect();

@@ -97,6 +97,7 @@ pub fn load_on(device: &SharedDevice, options: &ModelOptions) -> Result<LoadedMo
         workspace_bytes: plan.workspace_bytes,
         activation: device.activation_dtype(plan.dtype),
         embedding_size: plan.config.embedding_size(),
+        rotation_border: plan.config.rotation_border(limits.max_seq_len_tokens),
         memory: memory_in_use(&report),
         model: Box::new(model),
         graphs: records(device, options),

@@ -48,6 +48,7 @@ pub struct LocalExecutor {
     prompt_window: PromptWindow,
     /// Values in a row of a prompt table.
     table_width: usize,
+    rotation_border: Option<usize>,
     /// `[1, depth * max_step_rows]`.
     sampled: Tensor,
     results: Results,
@@ -84,6 +85,7 @@ pub(super) struct Parts {
     pub(super) activation: DType,
     /// C of the embeddings.
     pub(super) embedding_size: usize,
+    pub(super) rotation_border: Option<usize>,
     pub(super) limits: ExecutorLimits,
     pub(super) memory: ExecutorMemory,
     /// Whether decode steps are padded and recorded.
@@ -145,6 +147,7 @@ impl LocalExecutor {
             tables,
             prompt_window,
             table_width: parts.embedding_size,
+            rotation_border: parts.rotation_border,
             sampled: Tensor::zeros(&device, 1, depth * largest.rows, DType::I32, "sampled tokens")?,
             results: Results::new(&device, &limits)?,
             late_rows,
@@ -406,6 +409,10 @@ impl Executor for LocalExecutor {
 
     fn prompt_table_width(&self) -> Option<usize> {
         Some(self.table_width)
+    }
+
+    fn rotation_border(&self) -> Option<usize> {
+        self.rotation_border
     }
 
     fn tiers(&self) -> TierLimits {

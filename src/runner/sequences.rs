@@ -37,6 +37,8 @@ pub(super) struct RunnerSequence {
     pub(super) places: Option<Places>,
     /// Tokens that do not count as generated.
     prompt_len: usize,
+    /// [`NewSequence::is_short`].
+    pub(super) is_short: bool,
     /// What the prompt's tokens from `first_row` on stand for.
     pub(super) prompt_table: Option<PromptTable>,
     /// The token that is the table's first row: the size of the vocabulary.
@@ -56,6 +58,7 @@ impl RunnerSequence {
             sampling: new.sampling,
             places: None,
             prompt_table: new.prompt_table,
+            is_short: new.is_short,
             first_row: TokenId::MAX,
         }
     }

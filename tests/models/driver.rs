@@ -81,6 +81,7 @@ impl Driver {
             generated: 0,
             prompt_table: None,
             sampling: sampling.clone(),
+            is_short: false,
         });
         self.sequences.insert(seq, Tracked { announced, len: prompt.len(), ..Default::default() });
         seq

@@ -10,14 +10,14 @@ use triton_trtllm::device::DType;
 use triton_trtllm::ids::TokenId;
 use triton_trtllm::runner::ModelOptions;
 
-struct Case {
-    prompt: Vec<TokenId>,
+pub struct Case {
+    pub prompt: Vec<TokenId>,
     logits: Vec<f32>,
-    tokens: Vec<TokenId>,
+    pub tokens: Vec<TokenId>,
     log_probs: Vec<f32>,
 }
 
-fn cases(folder: &Path) -> Vec<Case> {
+pub fn cases(folder: &Path) -> Vec<Case> {
     let reference: Value = serde_json::from_str(&fs::read_to_string(folder.join("reference.json")).unwrap()).unwrap();
     let ids = |value: &Value| value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap() as TokenId).collect();
     let floats = |value: &Value| value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();

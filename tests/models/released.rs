@@ -45,11 +45,11 @@ fn what_would_change_beyond_the_trained_length_is_refused_there() {
 }
 
 #[test]
-fn the_report_says_when_the_longest_sequence_changes_the_rotation_of_all() {
+fn the_report_says_what_the_length_changes_in_the_rotation() {
     let phi = &released()["phi-3-mini-128k"]["config"];
     let long = planned(phi, 131_072).unwrap().to_string();
     assert!(
-        long.contains("rotation   the long factors for all requests: max_seq_len is 131072, beyond 4096"),
+        long.contains("rotation   the short factors for requests of up to 4096 tokens, prompt and output together"),
         "{long}"
     );
     assert!(!planned(phi, 4096).unwrap().to_string().contains("rotation"));
@@ -78,7 +78,7 @@ fn every_rotary_scaling_has_the_frequencies_of_the_reference() {
             assert!((got - expected).abs() <= 2e-6 * expected, "{what}: {got}, not {expected}");
         }
         // Where the length decides, it is that of the case.
-        let length = if rope.chosen_for(usize::MAX).is_some() { length } else { trained + 2 };
+        let length = if rope.chosen_for(usize::MAX, false).is_some() { length } else { trained + 2 };
         let table = rope.table(length);
         for position in [0, 1, trained - 1, trained, trained + 1, length - 1].into_iter().filter(|&at| at < length) {
             let row = &table[position * rope.rotary_dim..(position + 1) * rope.rotary_dim];

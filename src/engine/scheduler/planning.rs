@@ -270,7 +270,9 @@ impl Scheduler {
             let (prompt, sampling) = (sequence.request.prompt.clone(), sequence.sampling());
             let prompt_table = sequence.request.prompt_table.clone();
             let generated = sequence.search.map_or(0, |search| search.generated);
-            draft.plan.new_sequences.push(NewSequence { seq: seq.id, prompt, generated, prompt_table, sampling });
+            let is_short = sequence.request.is_short;
+            let new = NewSequence { seq: seq.id, prompt, generated, prompt_table, sampling, is_short };
+            draft.plan.new_sequences.push(new);
             self.started.push(sequence.address.client);
             sequence.rank = self.next_rank;
             self.next_rank += 1;

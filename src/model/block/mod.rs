@@ -203,11 +203,12 @@ fn load_head(
 
 fn load_positions(config: &ModelConfig, loader: &mut WeightLoader<'_>, max_seq_len: usize) -> Result<Positions> {
     let style = config.rope_style;
+    let lengths: Vec<_> = [Some(max_seq_len), config.rotation_border(max_seq_len)].into_iter().flatten().collect();
     let global = match config.layer_ropes.contains(&LayerRope::Global) {
-        true => Some(loader.rope_table(&config.rope, max_seq_len, style)?),
+        true => Some(loader.rope_table(&config.rope, &lengths, style)?),
         false => None,
     };
-    let local = config.local_rope.as_ref().map(|rope| loader.rope_table(rope, max_seq_len, style)).transpose()?;
+    let local = config.local_rope.as_ref().map(|rope| loader.rope_table(rope, &lengths[..1], style)).transpose()?;
     let slopes = config.alibi_slopes.as_ref().map(|slopes| loader.constants(slopes)).transpose()?;
     let query_factors = match config.query_growth.filter(|growth| growth.period <= max_seq_len) {
         Some(growth) => Some(loader.constants(&growth.factors(max_seq_len))?.reshaped(max_seq_len, 1)?),

@@ -96,12 +96,17 @@ impl LoadPlan {
             limits: ExecutorLimits { num_blocks: kv.num_blocks, ..self.limits.clone() },
             kv,
             host_blocks: Vec::new(),
-            rotation: self.config.rope.chosen_for(self.limits.max_seq_len_tokens),
+            rotation: self.rotation(),
             unused: Vec::new(),
             seconds: start.elapsed().as_secs_f64(),
             weight_seconds: 0.0,
             warm_up_seconds: 0.0,
         }
+    }
+
+    fn rotation(&self) -> Option<String> {
+        let longest = self.limits.max_seq_len_tokens;
+        self.config.rope.chosen_for(longest, self.config.rotation_border(longest).is_some())
     }
 
     pub fn kv_plan(&self, device: &SharedDevice, options: &ModelOptions) -> Result<KvPlan> {

@@ -29,7 +29,7 @@ pub struct LoadReport {
     /// Blocks of the host tier in each pool, those of full length first; empty: there is none.
     pub host_blocks: Vec<usize>,
     pub limits: ExecutorLimits,
-    /// What the longest sequence decides of the rotation of all requests.
+    /// What lengths decide of the rotation.
     pub rotation: Option<String>,
     /// Names of tensors that the model does not use.
     pub unused: Vec<String>,
