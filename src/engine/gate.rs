@@ -146,7 +146,7 @@ impl Gate {
         }
         if let Some(token) = request.stop.end_ids.iter().find(|&token| !in_vocab(token)) {
             return Err(Error::invalid(format!(
-                "end id {token} is outside the vocabulary, expected 0 to {}",
+                "end_id {token} is outside the vocabulary, expected 0 to {}",
                 vocab - 1
             )));
         }

@@ -116,23 +116,26 @@ impl Copy<'_> {
 struct Destination<'a> {
     device: &'a SharedDevice,
     transfers: Box<dyn Transfers>,
+    piece_bytes: usize,
     scratch: Vec<u8>,
 }
 
 impl<'a> Destination<'a> {
-    fn new(device: &'a SharedDevice) -> Result<Self> {
-        Ok(Self { device, transfers: device.transfers(PIECE_BYTES, 0, PIECES_IN_FLIGHT)?, scratch: Vec::new() })
+    /// For pieces of up to so many bytes; larger ones take another way.
+    fn new(device: &'a SharedDevice, piece_bytes: usize) -> Result<Self> {
+        let transfers = device.transfers(piece_bytes, 0, PIECES_IN_FLIGHT)?;
+        Ok(Self { device, transfers, piece_bytes, scratch: Vec::new() })
     }
 
     fn copy(&mut self, part: &Tensor, from: &MappedBytes<'_>) -> Result<()> {
-        match part.bytes() <= PIECE_BYTES {
+        match part.bytes() <= self.piece_bytes {
             true => self.transfers.fill(part, &mut |out| from.file.read(from.bytes, out)),
             false => self.device.upload(part, from.bytes),
         }
     }
 
     fn copy_scratch(&mut self, part: &Tensor) -> Result<()> {
-        if part.bytes() <= PIECE_BYTES {
+        if part.bytes() <= self.piece_bytes {
             return self.transfers.upload(part, &self.scratch);
         }
         // Memory for a large tensor is given back at once: the other threads have theirs.
@@ -166,6 +169,13 @@ struct Job<'c, 'a> {
     sources: Vec<MappedBytes<'a>>,
     /// Bytes of the jobs before it.
     position: usize,
+}
+
+impl Job<'_, '_> {
+    /// On the device.
+    fn bytes(&self) -> usize {
+        self.rows.len() * self.copy.out.cols() * self.copy.out.dtype().size()
+    }
 }
 
 /// All pieces in the order of the files, which is the fastest to read.
@@ -246,21 +256,25 @@ pub(super) fn copy_all(device: &SharedDevice, copies: &[Copy<'_>]) -> Result<()>
     let jobs = in_file_order(copies);
     let ahead = ReadAhead { jobs: &jobs, next: AtomicUsize::new(0) };
     let budget = Budget::new();
-    let progress = Progress::new(copies.iter().map(|copy| copy.out.bytes()).sum());
+    let total_bytes = copies.iter().map(|copy| copy.out.bytes()).sum();
+    let progress = Progress::new(total_bytes);
+    // Page-locked memory is dear to make: a small model takes no more than it has.
+    let piece_bytes = jobs.iter().map(Job::bytes).max().unwrap_or(0).min(PIECE_BYTES);
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = || -> Result<()> {
         let fail = |_: &_| failed.store(true, Ordering::Relaxed);
-        let mut destination = Destination::new(device).inspect_err(fail)?;
+        let mut destination = Destination::new(device, piece_bytes).inspect_err(fail)?;
         while !failed.load(Ordering::Relaxed) {
             let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             ahead.advance(job);
             let _share = budget.take(job.copy.scratch_bytes(&job.rows));
             job.copy.run(&mut destination, &job.rows).inspect_err(fail)?;
-            progress.add(job.rows.len() * job.copy.out.cols() * job.copy.out.dtype().size());
+            progress.add(job.bytes());
         }
         Ok(())
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS).min(jobs.len());
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let threads = threads.min(jobs.len()).min(total_bytes.div_ceil(PIECE_BYTES));
     thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let mine = work();

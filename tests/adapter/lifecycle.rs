@@ -114,7 +114,7 @@ fn s4_7_runtime_failures_have_the_prefix_that_log_scrapers_know() {
     let fetching = "due to the following error: Encountered an error when fetching new request: ";
     for (spec, reason) in [
         (request(&PROMPT, 1).input(int("beam_width", 2)), "beam_width is 2, expected 1 to max_beam_width"),
-        (request(&PROMPT, 1).input(int("end_id", 1000)), "end id 1000 is outside the vocabulary"),
+        (request(&PROMPT, 1).input(int("end_id", 1000)), "end_id 1000 is outside the vocabulary"),
     ] {
         let (code, text) = error(&model.infer(spec));
         assert!(code == INVALID_ARG && text.starts_with(prefix), "{text}");

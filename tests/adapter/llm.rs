@@ -206,7 +206,7 @@ fn bad_requests_are_refused_and_the_next_one_is_served() {
             INVALID_ARG,
             "draft_input_ids is 300, expected token ids of 0 to 299",
         ),
-        (base().input(int("end_id", 300)), INVALID_ARG, "end id 300 is outside the vocabulary, expected 0 to 299"),
+        (base().input(int("end_id", 300)), INVALID_ARG, "end_id 300 is outside the vocabulary, expected 0 to 299"),
         (float("temperature", -0.5), INVALID_ARG, "temperature is -0.5, expected 0 or more"),
         (float("temperature", f32::NAN), INVALID_ARG, "temperature is NaN, expected a finite number"),
         (float("runtime_top_p", 1.5), INVALID_ARG, "runtime_top_p is 1.5, expected at most 1"),

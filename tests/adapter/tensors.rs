@@ -239,7 +239,7 @@ fn s2_1_numbers_at_and_beyond_their_bounds() {
     let model = server.load(model("llm", true, &[])).unwrap();
     let float = |name: &str, value: f32| Tensor::fp32(name, &[1], &[value]);
     let (code, text) = error(&model.infer(request(&PROMPT, 2).input(int("end_id", -2))));
-    assert!(code == INVALID_ARG && text.contains("end id -2 is outside the vocabulary"), "{text}");
+    assert!(code == INVALID_ARG && text.contains("end_id -2 is outside the vocabulary"), "{text}");
     for tensor in [
         int("num_return_sequences", 0),
         int("num_return_sequences", -1),
