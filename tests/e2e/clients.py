@@ -7,6 +7,19 @@ import tritonclient.grpc as grpc
 import tritonclient.http as http
 
 PROMPT = "Once upon a time"
+# Outputs that return_perf_metrics asks for.
+PERF = [
+    "kv_cache_alloc_new_blocks",
+    "kv_cache_reused_blocks",
+    "kv_cache_alloc_total_blocks",
+    "arrival_time_ns",
+    "first_scheduled_time_ns",
+    "first_token_time_ns",
+    "last_token_time_ns",
+    "acceptance_rate",
+    "total_accepted_draft_tokens",
+    "total_draft_tokens",
+]
 DTYPES = {"int32": "INT32", "float32": "FP32", "bool": "BOOL", "uint64": "UINT64", "object": "BYTES"}
 
 

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import tritonclient.grpc as grpc
 from server import DEMO, DEVICE, Server, copy_template
-from clients import Stream, tensor
+from clients import PERF, Stream, tensor
 
 PROMPT = "Once upon a time"
 DRAFTS = ["guesses_wrong", "guesses_right"]
@@ -149,18 +149,6 @@ DATA = [
     {"input": "word " * 60, "instruction": "too long", "output": "left out"},
 ]
 MAX_INPUT_LEN = 40
-PERF = [
-    "kv_cache_alloc_new_blocks",
-    "kv_cache_reused_blocks",
-    "kv_cache_alloc_total_blocks",
-    "arrival_time_ns",
-    "first_scheduled_time_ns",
-    "first_token_time_ns",
-    "last_token_time_ns",
-    "acceptance_rate",
-    "total_accepted_draft_tokens",
-    "total_draft_tokens",
-]
 PENALTIES = {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2}
 WORDS = {"stop_words": ["."], "bad_words": [" Marble"]}
 

@@ -11,21 +11,8 @@ import numpy
 import pytest
 import tritonclient.grpc as grpc
 import tritonclient.http as http
-from clients import PROMPT, Stream, core_inputs, prompt_ids, tensor
+from clients import PERF, PROMPT, Stream, core_inputs, prompt_ids, tensor
 from server import DEMO, Server, copy_template, eventually
-
-PERF = (
-    "kv_cache_alloc_new_blocks",
-    "kv_cache_reused_blocks",
-    "kv_cache_alloc_total_blocks",
-    "arrival_time_ns",
-    "first_scheduled_time_ns",
-    "first_token_time_ns",
-    "last_token_time_ns",
-    "acceptance_rate",
-    "total_accepted_draft_tokens",
-    "total_draft_tokens",
-)
 
 
 def ask(server, model, inputs, **options):
